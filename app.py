@@ -9,6 +9,7 @@ import socket
 import sys
 import time
 import traceback
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -24,7 +25,7 @@ import commands
 from config import Config, ConfigError, load
 from iconik_client import IconikClient, IconikError, one_line
 from store import Store, StoreError, StoreUnavailable
-from submitter import Pauses, Submitter
+from submitter import Pauses, Submitter, Sweep
 
 log = logging.getLogger("iconik_listener")
 
@@ -263,32 +264,21 @@ def serve(config: Config) -> None:
         log.warning(warning)
     store = Store(config.listener.database, listener=True)
     try:
-        settings = config.submitter
-        client = IconikClient(
-            config.iconik.url,
-            config.iconik.app_id,
-            config.iconik.auth_token,
-            analysis_profile=config.iconik.analysis_profile,
-            timeout=settings.timeout,
-        )
-        pauses = Pauses(settings.retry_delay, settings.max_retry_delay)
-        submitter = Submitter(
-            store,
-            client,
-            pauses,
-            workers=settings.workers,
-            retry_delay=settings.retry_delay,
-            max_retry_delay=settings.max_retry_delay,
-        )
+        client = IconikClient(**asdict(config.iconik), timeout=config.submitter.timeout)
+        pauses = Pauses(config.submitter)
+        submitter = Submitter(store, client, pauses, config.submitter)
+        sweep = Sweep(store, client, pauses, submitter, config.sweep)
         app = create_app(store, submitter, pauses, config.listener.webhook_secret)
         server = create_server(app, config.listener.host, config.listener.port)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, _stop)
         submitter.start()
+        sweep.start()
         log.info("Listening on %s:%s", server.effective_host, server.effective_port)
         server.run()  # until _stop; lets the requests finish that are under way
         log.info("Stopping")
         server.close()
+        sweep.stop()
         submitter.stop()
     finally:
         store.close()
@@ -301,23 +291,16 @@ def _stop(*_: object) -> None:
 
 
 @click.group(invoke_without_command=True, commands=commands.ALL)
-@click.option(
-    "--config",
-    "path",
-    default="config.ini",
-    show_default=True,
-    type=click.Path(path_type=Path),
-    help="The configuration file.",
-)
+@click.option("--config", "path", default="config.ini", show_default=True, help="The configuration file.")
 @click.pass_context
-def cli(context: click.Context, path: Path) -> None:
+def cli(context: click.Context, path: str) -> None:
     """Have each new iconik asset analyzed as soon as its proxy is there.
 
     Without a command: listen for iconik's webhooks.
     """
-    context.obj = path
+    context.obj = Path(path)
     if context.invoked_subcommand is None:
-        serve(load(path))
+        serve(load(Path(path)))
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 Section = TypeVar("Section")
 UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE | re.ASCII)
-HOST = re.compile(r"[a-z0-9-]+(\.[a-z0-9-]+)*\.?|[0-9a-f:.]+")
+HOST = re.compile(r"[a-z0-9-]+(\.[a-z0-9-]+)*\.?|[0-9a-f:]*:[0-9a-f:.]*")
 THIS_MACHINE = re.compile(r"localhost|127(\.[0-9]{1,3}){3}|::1")
 
 
@@ -26,10 +26,10 @@ def _url(text: str) -> str:
         host, _port = parts.hostname or "", parts.port  # reading the port checks it
     except ValueError:
         raise ValueError("is no URL") from None
-    if parts.username is not None or parts.path.strip("/") or parts.query or parts.fragment:
-        raise ValueError("may hold scheme and host only, like https://app.iconik.io")
     if parts.scheme not in ("https", "http") or not HOST.fullmatch(host):
         raise ValueError("is no URL like https://app.iconik.io")
+    if parts.username is not None or parts.path.strip("/") or parts.query or parts.fragment:
+        raise ValueError("may hold scheme and host only, like https://app.iconik.io")
     if parts.scheme == "http" and not THIS_MACHINE.fullmatch(host):
         raise ValueError("must be https:// (the credentials travel with each request)")
     return text.rstrip("/")
@@ -85,7 +85,7 @@ def _key(read: Callable[[str], Any], default: str | None = None, *, secret: bool
 
 
 @dataclass(frozen=True)
-class Iconik:
+class IconikConfig:
     url: str = _key(_url, "https://app.iconik.io")
     app_id: str = _key(_credential, secret=True)
     auth_token: str = _key(_credential, secret=True)
@@ -93,7 +93,7 @@ class Iconik:
 
 
 @dataclass(frozen=True)
-class Listener:
+class ListenerConfig:
     host: str = _key(_text, "0.0.0.0")  # noqa: S104 the webhooks come from outside
     port: int = _key(_number(int, 0, 65535), "8000")
     database: Path = _key(_path, "items.db")
@@ -101,7 +101,7 @@ class Listener:
 
 
 @dataclass(frozen=True)
-class Submitter:
+class SubmitterConfig:
     workers: int = _key(_number(int, 1, 32), "4")
     timeout: float = _key(_number(float, 0.01), "30")
     retry_delay: float = _key(_number(float, 0.01), "10")
@@ -109,7 +109,7 @@ class Submitter:
 
 
 @dataclass(frozen=True)
-class Sweep:
+class SweepConfig:
     interval: float = _key(_number(float, 0), "3600")
     min_age: float = _key(_number(float, 0), "600")
     max_age: float = _key(_number(float, 0), "604800")
@@ -122,10 +122,10 @@ class Config:
     `warnings` are lines for the log: what is allowed, but not wise.
     """
 
-    iconik: Iconik
-    listener: Listener
-    submitter: Submitter
-    sweep: Sweep
+    iconik: IconikConfig
+    listener: ListenerConfig
+    submitter: SubmitterConfig
+    sweep: SweepConfig
     warnings: tuple[str, ...]
 
 
@@ -135,21 +135,21 @@ def load(path: Path) -> Config:
     :raises ConfigError: with one line for the operator
     """
     parser = _parse(path)
-    sections = {"iconik": Iconik, "listener": Listener, "submitter": Submitter, "sweep": Sweep}
+    sections = {"iconik": IconikConfig, "listener": ListenerConfig, "submitter": SubmitterConfig, "sweep": SweepConfig}
     for name in parser.sections():
         if name not in sections:
             raise ConfigError(f"{path}: [{name}]: unknown section")
-    listener = _section(parser, path, "listener", Listener)
+    listener = _section(parser, path, "listener", ListenerConfig)
     # As written it may be relative to the file, or a link: the lock needs its one true name.
     listener = replace(listener, database=(path.resolve().parent / listener.database).resolve())
-    submitter = _section(parser, path, "submitter", Submitter)
+    submitter = _section(parser, path, "submitter", SubmitterConfig)
     if submitter.max_retry_delay < submitter.retry_delay:
         raise ConfigError(f"{path}: [submitter] max_retry_delay: must not be less than retry_delay")
     return Config(
-        iconik=_section(parser, path, "iconik", Iconik),
+        iconik=_section(parser, path, "iconik", IconikConfig),
         listener=listener,
         submitter=submitter,
-        sweep=_section(parser, path, "sweep", Sweep),
+        sweep=_section(parser, path, "sweep", SweepConfig),
         warnings=_warnings(path, listener),
     )
 
@@ -192,7 +192,7 @@ def _section(parser: configparser.ConfigParser, path: Path, name: str, section: 
     return section(**values)
 
 
-def _warnings(path: Path, listener: Listener) -> tuple[str, ...]:
+def _warnings(path: Path, listener: ListenerConfig) -> tuple[str, ...]:
     warnings = []
     if path.stat().st_mode & stat.S_IROTH:
         warnings.append(f"{path} holds credentials and everybody can read it: chmod o-r {path}")

@@ -33,6 +33,14 @@ class Item:
     server_errors: int
 
 
+@dataclass(frozen=True)
+class Pending:
+    """An item that waits for its proxy since `created_at`."""
+
+    object_id: str
+    created_at: str
+
+
 def utc_text(seconds: float) -> str:
     """Seconds since 1970 as `2026-11-23T16:47:00.123Z`."""
     text = datetime.fromtimestamp(seconds, timezone.utc).isoformat(timespec="milliseconds")
@@ -211,6 +219,25 @@ class Store:
             object_id=object_id,
             error=error,
         )
+
+    # What the sweep does.
+
+    def next_pending(self, min_age: float, max_age: float, after: Pending | None = None) -> Pending | None:
+        """The oldest pending item created `min_age` to `max_age` seconds ago, or the next oldest `after` another."""
+        rows = self._run(
+            """SELECT object_id, created_at FROM items WHERE status = 'pending'
+                AND created_at BETWEEN :oldest AND :newest AND (created_at, object_id) > (:created_at, :object_id)
+            ORDER BY created_at, object_id LIMIT 1""",
+            oldest=self._now(-max_age),
+            newest=self._now(-min_age),
+            created_at=after.created_at if after else "",
+            object_id=after.object_id if after else "",
+        )
+        return Pending(**dict(rows[0])) if rows else None
+
+    def delete_early(self, age: float) -> None:
+        """Delete the early items whose proxy closed more than `age` seconds ago."""
+        self._run("DELETE FROM items WHERE status = 'early' AND proxy_closed_at < :before", before=self._now(-age))
 
     # What is asked of it.
 

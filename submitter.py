@@ -1,4 +1,4 @@
-"""Jobs out: the threads that submit ready items to iconik, and their pauses while it is in trouble."""
+"""Jobs out: the threads that submit ready items to iconik, their pauses, and the sweep for missed proxies."""
 
 import logging
 import random
@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 
+from config import SubmitterConfig, SweepConfig
 from iconik_client import (
     IconikBroken,
     IconikClient,
@@ -20,14 +21,17 @@ from store import Item, Store, StoreUnavailable, utc_text
 
 log = logging.getLogger("iconik_listener")
 
+SWEEPS_PER_SECOND = 5
+EARLY_SECONDS = 24 * 3600.0  # how long a closed proxy waits for the create that it overtook
 POLL_SECONDS = 30.0  # for what others write into items.db: what this process writes wakes the workers
 MOST_SERVER_ERRORS = 20
 STOP_SECONDS = 10.0
 
 
-def backoff(first: float, longest: float, failures: int) -> float:
+def backoff(config: SubmitterConfig, failures: int) -> float:
     """Seconds to wait after so many failures in a row: doubling, and a little more by chance."""
-    return min(longest, first * 2.0 ** min(failures - 1, 30)) * random.uniform(1, 1.25)  # noqa: S311
+    delay = config.retry_delay * 2.0 ** min(failures - 1, 30)
+    return min(delay, config.max_retry_delay) * random.uniform(1, 1.25)  # noqa: S311
 
 
 class Pauses:
@@ -37,13 +41,9 @@ class Pauses:
     that it was given in: what a request meets that was sent before a pause says nothing about that pause.
     """
 
-    def __init__(self, first: float, longest: float, clock: Callable[[], float] = time.monotonic) -> None:
-        """
-        :param first: seconds that the first pause takes; each further one takes twice as long
-        :param longest: seconds that no pause exceeds, unless iconik asks for it
-        :param clock: seconds, monotonic
-        """
-        self._first, self._longest, self._clock = first, longest, clock
+    def __init__(self, config: SubmitterConfig, clock: Callable[[], float] = time.monotonic) -> None:
+        """`clock`: seconds, monotonic."""
+        self._config, self._clock = config, clock
         self._changed = threading.Condition()
         self._closed = False
         self._number = 0
@@ -85,7 +85,7 @@ class Pauses:
                 self._probing = False
                 self._call = call
                 self._since = self._since or utc_text(time.time())
-                delay = asked or backoff(self._first, self._longest, self._failures)
+                delay = asked or backoff(self._config, self._failures)
                 self._until = self._clock() + delay
                 level = logging.ERROR if isinstance(error, IconikDenied) else logging.WARNING
                 log.log(level, "%s. No requests for %.0f s (trouble since %s)", error, delay, self._since)
@@ -93,7 +93,7 @@ class Pauses:
                 self._until = max(self._until, self._clock() + asked)
             self._changed.notify_all()
             left = self._until - self._clock()
-            return left if left > 0 else self._first
+            return left if left > 0 else self._config.retry_delay
 
     def end(self, turn: int, call: str) -> None:
         """A call succeeded. That ends any pause if it was analyze, else only one that the same call began:
@@ -115,27 +115,13 @@ class Pauses:
 class Submitter:
     """Worker threads that ask iconik to analyze each ready item, once."""
 
-    def __init__(
-        self,
-        store: Store,
-        client: IconikClient,
-        pauses: Pauses,
-        *,
-        workers: int,
-        retry_delay: float,
-        max_retry_delay: float,
-    ) -> None:
-        """
-        :param workers: how many requests may be under way at once
-        :param retry_delay: seconds before an item's second attempt; doubled for each further one
-        :param max_retry_delay: seconds that this delay does not exceed
-        """
+    def __init__(self, store: Store, client: IconikClient, pauses: Pauses, config: SubmitterConfig) -> None:
         self._store, self._client, self._pauses = store, client, pauses
-        self._retry_delay, self._max_retry_delay = retry_delay, max_retry_delay
+        self._config = config
         self._changed = threading.Condition()
         self._stopping = False
         self._wakes = 0
-        self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(workers)]
+        self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(config.workers)]
         self.last_error: str | None = None  # the last answer's, without anything from outside
 
     def start(self) -> None:
@@ -143,7 +129,7 @@ class Submitter:
 
         :raises StoreUnavailable: items.db cannot be written
         """
-        interrupted = self._store.recover(self._retry_delay)
+        interrupted = self._store.recover(self._config.retry_delay)
         if interrupted:
             log.warning("%d items were under way when the listener ended: iconik will be asked", interrupted)
         for thread in self._threads:
@@ -177,7 +163,7 @@ class Submitter:
                 seconds = 0 if item else self._seconds_to_wait()
             except StoreUnavailable as error:
                 log.error("items.db: %s", error, extra={"topic": "claim"})
-                item, seconds = None, self._retry_delay
+                item, seconds = None, self._config.retry_delay
             if item:
                 self._submit(item, turn)
             else:
@@ -231,7 +217,7 @@ class Submitter:
         failures = item.server_errors + 1
         if failures >= MOST_SERVER_ERRORS:
             return self._failed(item, error)
-        delay = backoff(self._retry_delay, self._max_retry_delay, failures)
+        delay = backoff(self._config, failures)
         log.warning("%s: %s. Next attempt in %.0f s", item.object_id, error, delay)
         return partial(self._store.postponed, item.object_id, delay, error, server_error=True)
 
@@ -250,6 +236,69 @@ class Submitter:
             except StoreUnavailable as error:
                 log.error("items.db: %s. An outcome waits to be written", error, extra={"topic": "record"})
             with self._changed:
-                if self._changed.wait_for(lambda: self._stopping, self._retry_delay):
+                if self._changed.wait_for(lambda: self._stopping, self._config.retry_delay):
                     log.error("%s: outcome not written: the next start asks iconik", item.object_id)
                     return
+
+
+class Sweep:
+    """A thread that asks iconik, now and then, for proxies whose webhook never came; it also clears `early` items."""
+
+    def __init__(
+        self, store: Store, client: IconikClient, pauses: Pauses, submitter: Submitter, config: SweepConfig
+    ) -> None:
+        self._store, self._client, self._pauses, self._submitter = store, client, pauses, submitter
+        self._config = config
+        self._stopping = threading.Event()
+
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ask for nothing more. A request under way may go on: it changes nothing at iconik."""
+        self._stopping.set()
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            self._sweep()
+            self._stopping.wait(self._config.interval or 3600)
+
+    def _sweep(self) -> None:
+        try:
+            self._store.delete_early(EARLY_SECONDS)
+            if self._config.interval:
+                self._ask_for_proxies()
+        except StoreUnavailable as error:
+            if not self._stopping.is_set():  # while stopping, it may be closed already
+                log.error("items.db: %s. The look for missed proxies ends early", error)
+
+    def _ask_for_proxies(self) -> None:
+        item = self._store.next_pending(self._config.min_age, self._config.max_age)
+        while item and self._ask(item.object_id) and not self._stopping.wait(1 / SWEEPS_PER_SECOND):
+            item = self._store.next_pending(self._config.min_age, self._config.max_age, after=item)
+
+    def _ask(self, object_id: str) -> bool:
+        """Ask for one asset's proxies. Returns whether to go on."""
+        turn = self._pauses.enter()
+        if turn is None:
+            return False
+        try:
+            closed = self._client.has_closed_proxy(object_id)
+        except (IconikRateLimited, IconikUnavailable) as error:
+            self._pauses.begin(turn, "proxies", error)
+            return True
+        except IconikDenied as error:  # no reason for the jobs to pause: they may need another role
+            self._pauses.leave(turn)
+            log.error("%s. Missed proxies cannot be looked for", error)
+            return False
+        except Exception as error:  # iconik's trouble with this asset, or a mistake of ours: on to the next
+            self._pauses.leave(turn)
+            log.warning("%s: its proxies cannot be read: %s", object_id, error, extra={"topic": "proxies"})
+            return True
+        self._pauses.end(turn, "proxies")
+        if closed and self._store.proxy_closed(object_id) == "ready":
+            log.info("Found object %s in finished proxy queue: iconik has its proxy, the webhook was missed", object_id)
+            self._submitter.wake()
+        return True

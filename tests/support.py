@@ -1,0 +1,222 @@
+"""What several test modules use: iconik's events, and the real listener as a process."""
+
+import json
+import os
+import re
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import requests
+
+from sandbox import Sandbox
+
+APP = Path(__file__).parent.parent / "app.py"
+SECRET = "s3cret%-with;#oddities"
+ARTICLE_CREATE = {
+    "data": {
+        "analyze_status": "N/A",
+        "created_by_user": "f1b89efa-6cb5-11e7-b50b-0a580a0000f8",
+        "date_created": "2018-01-03T18:30:26.885375+00:00",
+        "date_deleted": None,
+        "date_modified": "2018-01-03T18:30:26.885390+00:00",
+        "deleted_by_user": None,
+        "external_id": None,
+        "id": "2b45a8ca-f0b4-11e7-a36b-0a580a00054a",
+        "status": "ACTIVE",
+        "title": "1_zps7uj5xqff.jpg",
+        "type": "ASSET",
+    },
+    "event_type": "assets",
+    "object_id": "2b45a8ca-f0b4-11e7-a36b-0a580a00054a",
+    "operation": "create",
+    "realm": "entity",
+    "system_domain_id": "bf0b8c12-7ccc-11e7-8d93-0a580a00022b",
+}
+ARTICLE_PROXY = {
+    "data": {
+        "asset_id": "c521e01a-f0a2-11e7-b528-0a580a000257",
+        "bit_rate": 8,
+        "codec": "JPEG",
+        "filename": "c87231ac-f0a2-11e7-9777-0a580a000756.jpg",
+        "format": "JPEG",
+        "frame_rate": "0",
+        "id": "c87231ac-f0a2-11e7-9777-0a580a000756",
+        "is_drop_frame": False,
+        "name": "2015-Mille-lowres.jpg",
+        "resolution": {"height": 720, "width": 1280},
+        "start_time_code": None,
+        "status": "CLOSED",
+        "storage_id": "f7d92dd8-7ccc-11e7-8801-0a580a000229",
+    },
+    "event_type": "assets",
+    "object_id": "c521e01a-f0a2-11e7-b528-0a580a000257",
+    "operation": "update",
+    "realm": "proxies",
+    "system_domain_id": "bf0b8c12-7ccc-11e7-8d93-0a580a00022b",
+}
+ASSET = ARTICLE_CREATE["object_id"]
+OTHER_ASSET = ARTICLE_PROXY["object_id"]
+assert isinstance(ASSET, str)
+assert isinstance(OTHER_ASSET, str)
+
+
+def create_event(object_id: str = ASSET, **data: Any) -> dict[str, Any]:
+    return {**ARTICLE_CREATE, "object_id": object_id, "data": {**ARTICLE_CREATE["data"], **data}}  # type: ignore[dict-item]
+
+
+def proxy_event(object_id: str = ASSET, status: Any = "CLOSED") -> dict[str, Any]:
+    return {**ARTICLE_PROXY, "object_id": object_id, "data": {**ARTICLE_PROXY["data"], "status": status}}  # type: ignore[dict-item]
+
+
+def new_id() -> str:
+    return str(uuid.uuid4())
+
+
+def wait_until(condition: Callable[[], Any], seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.005)
+
+
+class Clock:
+    """Seconds that only pass when told to."""
+
+    def __init__(self, now: float = 1_795_000_000.0) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def write_config(folder: Path, **values: object) -> Path:
+    """A config.ini of `section__key=value`, with the two credentials unless they are given as None."""
+    values = {"iconik__app_id": "app", "iconik__auth_token": "to%ken", **values}
+    lines = []
+    for section in ("iconik", "listener", "submitter", "sweep"):
+        lines.append(f"[{section}]")
+        for name, value in values.items():
+            if name.startswith(f"{section}__") and value is not None:
+                lines.append(f"{name.removeprefix(f'{section}__')} = {value}")
+    path = folder / "config.ini"
+    path.write_text("\n".join(lines), encoding="utf-8")
+    path.chmod(0o600)
+    return path
+
+
+class Listener:
+    """The real `python app.py` in a process of its own, set up for a sandbox."""
+
+    def __init__(self, folder: Path, sandbox: Sandbox, **values: object) -> None:
+        self.sandbox = sandbox
+        self.database = folder / "items.db"
+        self.config = write_config(
+            folder,
+            **{
+                "iconik__url": sandbox.url,
+                "iconik__app_id": sandbox.app_id,
+                "iconik__auth_token": sandbox.auth_token,
+                "listener__host": "127.0.0.1",
+                "listener__port": 0,
+                "listener__webhook_secret": SECRET,
+                "submitter__retry_delay": 0.05,
+                "submitter__max_retry_delay": 0.2,
+                "submitter__timeout": 10,
+                **values,
+            },
+        )
+        self.log: list[str] = []
+        self.url = ""
+        self.process: subprocess.Popen[str] | None = None
+
+    def start(self, preexec_fn: Callable[[], None] | None = None) -> "Listener":
+        """Start it, and wait until it listens."""
+        self.process = subprocess.Popen(
+            [sys.executable, "-X", "dev", str(APP), "--config", str(self.config)],
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=preexec_fn,
+            cwd=self.config.parent,
+        )
+        begin = len(self.log)
+        self._reader = threading.Thread(target=self._read, args=(self.process,))
+        self._reader.start()
+        wait_until(lambda: self.process_ended() or self.logged("Listening on", begin))
+        listening = re.search(r"Listening on (\S+)", "".join(self.log[begin:]))
+        assert listening, "".join(self.log)
+        self.url = f"http://{listening[1]}"
+        return self
+
+    def _read(self, process: "subprocess.Popen[str]") -> None:
+        assert process.stderr
+        with process.stderr:
+            for line in process.stderr:
+                self.log.append(line)
+
+    def process_ended(self) -> bool:
+        return self.process is None or self.process.poll() is not None
+
+    def logged(self, text: str, begin: int = 0) -> bool:
+        return any(text in line for line in self.log[begin:])
+
+    def post(self, path: str, event: dict[str, Any], secret: str = SECRET) -> requests.Response:
+        return requests.post(self.url + path, json=event, headers={"X-Webhook-Secret": secret}, timeout=30)
+
+    def upload(self, *asset_ids: str) -> None:
+        """Create assets at iconik, with closed proxies, and deliver their webhooks: each must be answered 200."""
+        for asset_id in asset_ids:
+            self.sandbox.create_asset("a.mov", asset_id, send=False)
+            self.sandbox.set_proxy(asset_id, send=False)
+            assert self.post("/create", create_event(asset_id)).status_code == 200
+            assert self.post("/proxy", proxy_event(asset_id)).status_code == 200
+
+    def rows(self, where: str = "1") -> list[sqlite3.Row]:
+        return rows(self.database, where)
+
+    def end(self, how: signal.Signals = signal.SIGTERM) -> int:
+        """Send the signal, wait for the end, and return the exit code."""
+        if self.process is None:
+            return 0
+        self.process.send_signal(how)
+        code = self.process.wait(30)
+        self._reader.join()
+        self.process = None
+        return code
+
+    def run(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
+        """Another `python app.py` with the same configuration, until its end."""
+        return run("--config", str(self.config), *arguments, cwd=self.config.parent)
+
+
+def run(*arguments: str, cwd: Path, **options: Any) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-W", "error", str(APP), *arguments],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, "COLUMNS": "80"},
+        **options,
+    )
+
+
+def rows(database: Path, where: str = "1") -> list[sqlite3.Row]:
+    """The items, read as a person would: with another connection."""
+    connection = sqlite3.connect(database)
+    try:
+        connection.row_factory = sqlite3.Row
+        return connection.execute(f"SELECT * FROM items WHERE {where}").fetchall()
+    finally:
+        connection.close()
+
+
+def json_lines(text: str) -> list[Any]:
+    return [json.loads(line) for line in text.splitlines()]

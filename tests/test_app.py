@@ -1,0 +1,366 @@
+import json
+import logging
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import store as store_module
+from flask.testing import FlaskClient
+from support import ARTICLE_CREATE, ARTICLE_PROXY, ASSET, OTHER_ASSET, create_event, proxy_event, rows
+from werkzeug.test import TestResponse
+
+from app import LogFormatter, OnceAMinute, create_app
+from iconik_client import IconikUnavailable
+from store import Store
+from submitter import Submitter
+
+SECRET = "s3cret"
+HEADERS = {"X-Webhook-Secret": SECRET}
+
+
+@pytest.fixture
+def submitter(submitters: Callable[..., Submitter]) -> Submitter:
+    """Not started: an item that is ready stays so."""
+    return submitters()
+
+
+@pytest.fixture
+def web(store: Store, submitter: Submitter) -> FlaskClient:
+    return create_app(store, submitter, submitter._pauses, SECRET).test_client()
+
+
+@pytest.fixture
+def post(web: FlaskClient) -> Callable[..., TestResponse]:
+    def post(path: str, event: Any, **options: Any) -> TestResponse:
+        body = event if isinstance(event, bytes) else json.dumps(event).encode()
+        return web.post(path, data=body, **{"headers": HEADERS, **options})
+
+    return post
+
+
+Post = Callable[..., TestResponse]
+
+
+# What the two webhooks do
+
+
+def test_the_articles_payloads_are_understood(post: Post) -> None:
+    created = post("/create", ARTICLE_CREATE)
+    assert (created.status_code, created.json) == (200, {"object_id": ASSET, "item": "pending"})
+    closed = post("/proxy", ARTICLE_PROXY)
+    assert (closed.status_code, closed.json) == (200, {"object_id": OTHER_ASSET, "item": "early"})
+
+
+def test_a_created_asset_is_ready_once_a_proxy_is_closed(post: Post, store: Store) -> None:
+    assert items(post("/create", create_event()), post("/proxy", proxy_event())) == ["pending", "ready"]
+    item = store.claim()
+    assert item is not None
+    assert item.object_id == ASSET
+
+
+def test_webhooks_may_come_in_any_order_and_any_number_of_times(post: Post, tmp_path: Path) -> None:
+    answers = [post(path, event) for path, event in [("/proxy", proxy_event()), ("/create", create_event())] * 2]
+    assert items(*answers) == ["early", "ready", "unchanged", "unchanged"]
+    assert len(rows(tmp_path / "items.db")) == 1
+
+
+@pytest.mark.parametrize(
+    "status", ["OPEN", "GROWING", "AWAITED", "FAILED", "ARCHIVED", "MISSING", "REDISCOVERED", "DELETED", "closed", ""]
+)
+def test_a_proxy_that_is_not_closed_changes_nothing(post: Post, tmp_path: Path, status: str) -> None:
+    assert items(post("/proxy", proxy_event(status=status))) == ["unchanged"]
+    assert rows(tmp_path / "items.db") == []
+    assert items(post("/create", create_event()), post("/proxy", proxy_event(status=status))) == ["pending", "unchanged"]
+
+
+def test_an_id_in_capitals_is_the_same_id(post: Post) -> None:
+    answer = post("/create", create_event(ASSET.upper()))
+    assert answer.json == {"object_id": ASSET, "item": "pending"}
+    assert items(post("/proxy", proxy_event())) == ["ready"]
+
+
+@pytest.mark.parametrize(
+    ("title", "stored"),
+    [
+        ("a.mov", "a.mov"),
+        ("%s {} \u00fc", "%s {} \u00fc"),
+        ("two\nlines\x00\x1b[31m", "two lines [31m"),
+        ("\ud800", ""),
+        ("x" * 300, "x" * 254 + "…"),
+        (None, None),
+        (5, None),
+        (["a"], None),
+        ({"a": 1}, None),
+    ],
+)
+def test_a_title_is_stored_as_one_line_of_text(post: Post, tmp_path: Path, title: Any, stored: str | None) -> None:
+    assert items(post("/create", create_event(title=title))) == ["pending"]
+    assert rows(tmp_path / "items.db")[0]["title"] == stored
+
+
+@pytest.mark.parametrize("path", ["/create/", "/proxy/"])
+def test_a_trailing_slash_is_tolerated(post: Post, path: str) -> None:
+    event = create_event() if "create" in path else proxy_event()
+    assert post(path, event).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "change", "item"),
+    [
+        ("/create", {"event_type": "collections"}, "ignored"),
+        ("/create", {"operation": "update"}, "ignored"),
+        ("/create", {"operation": "delete"}, "ignored"),
+        ("/create", {"realm": "metadata"}, "ignored"),
+        ("/create", {"realm": None}, "ignored"),
+        ("/create", {"realm": ["entity"]}, "ignored"),
+        ("/proxy", {"event_type": "jobs"}, "ignored"),
+        ("/proxy", {"operation": "delete"}, "ignored"),
+        ("/proxy", {"realm": "entity"}, "ignored"),
+        ("/proxy", {"operation": "create"}, "early"),
+        ("/proxy", {"operation": "update"}, "early"),
+    ],
+)
+def test_an_event_of_another_kind_is_answered_200_and_ignored(
+    post: Post, tmp_path: Path, path: str, change: dict[str, Any], item: str
+) -> None:
+    event = create_event() if path == "/create" else proxy_event()
+    answer = post(path, {**event, **change})
+    assert (answer.status_code, answer.json) == (200, {"object_id": ASSET, "item": item})
+    assert len(rows(tmp_path / "items.db")) == (item != "ignored")
+
+
+@pytest.mark.parametrize("object_id", ["not-a-uuid", None, 5])
+def test_an_event_of_another_kind_may_be_about_anything(post: Post, object_id: Any) -> None:
+    answer = post("/create", {"event_type": "users", "object_id": object_id, "data": None})
+    assert (answer.status_code, answer.json) == (200, {"object_id": None, "item": "ignored"})
+
+
+@pytest.mark.parametrize("field", ["event_type", "operation", "realm"])
+@pytest.mark.parametrize("path", ["/create", "/proxy"])
+def test_a_missing_field_counts_as_matching(post: Post, path: str, field: str) -> None:
+    event = create_event() if path == "/create" else proxy_event()
+    del event[field]
+    assert items(post(path, event)) == ["pending" if path == "/create" else "early"]
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    "object_id",
+    [
+        None,
+        "",
+        5,
+        True,
+        [],
+        {},
+        [ASSET],
+        ASSET.replace("-", ""),
+        "{" + ASSET + "}",
+        f"urn:uuid:{ASSET}",
+        ASSET + "\n",
+        ASSET[:-1],
+        ASSET[:-1] + "g",
+        ASSET[:-1] + "\u0663",
+        "-" + ASSET.replace("-", "", 1),
+        "../../users/v1/users/current/aaaaaaaa",
+    ],
+)
+@pytest.mark.parametrize("path", ["/create", "/proxy"])
+def test_an_object_id_that_is_no_uuid_is_a_400(post: Post, tmp_path: Path, path: str, object_id: Any) -> None:
+    event = {**(create_event() if path == "/create" else proxy_event()), "object_id": object_id}
+    refused(post(path, event), 400, "object_id must be a UUID, like 2b45a8ca-f0b4-11e7-a36b-0a580a00054a")
+    assert rows(tmp_path / "items.db") == []
+
+
+@pytest.mark.parametrize("data", [None, [], "x", 5, True])
+@pytest.mark.parametrize("path", ["/create", "/proxy"])
+def test_data_that_is_no_object_is_a_400(post: Post, path: str, data: Any) -> None:
+    event = create_event() if path == "/create" else proxy_event()
+    refused(post(path, {**event, "data": data}), 400, "data must be an object")
+    del event["data"]
+    refused(post(path, event), 400, "data must be an object")
+
+
+@pytest.mark.parametrize("status", [None, 5, True, [], {}, ["CLOSED"]])
+def test_a_proxy_status_that_is_no_text_is_a_400(post: Post, status: Any) -> None:
+    refused(post("/proxy", proxy_event(status=status)), 400, "data.status must be text")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b'"text"',
+        b"\xff\xfe",
+        b'{"a": "\xed\xa0\x80"}',
+        b"[" * 200_000,
+        b'{"a":' * 100_000,
+        b'{"a": ' + b"9" * 10_000 + b"}",
+        b"object_id=" + ASSET.encode(),
+    ],
+    ids=lambda body: str(body[:12]),
+)
+@pytest.mark.parametrize("path", ["/create", "/proxy"])
+def test_a_body_that_is_no_json_object_is_a_400(post: Post, path: str, body: bytes) -> None:
+    refused(post(path, body), 400, "The body must be a JSON object")
+
+
+@pytest.mark.parametrize("content_type", ["application/json", "text/plain", "application/x-www-form-urlencoded", ""])
+def test_json_is_read_whatever_the_content_type_says(post: Post, content_type: str) -> None:
+    assert items(post("/create", create_event(), content_type=content_type)) == ["pending"]
+
+
+def test_a_body_of_windows_is_read(post: Post) -> None:
+    assert items(post("/create", b"\xef\xbb\xbf" + json.dumps(create_event()).encode())) == ["pending"]
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"X-Webhook-Secret": ""},
+        {"X-Webhook-Secret": "wrong"},
+        {"X-Webhook-Secret": SECRET.upper()},
+        {"X-Webhook-Secret": SECRET + " "},
+        {"X-Webhook-Secret": "s\u00e9cret"},
+        [("X-Webhook-Secret", SECRET), ("X-Webhook-Secret", SECRET)],
+        {"X-Webhook-Secre": SECRET},
+    ],
+)
+@pytest.mark.parametrize("path", ["/create", "/proxy"])
+def test_without_the_secret_nothing_is_done(post: Post, tmp_path: Path, path: str, headers: Any) -> None:
+    event = create_event() if path == "/create" else proxy_event()
+    refused(post(path, event, headers=headers), 401, "The header X-Webhook-Secret is missing or wrong")
+    assert rows(tmp_path / "items.db") == []
+
+
+def test_the_secret_is_looked_at_before_the_body(post: Post) -> None:
+    assert post("/create", b"{", headers={}).status_code == 401
+
+
+def test_a_refused_sender_is_in_the_log_and_no_secret_is(post: Post, caplog: pytest.LogCaptureFixture) -> None:
+    post("/create", create_event(), headers={"X-Webhook-Secret": "wrong", "X-Forwarded-For": "203.0.113.9"})
+    [record] = caplog.records
+    assert record.getMessage() == (
+        "Refused a webhook from 203.0.113.9, 127.0.0.1: its header X-Webhook-Secret is not webhook_secret"
+    )
+
+
+def test_without_a_secret_configured_none_is_needed(store: Store, submitter: Submitter) -> None:
+    web = create_app(store, submitter, submitter._pauses, "").test_client()
+    assert web.post("/create", json=create_event()).status_code == 200
+    assert web.post("/proxy", json=proxy_event(), headers={"X-Webhook-Secret": "any"}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [("GET", "/create", 405), ("PUT", "/proxy", 405), ("POST", "/health", 405), ("GET", "/", 404), ("POST", "/x", 404)],
+)
+def test_every_error_is_json_and_tells_nothing(web: FlaskClient, method: str, path: str, status: int) -> None:
+    answer = web.open(path, method=method, headers=HEADERS)
+    assert answer.status_code == status
+    assert answer.json is not None
+    assert list(answer.json) == ["message"]
+
+
+def test_a_mistake_of_ours_is_a_500_that_tells_nothing_and_one_line_in_the_log(
+    post: Post, store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(store, "created", lambda *_: 1 / 0)
+    refused(post("/create", create_event()), 500, "Internal Server Error")
+    [record] = caplog.records
+    line = LogFormatter().format(record)
+    assert "ZeroDivisionError" in line
+    assert "test_app.py" in line
+    assert "\n" not in line
+
+
+def test_while_items_cannot_be_stored_the_answer_is_503(
+    post: Post, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(store_module, "BUSY_SECONDS", 0.02)
+    with closing(sqlite3.connect(tmp_path / "items.db", isolation_level=None)) as person:
+        person.execute("BEGIN IMMEDIATE")
+        refused(post("/create", create_event()), 503, "The event cannot be stored just now")
+        refused(post("/proxy", proxy_event()), 503, "The event cannot be stored just now")
+    assert "database is locked" in caplog.text
+    assert items(post("/create", create_event())) == ["pending"]
+
+
+# Health
+
+
+def test_health_tells_how_it_is_without_the_secret(web: FlaskClient, store: Store) -> None:
+    for asset_id in (ASSET, OTHER_ASSET):
+        store.created(asset_id, None)
+        store.proxy_closed(asset_id)
+    store.claim()
+    assert web.get("/health").json == {"status": "ok", "ready": 1, "submitting": 1, "failed": 0, "last_error": None}
+
+
+def test_health_tells_of_a_pause_and_of_its_reason_without_iconiks_words(
+    web: FlaskClient, store: Store, submitter: Submitter
+) -> None:
+    turn = submitter._pauses.enter()
+    assert turn is not None
+    error = IconikUnavailable("iconik answered 503", f"asset {ASSET} is away")
+    submitter._pauses.begin(turn, "analyze", error)
+    submitter.last_error = error.summary
+    answer = web.get("/health")
+    assert answer.status_code == 200
+    assert answer.json is not None
+    assert (answer.json["status"], answer.json["last_error"]) == ("paused", "iconik answered 503")
+
+
+def test_health_is_503_if_the_database_does_not_answer(web: FlaskClient, store: Store) -> None:
+    store.close()
+    refused(web.get("/health"), 503, "The database does not answer")
+
+
+# The log
+
+
+def test_an_items_way_reads_as_in_the_article(post: Post, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    post("/create", create_event(title="confidential.mov"))
+    post("/proxy", proxy_event())
+    post("/create", create_event())
+    assert [record.getMessage() for record in caplog.records] == [
+        f"Creating new queue item for object_id {ASSET}",
+        f"Found object {ASSET} in finished proxy queue",
+    ]
+
+
+def test_a_line_of_the_log_is_one_line_with_time_and_level_first() -> None:
+    record = logging.makeLogRecord({"msg": "a\nb\x1b[2J", "levelname": "INFO", "created": 1.5, "msecs": 500.0})
+    assert LogFormatter().format(record) == "1970-01-01T00:00:01.500Z INFO a b [2J"
+
+
+def test_a_topic_passes_once_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr("app.time.monotonic", lambda: now)
+    passes = OnceAMinute().filter
+    secret, claim, none = (logging.makeLogRecord({"topic": topic} if topic else {}) for topic in ("secret", "claim", ""))
+    assert [passes(record) for record in (secret, claim, none, secret, claim, none)] == [1, 1, 1, 0, 0, 1]
+    now += 59
+    assert not passes(secret)
+    now += 1
+    assert passes(secret)
+
+
+def items(*answers: TestResponse) -> list[str]:
+    """What became of the items, of answers that must be 200."""
+    assert {answer.status_code for answer in answers} == {200}
+    return [answer.json["item"] for answer in answers if answer.json]
+
+
+def refused(answer: TestResponse, status: int, message: str) -> None:
+    assert (answer.status_code, answer.json) == (status, {"message": message})
