@@ -3,10 +3,12 @@
 import hmac
 import json
 import logging
+import os
 import re
 import signal
 import socket
 import sys
+import threading
 import time
 import traceback
 from dataclasses import asdict
@@ -205,7 +207,8 @@ def create_server(app: Flask, host: str, port: int) -> Any:
     try:
         listening = socket.create_server((host, port), family=family, backlog=1024)
     except OSError as error:
-        raise CannotListen(f"cannot listen on {host}, port {port}: {error.strerror}") from None
+        reason = str(error.strerror).partition(" (while")[0]
+        raise CannotListen(f"cannot listen on {host}, port {port}: {reason}") from None
     server = create_waitress(app, sockets=[listening], **SERVER)
     server.channel_class = Channel
     return server
@@ -246,6 +249,7 @@ class OnceAMinute(logging.Filter):
 
 
 def set_up_logging() -> None:
+    logging.raiseExceptions = False  # a full disk under stderr is no reason for tracebacks
     handler = logging.StreamHandler()
     handler.setFormatter(LogFormatter())
     handler.addFilter(OnceAMinute())
@@ -260,6 +264,7 @@ def serve(config: Config) -> None:
     :raises StoreError, StoreUnavailable, CannotListen: it cannot start
     """
     set_up_logging()
+    threading.excepthook = _end_process
     for warning in config.warnings:
         log.warning(warning)
     store = Store(config.listener.database, listener=True)
@@ -282,6 +287,12 @@ def serve(config: Config) -> None:
         submitter.stop()
     finally:
         store.close()
+
+
+def _end_process(mistake: threading.ExceptHookArgs) -> None:
+    """A thread that is gone would not be missed for long: end, and be started again, which loses nothing."""
+    log.critical("Ending", exc_info=(mistake.exc_type, mistake.exc_value or mistake.exc_type(), mistake.exc_traceback))
+    os._exit(1)
 
 
 def _stop(*_: object) -> None:

@@ -88,7 +88,8 @@ class Pauses:
                 delay = asked or backoff(self._config, self._failures)
                 self._until = self._clock() + delay
                 level = logging.ERROR if isinstance(error, IconikDenied) else logging.WARNING
-                log.log(level, "%s. No requests for %.0f s (trouble since %s)", error, delay, self._since)
+                topic = {"topic": f"pause: {type(error).__name__}"}
+                log.log(level, "%s. No requests for %.0f s (trouble since %s)", error, delay, self._since, extra=topic)
             elif asked:
                 self._until = max(self._until, self._clock() + asked)
             self._changed.notify_all()
@@ -100,7 +101,7 @@ class Pauses:
         iconik may well answer the one and not the other."""
         with self._changed:
             if turn == self._number and self.paused and call in ("analyze", self._call):
-                log.info("iconik takes requests again (trouble since %s)", self._since)
+                log.info("iconik takes requests again (trouble since %s)", self._since, extra={"topic": "resume"})
                 self._failures = 0
                 self._since = ""
         self.leave(turn)
@@ -218,7 +219,7 @@ class Submitter:
         if failures >= MOST_SERVER_ERRORS:
             return self._failed(item, error)
         delay = backoff(self._config, failures)
-        log.warning("%s: %s. Next attempt in %.0f s", item.object_id, error, delay)
+        log.warning("%s: %s. Next attempt in %.0f s", item.object_id, error, delay, extra={"topic": "broken"})
         return partial(self._store.postponed, item.object_id, delay, error, server_error=True)
 
     def _failed(self, item: Item, error: str) -> Callable[[], None]:

@@ -3,13 +3,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import Clock, Listener
 
 from config import SubmitterConfig
 from iconik_client import IconikClient
 from sandbox import Sandbox
 from store import Store
 from submitter import Pauses, Submitter
+from support import Clock, Listener
 
 
 @pytest.fixture

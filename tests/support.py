@@ -20,7 +20,7 @@ from sandbox import Sandbox
 
 APP = Path(__file__).parent.parent / "app.py"
 SECRET = "s3cret%-with;#oddities"
-ARTICLE_CREATE = {
+ARTICLE_CREATE: dict[str, Any] = {
     "data": {
         "analyze_status": "N/A",
         "created_by_user": "f1b89efa-6cb5-11e7-b50b-0a580a0000f8",
@@ -40,7 +40,7 @@ ARTICLE_CREATE = {
     "realm": "entity",
     "system_domain_id": "bf0b8c12-7ccc-11e7-8d93-0a580a00022b",
 }
-ARTICLE_PROXY = {
+ARTICLE_PROXY: dict[str, Any] = {
     "data": {
         "asset_id": "c521e01a-f0a2-11e7-b528-0a580a000257",
         "bit_rate": 8,
@@ -62,18 +62,16 @@ ARTICLE_PROXY = {
     "realm": "proxies",
     "system_domain_id": "bf0b8c12-7ccc-11e7-8d93-0a580a00022b",
 }
-ASSET = ARTICLE_CREATE["object_id"]
-OTHER_ASSET = ARTICLE_PROXY["object_id"]
-assert isinstance(ASSET, str)
-assert isinstance(OTHER_ASSET, str)
+ASSET: str = ARTICLE_CREATE["object_id"]
+OTHER_ASSET: str = ARTICLE_PROXY["object_id"]
 
 
 def create_event(object_id: str = ASSET, **data: Any) -> dict[str, Any]:
-    return {**ARTICLE_CREATE, "object_id": object_id, "data": {**ARTICLE_CREATE["data"], **data}}  # type: ignore[dict-item]
+    return {**ARTICLE_CREATE, "object_id": object_id, "data": {**ARTICLE_CREATE["data"], **data}}
 
 
 def proxy_event(object_id: str = ASSET, status: Any = "CLOSED") -> dict[str, Any]:
-    return {**ARTICLE_PROXY, "object_id": object_id, "data": {**ARTICLE_PROXY["data"], "status": status}}  # type: ignore[dict-item]
+    return {**ARTICLE_PROXY, "object_id": object_id, "data": {**ARTICLE_PROXY["data"], "status": status}}
 
 
 def new_id() -> str:

@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import store as store_module
 from flask.testing import FlaskClient
-from support import ARTICLE_CREATE, ARTICLE_PROXY, ASSET, OTHER_ASSET, create_event, proxy_event, rows
 from werkzeug.test import TestResponse
 
+import store as store_module
 from app import LogFormatter, OnceAMinute, create_app
 from iconik_client import IconikUnavailable
 from store import Store
 from submitter import Submitter
+from support import ARTICLE_CREATE, ARTICLE_PROXY, ASSET, OTHER_ASSET, create_event, proxy_event, rows
 
 SECRET = "s3cret"
 HEADERS = {"X-Webhook-Secret": SECRET}
@@ -73,7 +73,10 @@ def test_webhooks_may_come_in_any_order_and_any_number_of_times(post: Post, tmp_
 def test_a_proxy_that_is_not_closed_changes_nothing(post: Post, tmp_path: Path, status: str) -> None:
     assert items(post("/proxy", proxy_event(status=status))) == ["unchanged"]
     assert rows(tmp_path / "items.db") == []
-    assert items(post("/create", create_event()), post("/proxy", proxy_event(status=status))) == ["pending", "unchanged"]
+    assert items(post("/create", create_event()), post("/proxy", proxy_event(status=status))) == [
+        "pending",
+        "unchanged",
+    ]
 
 
 def test_an_id_in_capitals_is_the_same_id(post: Post) -> None:
@@ -348,7 +351,9 @@ def test_a_topic_passes_once_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1000.0
     monkeypatch.setattr("app.time.monotonic", lambda: now)
     passes = OnceAMinute().filter
-    secret, claim, none = (logging.makeLogRecord({"topic": topic} if topic else {}) for topic in ("secret", "claim", ""))
+    secret, claim, none = (
+        logging.makeLogRecord({"topic": topic} if topic else {}) for topic in ("secret", "claim", "")
+    )
     assert [passes(record) for record in (secret, claim, none, secret, claim, none)] == [1, 1, 1, 0, 0, 1]
     now += 59
     assert not passes(secret)

@@ -1,9 +1,9 @@
 from pathlib import Path
 
 import pytest
-from support import write_config
 
 from config import ConfigError, load
+from support import write_config
 
 EXAMPLE = Path(__file__).parent.parent / "config.example.ini"
 
@@ -138,7 +138,9 @@ def test_http_is_allowed_to_this_machine(tmp_path: Path, host: str) -> None:
 
 
 def test_a_repr_shows_no_secret(tmp_path: Path) -> None:
-    config = load(write_config(tmp_path, iconik__auth_token="hush", listener__webhook_secret="hush", iconik__app_id="hush"))
+    config = load(
+        write_config(tmp_path, iconik__auth_token="hush", listener__webhook_secret="hush", iconik__app_id="hush")
+    )
     assert "hush" not in repr(config)
 
 

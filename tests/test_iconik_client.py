@@ -5,7 +5,6 @@ from email.utils import formatdate
 
 import pytest
 import requests
-from support import ASSET, OTHER_ASSET, new_id
 
 import iconik_client
 from iconik_client import (
@@ -19,6 +18,7 @@ from iconik_client import (
     one_line,
 )
 from sandbox import Fault, Sandbox
+from support import ASSET, OTHER_ASSET, new_id
 
 PROFILE = "d0d0d0d0-0000-11e7-a36b-0a580a00054a"
 HTML = b"<html><body>Bad <b>Gateway</b></body></html>"
@@ -45,7 +45,7 @@ def test_every_request_carries_the_four_headers_of_iconik(sandbox: Sandbox, clie
     seen: list[dict[str, str]] = []
 
     class Recorder(requests.Session):
-        def request(self, *args: object, **kwargs: object) -> requests.Response:  # type: ignore[override]
+        def request(self, *args: object, **kwargs: object) -> requests.Response:
             seen.append(dict(kwargs["headers"]))  # type: ignore[call-overload]
             return super().request(*args, **kwargs)  # type: ignore[arg-type]
 

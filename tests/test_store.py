@@ -4,10 +4,10 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-import store as store_module
-from support import ASSET, OTHER_ASSET, Clock, new_id, rows
 
+import store as store_module
 from store import Store, StoreError, StoreUnavailable, utc_text
+from support import ASSET, OTHER_ASSET, Clock, new_id, rows
 
 
 @pytest.fixture
@@ -284,7 +284,9 @@ def test_a_write_waits_for_another_program_then_gives_up_and_leaves_no_trace(
         assert store.created(ASSET, None) == "pending"
 
 
-def test_the_wait_for_other_threads_and_other_programs_is_one_wait(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_wait_for_other_threads_and_other_programs_is_one_wait(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(store_module, "BUSY_SECONDS", 0.05)
     with store._exclusively(), pytest.raises(StoreUnavailable, match="locked"):
         store.counts()

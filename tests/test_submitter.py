@@ -6,15 +6,15 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+
 import store as store_module
 import submitter as submitter_module
-from support import ASSET, OTHER_ASSET, Clock, new_id, rows, wait_until
-
 from config import SubmitterConfig, SweepConfig
 from iconik_client import IconikClient, IconikDenied, IconikRateLimited, IconikUnavailable
 from sandbox import Fault, Sandbox
 from store import Store
 from submitter import MOST_SERVER_ERRORS, Pauses, Submitter, Sweep, backoff
+from support import ASSET, OTHER_ASSET, Clock, new_id, rows, wait_until
 
 Submitters = Callable[..., Submitter]
 
@@ -100,8 +100,13 @@ def test_another_5xx_delays_this_item_only(
 def test_an_item_over_which_iconik_breaks_down_20_times_has_failed(
     store: Store, sandbox: Sandbox, submitters: Submitters, row: Row, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    delays: list[int] = []
-    monkeypatch.setattr(submitter_module, "backoff", lambda config, failures: delays.append(failures) or 0.001)
+    delays = []
+
+    def short(config: SubmitterConfig, failures: int) -> float:
+        delays.append(failures)
+        return 0.001
+
+    monkeypatch.setattr(submitter_module, "backoff", short)
     ready(store, sandbox, ASSET)
     sandbox.faults.append(Fault(status=500, times=float("inf")))
     submitters().start()
@@ -305,7 +310,7 @@ TROUBLE = IconikUnavailable("iconik answered 503")
 
 @pytest.fixture
 def pauses(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Pauses:
-    monkeypatch.setattr(submitter_module.random, "uniform", lambda low, high: low)
+    monkeypatch.setattr("random.uniform", lambda low, high: low)
     return Pauses(CONFIG, clock)
 
 
@@ -446,7 +451,9 @@ def test_the_log_tells_of_trouble_since_when_and_of_its_end(
 
 
 @pytest.fixture
-def sweeps(store: Store, client: IconikClient, submitters: Submitters, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Sweep]:
+def sweeps(
+    store: Store, client: IconikClient, submitters: Submitters, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Sweep]:
     """Makes sweeps, each with its submitter started."""
     monkeypatch.setattr(submitter_module, "SWEEPS_PER_SECOND", 1000)
 
@@ -556,7 +563,8 @@ def test_a_sweep_stops_in_the_middle(store: Store, sandbox: Sandbox, sweeps: Cal
 
 
 @pytest.mark.parametrize(
-    "fault", [Fault(status=503), Fault(status=429), Fault(cut=True), Fault(status=302), Fault(status=200, body=b"<html>")]
+    "fault",
+    [Fault(status=503), Fault(status=429), Fault(cut=True), Fault(status=302), Fault(status=200, body=b"<html>")],
 )
 def test_trouble_met_in_a_sweep_pauses_and_the_sweep_goes_on_after_it(
     store: Store, sandbox: Sandbox, sweeps: Callable[..., Sweep], fault: Fault, caplog: pytest.LogCaptureFixture
