@@ -4,7 +4,6 @@ import hmac
 import json
 import logging
 import os
-import re
 import signal
 import socket
 import sys
@@ -24,14 +23,13 @@ from waitress.task import ErrorTask
 from werkzeug.exceptions import HTTPException
 
 import commands
-from config import Config, ConfigError, load
+from config import UUID, Config, ConfigError, load
 from iconik_client import IconikClient, IconikError, one_line
 from store import Store, StoreError, StoreUnavailable
 from submitter import Pauses, Submitter, Sweep
 
 log = logging.getLogger("iconik_listener")
 
-UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE | re.ASCII)
 LONGEST_BODY = 1024 * 1024  # bytes
 LONGEST_TITLE = 255
 
@@ -283,6 +281,8 @@ def serve(config: Config) -> None:
         server.run()  # until _stop; lets the requests finish that are under way
         log.info("Stopping")
         server.close()
+        for channel in list(server.active_channels.values()):
+            channel.handle_close()
         sweep.stop()
         submitter.stop()
     finally:

@@ -3,6 +3,7 @@
 import json
 import threading
 import time
+from collections.abc import Iterator
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -15,7 +16,7 @@ CONNECT_SECONDS = 5.0
 IDLE_SECONDS = 30.0
 LONGEST_ANSWER = 16 * 1024 * 1024  # bytes
 LONGEST_RETRY_AFTER = 3600.0  # seconds
-PROXIES_A_PAGE = 100
+ITEMS_A_PAGE = 100
 
 
 class IconikError(Exception):
@@ -96,25 +97,81 @@ class IconikClient:
     def analyze_status(self, asset_id: str) -> str:
         """The asset's analyze_status: N/A, REQUESTED, IN_PROGRESS, FAILED or DONE."""
         asset = self._call("GET", f"assets/v1/assets/{quote(asset_id, safe='')}/", "can_read_assets")
+        if asset.get("id") != asset_id:  # to take it for N/A could have the asset analyzed twice
+            raise IconikUnavailable("iconik answered 200 without the asset")
         return str(asset.get("analyze_status") or "N/A")
 
     def has_closed_proxy(self, asset_id: str) -> bool:
         """Whether one of the asset's proxies is CLOSED."""
         path = f"files/v1/assets/{quote(asset_id, safe='')}/proxies/"
-        query = {"per_page": str(PROXIES_A_PAGE), "generate_signed_url": "false"}
+        query = {"per_page": str(ITEMS_A_PAGE), "generate_signed_url": "false"}
         while True:
             proxies = self._list(path, "can_read_proxies", query)
             if any(proxy.get("status") == "CLOSED" for proxy in proxies):
                 return True
-            last_id = str(proxies[-1].get("id")) if len(proxies) == PROXIES_A_PAGE else None
+            last_id = str(proxies[-1].get("id")) if len(proxies) == ITEMS_A_PAGE else None
             if last_id is None or last_id == query.get("last_id"):
                 return False
             query["last_id"] = last_id
 
-    def _list(self, path: str, role: str, query: dict[str, str] | None = None) -> list[dict[str, Any]]:
+    def user(self) -> str:
+        """Who the credentials belong to: an e-mail address, or failing that a name or UUID."""
+        user = self._call("GET", "users/v1/users/current/", "")
+        return one_line(str(user.get("email") or user.get("first_name") or user.get("id")))
+
+    def roles(self) -> set[str]:
+        """The roles that the credentials have."""
+        answer = self._call("GET", "users/v1/users/current/roles/", "")
+        roles = answer.get("objects")
+        return {role for role in roles if isinstance(role, str)} if isinstance(roles, list) else set()
+
+    def analysis_profiles(self) -> list[dict[str, Any]]:
+        """The analysis profiles: `id`, `name`, `enabled`, `is_default`."""
+        return self._list("files/v1/analysis/profiles/", "", {"per_page": str(ITEMS_A_PAGE)})
+
+    def webhooks(self) -> list[dict[str, Any]]:
+        """The webhook definitions, as in iconik's WebhookSchema."""
+        return self._list("notifications/v1/webhooks/", "can_read_webhooks")
+
+    def save_webhook(self, webhook: dict[str, Any], webhook_id: str | None = None) -> None:
+        """Create a webhook definition, or update the one of that id."""
+        path = (
+            f"notifications/v1/webhooks/{quote(webhook_id, safe='')}/" if webhook_id else "notifications/v1/webhooks/"
+        )
+        self._call("PUT" if webhook_id else "POST", path, "can_write_webhooks", body=webhook, must_answer=False)
+
+    def assets_created(self, since: str, until: str) -> Iterator[dict[str, Any]]:
+        """The assets created in that time (UTC, ISO 8601), oldest first: `id`, `title`, `date_created`."""
+        times = {"name": "date_created", "range": {"min": since, "max": until}}
+        body: dict[str, Any] = {
+            "doc_types": ["assets"],
+            "filter": {"operator": "AND", "terms": [times]},
+            "sort": [{"name": "date_created", "order": "asc"}],
+            "include_fields": ["id", "title", "date_created"],
+        }
+        query = {"per_page": str(ITEMS_A_PAGE), "generate_signed_url": "false", "save_search_history": "false"}
+        while True:
+            page = self._list("search/v1/search/", "can_search", query, method="POST", body=body)
+            yield from page
+            if len(page) < ITEMS_A_PAGE:
+                return
+            after = page[-1].get("_sort")
+            if not after or after == body.get("search_after"):
+                raise IconikUnavailable("iconik's search does not lead to its next page")
+            body["search_after"] = after
+
+    def _list(
+        self,
+        path: str,
+        role: str,
+        query: dict[str, str] | None = None,
+        *,
+        method: str = "GET",
+        body: dict[str, Any] | None = None,
+    ) -> list[dict[str, Any]]:
         """The objects of an answer that lists some; iconik may answer 404 if there are none."""
         try:
-            objects = self._call("GET", path, role, query=query).get("objects")
+            objects = self._call(method, path, role, query=query, body=body).get("objects")
         except IconikRefused as error:
             if error.status != 404:
                 raise
@@ -187,7 +244,7 @@ def _error(response: requests.Response, answer: dict[str, Any] | None, role: str
     summary = f"iconik answered {status}"
     message = _message(answer) or one_line(response.reason or "")
     if status in (401, 403):
-        summary += f": app_id and auth_token are not accepted, or lack the role {role}"
+        summary += ": app_id and auth_token are not accepted" + (f", or lack the role {role}" if role else "")
         return IconikDenied(summary, message, status=status)
     if status == 429:
         limited = IconikRateLimited(summary, message, status=status)

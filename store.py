@@ -137,15 +137,17 @@ class Store:
 
     # What webhooks do: each returns the item's new status, or "unchanged".
 
-    def created(self, object_id: str, title: str | None) -> str:
+    def created(self, object_id: str, title: str | None, *, maybe_analyzed: bool = False) -> str:
+        """`maybe_analyzed`: count an attempt as made, so that iconik is asked before the first of ours."""
         return self._change(
-            """INSERT INTO items (object_id, title, status, created_at)
-            VALUES (:object_id, :title, 'pending', :now)
+            """INSERT INTO items (object_id, title, status, created_at, attempts)
+            VALUES (:object_id, :title, 'pending', :now, :attempts)
             ON CONFLICT (object_id) DO UPDATE SET status = 'ready', title = :title, created_at = :now,
-                next_attempt_at = :now
+                next_attempt_at = :now, attempts = :attempts
             WHERE status = 'early' RETURNING status""",
             object_id=object_id,
             title=title,
+            attempts=int(maybe_analyzed),
         )
 
     def proxy_closed(self, object_id: str) -> str:
@@ -239,7 +241,46 @@ class Store:
         """Delete the early items whose proxy closed more than `age` seconds ago."""
         self._run("DELETE FROM items WHERE status = 'early' AND proxy_closed_at < :before", before=self._now(-age))
 
+    # What the operator does.
+
+    def retry(self, object_id: str) -> str:
+        """Make a failed item ready. Returns the status that it had, "unknown" if it is not here."""
+        rows = self._run("SELECT status FROM items WHERE object_id = :object_id", object_id=object_id)
+        self._retry("object_id = :object_id", object_id=object_id)
+        return rows[0]["status"] if rows else "unknown"
+
+    def retry_all(self) -> int:
+        """Make all failed items ready. Returns how many."""
+        return len(self._retry("1"))
+
+    def _retry(self, where: str, **values: str) -> list[sqlite3.Row]:
+        return self._run(
+            f"""UPDATE items SET status = 'ready', next_attempt_at = :now, server_errors = 0
+            WHERE status = 'failed' AND {where} RETURNING object_id""",  # noqa: S608 both are above
+            now=self._now(),
+            **values,
+        )
+
+    def check_writable(self) -> None:
+        self._run("DELETE FROM items WHERE 0")
+
     # What is asked of it.
+
+    def knows(self, object_id: str) -> bool:
+        """Whether the asset was created here."""
+        statement = "SELECT 1 FROM items WHERE object_id = :object_id AND status <> 'early'"
+        return bool(self._run(statement, object_id=object_id))
+
+    def overview(self) -> list[sqlite3.Row]:
+        """For each status that there is: how many `items`, and since when the `oldest` of them is here."""
+        return self._run(
+            """SELECT status, count(*) AS items, min(coalesce(created_at, proxy_closed_at)) AS oldest
+            FROM items GROUP BY status ORDER BY min(created_at IS NULL), status"""
+        )
+
+    def problems(self) -> list[sqlite3.Row]:
+        """What failed or is being retried, as in the view of that name."""
+        return self._run("SELECT * FROM problems")
 
     def counts(self) -> dict[str, int]:
         """How many items are ready, submitting and failed."""
@@ -261,7 +302,7 @@ class Store:
     def _now(self, delay: float = 0) -> str:
         return utc_text(self._clock() + delay)
 
-    def _change(self, statement: str, **values: str | None) -> str:
+    def _change(self, statement: str, **values: Any) -> str:
         rows = self._run(statement, now=self._now(), **values)
         return rows[0]["status"] if rows else "unchanged"
 

@@ -3,6 +3,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from config import SubmitterConfig
 from iconik_client import IconikClient
@@ -10,6 +11,9 @@ from sandbox import Sandbox
 from store import Store
 from submitter import Pauses, Submitter
 from support import Clock, Listener
+
+settings.register_profile("default", database=None)  # it would be written beside the code
+settings.load_profile("default")
 
 
 @pytest.fixture

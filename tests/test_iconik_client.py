@@ -67,12 +67,19 @@ def test_analyze_status_is_read(sandbox: Sandbox, client: IconikClient) -> None:
     assert client.analyze_status(ASSET) == "REQUESTED"
 
 
-@pytest.mark.parametrize("body", [b"{}", b'{"analyze_status": null}'])
-def test_an_asset_without_an_analyze_status_was_not_analyzed(
+@pytest.mark.parametrize("rest", ["", ', "analyze_status": null'])
+def test_an_asset_without_an_analyze_status_was_not_analyzed(sandbox: Sandbox, client: IconikClient, rest: str) -> None:
+    sandbox.faults.append(Fault(status=200, body=f'{{"id": "{ASSET}"{rest}}}'.encode()))
+    assert client.analyze_status(ASSET) == "N/A"
+
+
+@pytest.mark.parametrize("body", [b"{}", b'{"id": "another", "analyze_status": "N/A"}'])
+def test_an_answer_that_is_not_the_asset_says_nothing_about_it(
     sandbox: Sandbox, client: IconikClient, body: bytes
 ) -> None:
     sandbox.faults.append(Fault(status=200, body=body))
-    assert client.analyze_status(ASSET) == "N/A"
+    with pytest.raises(IconikUnavailable, match="without the asset"):
+        client.analyze_status(ASSET)
 
 
 def test_a_closed_proxy_is_found_among_others_and_on_later_pages(sandbox: Sandbox, client: IconikClient) -> None:
@@ -81,7 +88,7 @@ def test_a_closed_proxy_is_found_among_others_and_on_later_pages(sandbox: Sandbo
     assert not client.has_closed_proxy(ASSET)
     sandbox.set_proxy(ASSET)
     assert client.has_closed_proxy(ASSET)
-    for _ in range(iconik_client.PROXIES_A_PAGE):
+    for _ in range(iconik_client.ITEMS_A_PAGE):
         sandbox.set_proxy(OTHER_ASSET, "DELETED")
     assert not client.has_closed_proxy(OTHER_ASSET)
     sandbox.set_proxy(OTHER_ASSET)
@@ -89,7 +96,7 @@ def test_a_closed_proxy_is_found_among_others_and_on_later_pages(sandbox: Sandbo
 
 
 def test_a_server_that_ignores_last_id_is_not_asked_for_ever(sandbox: Sandbox, client: IconikClient) -> None:
-    page = b'{"objects": [%s]}' % b",".join([b'{"id": "x", "status": "OPEN"}'] * iconik_client.PROXIES_A_PAGE)
+    page = b'{"objects": [%s]}' % b",".join([b'{"id": "x", "status": "OPEN"}'] * iconik_client.ITEMS_A_PAGE)
     sandbox.faults.append(Fault(status=200, body=page, times=5))
     assert not client.has_closed_proxy(ASSET)
     assert len(sandbox.requests) == 2

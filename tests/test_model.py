@@ -9,7 +9,6 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from support import Clock, create_event, proxy_event, rows
 
 from app import create_app
 from config import SubmitterConfig, SweepConfig
@@ -17,6 +16,7 @@ from iconik_client import IconikClient
 from sandbox import Fault, Sandbox
 from store import Item, Store, utc_text
 from submitter import EARLY_SECONDS, Pauses, Submitter, Sweep
+from support import Clock, create_event, proxy_event, rows
 
 CONFIG = SubmitterConfig(workers=1, timeout=10, retry_delay=10, max_retry_delay=900)
 LONGEST_DELAY = 3600.0  # iconik's longest Retry-After; ours are shorter
@@ -233,12 +233,12 @@ class Promise(RuleBasedStateMachine):
 
 TestPromise = Promise.TestCase
 TestPromise.settings = settings(
-    max_examples=100, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=60, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
 )
 
 
 @pytest.mark.long
-class TestPromiseAtLength(Promise.TestCase):  # type: ignore[name-defined,misc]
+class TestPromiseAtLength(Promise.TestCase):  # type: ignore[misc,valid-type]
     settings = settings(
-        max_examples=1000, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck)
+        max_examples=300, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
     )
