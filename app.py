@@ -10,7 +10,6 @@ import sys
 import threading
 import time
 import traceback
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -24,7 +23,7 @@ from werkzeug.exceptions import HTTPException
 
 import commands
 from config import UUID, Config, ConfigError, load
-from iconik_client import IconikClient, IconikError, one_line
+from iconik_client import IconikError, one_line
 from store import Store, StoreError, StoreUnavailable
 from submitter import Pauses, Submitter, Sweep
 
@@ -267,7 +266,7 @@ def serve(config: Config) -> None:
         log.warning(warning)
     store = Store(config.listener.database, listener=True)
     try:
-        client = IconikClient(**asdict(config.iconik), timeout=config.submitter.timeout)
+        client = commands.iconik_client(config)
         pauses = Pauses(config.submitter)
         submitter = Submitter(store, client, pauses, config.submitter)
         sweep = Sweep(store, client, pauses, submitter, config.sweep)

@@ -337,5 +337,16 @@ def _lock(path: Path) -> TextIO:
     return lock
 
 
+def listener_runs(path: Path) -> bool:
+    """Whether a listener is running on this database."""
+    if not path.with_name(path.name + ".lock").exists():
+        return False
+    try:
+        _lock(path).close()
+    except StoreError:
+        return True
+    return False
+
+
 def _columns(db: sqlite3.Connection) -> list[str]:
     return [row[1] for row in db.execute("PRAGMA table_xinfo(items)")]

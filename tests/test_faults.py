@@ -197,6 +197,7 @@ FAULTS = [
 ]
 
 
+@pytest.mark.long
 def test_every_fault_of_iconik_before_and_after_it_did_the_work(
     listeners: Callable[..., Listener], sandbox: Sandbox
 ) -> None:
@@ -247,9 +248,12 @@ def test_webhooks_are_answered_while_iconik_is_not(listeners: Callable[..., List
     sandbox.stopping.set()
 
 
-def test_an_outage_costs_no_item_and_is_asked_about_one_request_at_a_time(listener: Listener, sandbox: Sandbox) -> None:
+def test_an_outage_costs_no_item_and_is_asked_about_one_request_at_a_time(
+    listeners: Callable[..., Listener], sandbox: Sandbox
+) -> None:
+    listener = listeners(submitter__max_retry_delay=0.05).start()
     sandbox.faults.append(Fault(status=503, times=float("inf")))
-    ids = {new_id() for _ in range(30)}
+    ids = {new_id() for _ in range(10)}
     listener.upload(*ids)
     assert sandbox.wait_for(lambda: len(sandbox.requests) >= 15)
     sandbox.faults.clear()
