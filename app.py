@@ -43,6 +43,7 @@ SERVER = {
     "cleanup_interval": 10,
     "log_socket_errors": False,
     "ident": None,
+    "clear_untrusted_proxy_headers": False,  # X-Forwarded-For, for the log only
 }
 
 

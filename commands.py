@@ -345,13 +345,15 @@ def catch_up(path: Path, since: datetime, until: datetime | None, dry_run: bool,
         missed = {str(asset.get("id")).lower(): asset for asset in created if UUID.fullmatch(str(asset.get("id")))}
         missed = {object_id: asset for object_id, asset in missed.items() if not store.knows(object_id)}
         click.echo(f"{len(created)} assets were created in that time, {len(missed)} of them are not in items.db")
+        if not missed:
+            return
         if dry_run:
             for object_id, asset in missed.items():
                 click.echo(
                     f"{object_id}  {one_line(str(asset.get('date_created')), 25)}  {one_line(str(asset.get('title')))}"
                 )
             return
-        if missed and not yes and sys.stdin.isatty():
+        if not yes and sys.stdin.isatty():
             click.confirm("Add them? iconik bills each analysis", abort=True)
         for object_id, asset in missed.items():
             title = asset.get("title")

@@ -143,6 +143,15 @@ def test_what_is_no_http_is_a_400_in_json(listener: Listener) -> None:
         assert answer.endswith(b'{"message": "Bad Request"}\n')
 
 
+def test_a_refused_sender_is_named_though_it_comes_through_a_proxy(listener: Listener) -> None:
+    headers = {"X-Webhook-Secret": "wrong", "X-Forwarded-For": "203.0.113.9"}
+    for _ in range(3):
+        assert requests.post(listener.url + "/create", json={}, headers=headers).status_code == 401
+    listener.end()
+    [line] = [line for line in listener.log if "WARNING" in line]  # the others within the minute are not told
+    assert "Refused a webhook from 203.0.113.9, 127.0.0.1: its header X-Webhook-Secret is not webhook_secret" in line
+
+
 def test_an_answer_does_not_tell_what_the_server_is(listener: Listener) -> None:
     answer = requests.get(listener.url + "/health")
     assert "Server" not in answer.headers
