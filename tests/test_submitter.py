@@ -621,3 +621,19 @@ def test_a_sweep_survives_a_database_that_is_locked(
         person.execute("COMMIT")
     sweep._sweep()
     assert len(sandbox.requests) == 1
+
+
+@pytest.mark.long
+def test_thousands_of_items_that_never_get_a_proxy_are_each_asked_for_once_oldest_first(
+    store: Store, sandbox: Sandbox, sweeps: Callable[..., Sweep], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(submitter_module, "SWEEPS_PER_SECOND", 1e9)
+    clock = Clock(store._clock() - 3000)
+    monkeypatch.setattr(store, "_clock", clock)
+    ids = []
+    for _ in range(3000):
+        ids.append(new_id())
+        store.created(ids[-1], None)
+        clock.now += 0.5
+    sweeps()._sweep()
+    assert proxy_requests(sandbox) == ids
