@@ -1,6 +1,7 @@
 import socket
 import threading
 import time
+from collections.abc import Iterable, Iterator
 from email.utils import formatdate
 
 import pytest
@@ -252,7 +253,7 @@ def test_what_is_read_must_come_as_an_object(sandbox: Sandbox, client: IconikCli
         client.analyze_status(ASSET)
 
 
-def raw_server(*parts: bytes) -> tuple[str, threading.Thread]:
+def raw_server(parts: Iterable[bytes]) -> tuple[str, threading.Thread]:
     """Answers one request with these bytes, each part when the client took the one before."""
     server = socket.create_server(("127.0.0.1", 0))
 
@@ -271,21 +272,30 @@ def raw_server(*parts: bytes) -> tuple[str, threading.Thread]:
 
 
 def test_a_job_whose_answer_is_cut_after_its_status_is_taken() -> None:
-    url, thread = raw_server(b"HTTP/1.1 201 Created\r\nContent-Length: 100\r\n\r\n", b'{"id": ')
+    url, thread = raw_server([b"HTTP/1.1 201 Created\r\nContent-Length: 100\r\n\r\n", b'{"id": '])
     assert IconikClient(url, "a", "t").analyze(ASSET) is None
     thread.join()
 
 
 def test_an_answer_that_never_ends_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(iconik_client, "LONGEST_ANSWER", 1_000_000)
-    url, thread = raw_server(b"HTTP/1.1 200 OK\r\n\r\n", *[b" " * 100_000] * 1000)
+    sent = []
+
+    def endless() -> Iterator[bytes]:
+        yield b"HTTP/1.1 200 OK\r\n\r\n"
+        while len(sent) < 1000:
+            sent.append(" ")
+            yield b" " * 100_000
+
+    url, thread = raw_server(endless())
     with pytest.raises(IconikUnavailable):
         IconikClient(url, "a", "t").analyze_status(ASSET)
     thread.join()
+    assert len(sent) < 500
 
 
 def test_an_answer_that_is_no_http_is_unavailable() -> None:
-    url, thread = raw_server(b"SSH-2.0-OpenSSH_9.2\r\n")
+    url, thread = raw_server([b"SSH-2.0-OpenSSH_9.2\r\n"])
     with pytest.raises(IconikUnavailable):
         IconikClient(url, "a", "t").analyze(ASSET)
     thread.join()
