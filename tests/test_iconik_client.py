@@ -279,7 +279,7 @@ def test_a_job_whose_answer_is_cut_after_its_status_is_taken() -> None:
 
 def test_an_answer_that_never_ends_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(iconik_client, "LONGEST_ANSWER", 1_000_000)
-    sent = []
+    sent: list[str] = []
 
     def endless() -> Iterator[bytes]:
         yield b"HTTP/1.1 200 OK\r\n\r\n"
