@@ -5,6 +5,7 @@ import signal
 import socket
 import sqlite3
 import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -14,6 +15,7 @@ import requests
 
 from sandbox import Fault, Sandbox
 from support import (
+    APP,
     ARTICLE_CREATE,
     ARTICLE_PROXY,
     ASSET,
@@ -232,3 +234,15 @@ def test_the_demo_shows_three_assets_analyzed_once(tmp_path: Path) -> None:
         assert words in result.stdout
     assert result.stdout.endswith("3 assets uploaded, 3 analyze jobs at iconik\n")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_thread_that_dies_by_a_mistake_ends_the_process_with_one_line(tmp_path: Path) -> None:
+    """systemd starts it again, which loses nothing; without that thread it would only seem to work."""
+    program = (
+        "import app, threading; app.set_up_logging(); threading.excepthook = app._end_process;"
+        "thread = threading.Thread(target=lambda: 1 / 0); thread.start(); thread.join()"
+    )
+    result = subprocess.run([sys.executable, "-c", program], cwd=APP.parent, capture_output=True, text=True)
+    assert result.returncode == 1
+    assert result.stderr.count("\n") == 1
+    assert "CRITICAL Ending: ZeroDivisionError" in result.stderr
