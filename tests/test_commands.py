@@ -77,6 +77,13 @@ def test_check_finds_a_database_that_is_not_ours(registered: Listener) -> None:
     assert wrong(registered)[0].endswith("items.db: file is not a database")
 
 
+def test_check_finds_a_database_that_cannot_be_written(registered: Listener, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("store.BUSY_SECONDS", 0.05)
+    with closing(sqlite3.connect(registered.database, isolation_level=None)) as person:
+        person.execute("BEGIN IMMEDIATE")
+        assert wrong(registered) == [f"{registered.database}: database is locked"]
+
+
 def test_check_finds_credentials_that_are_refused(registered: Listener, sandbox: Sandbox) -> None:
     sandbox.auth_token = "another"
     assert wrong(registered) == [
