@@ -23,14 +23,13 @@ from werkzeug.exceptions import HTTPException
 
 import commands
 from config import UUID, Config, ConfigError, load
-from iconik_client import IconikError, one_line
+from iconik_client import IconikError, asset_title, one_line
 from store import Store, StoreError, StoreUnavailable
 from submitter import Pauses, Submitter, Sweep
 
 log = logging.getLogger("iconik_listener")
 
 LONGEST_BODY = 1024 * 1024  # bytes
-LONGEST_TITLE = 255
 
 # Measured with 400 clients that drip a byte a second: like this webhooks go on in milliseconds; with
 # waitress's defaults nothing is answered.
@@ -112,8 +111,7 @@ class Create(Webhook):
     realm = "entity"
 
     def receive(self, object_id: str, data: dict[str, Any]) -> str:
-        title = data.get("title")
-        item = self._store.created(object_id, one_line(title, LONGEST_TITLE) if isinstance(title, str) else None)
+        item = self._store.created(object_id, asset_title(data))
         if item != "unchanged":
             log.info("Creating new queue item for object_id %s", object_id)
         return item

@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 import click
 
 from config import UUID, Config, ConfigError, load
-from iconik_client import IconikClient, IconikError, one_line
+from iconik_client import IconikClient, IconikError, asset_title, one_line
 from store import Store, StoreError, StoreUnavailable, listener_runs, utc_text
 
 if TYPE_CHECKING:
@@ -356,8 +356,7 @@ def catch_up(path: Path, since: datetime, until: datetime | None, dry_run: bool,
         if not yes and sys.stdin.isatty():
             click.confirm("Add them? iconik bills each analysis", abort=True)
         for object_id, asset in missed.items():
-            title = asset.get("title")
-            store.created(object_id, one_line(title, 255) if isinstance(title, str) else None, maybe_analyzed=True)
+            store.created(object_id, asset_title(asset), maybe_analyzed=True)
         _ask_for_proxies(store, client, list(missed))
 
 

@@ -180,15 +180,16 @@ def _parse(path: Path) -> configparser.ConfigParser:
 
 def _section(parser: configparser.ConfigParser, path: Path, name: str, section: Callable[..., Section]) -> Section:
     written = dict(parser[name]) if parser.has_section(name) else {}
+    keys = fields(section)  # type: ignore[arg-type]
+    for unknown in written.keys() - {key.name for key in keys}:
+        raise ConfigError(f"{path}: [{name}] {unknown[:40]}: unknown key")
     values = {}
-    for key in fields(section):  # type: ignore[arg-type]
-        text = written.pop(key.name, key.metadata["default"])
+    for key in keys:
+        text = written.get(key.name, key.metadata["default"])
         try:
             values[key.name] = key.metadata["read"](text or "")
         except ValueError as error:
             raise ConfigError(f"{path}: [{name}] {key.name}: {error}") from None
-    for unknown in written:
-        raise ConfigError(f"{path}: [{name}] {unknown[:40]}: unknown key")
     return section(**values)
 
 

@@ -16,6 +16,7 @@ CONNECT_SECONDS = 5.0
 IDLE_SECONDS = 30.0
 LONGEST_ANSWER = 16 * 1024 * 1024  # bytes
 LONGEST_RETRY_AFTER = 3600.0  # seconds
+LONGEST_TITLE = 255
 ITEMS_A_PAGE = 100
 
 
@@ -60,6 +61,12 @@ def one_line(text: str, longest: int = 200) -> str:
     return text if len(text) <= longest else text[: longest - 1] + "…"
 
 
+def asset_title(asset: dict[str, Any]) -> str | None:
+    """An asset's title as one line; None if it has none that is text."""
+    title = asset.get("title")
+    return one_line(title, LONGEST_TITLE) if isinstance(title, str) else None
+
+
 class IconikClient:
     """iconik's API for one application. Any number of threads may share it; each has a session of its own.
 
@@ -97,7 +104,7 @@ class IconikClient:
     def analyze_status(self, asset_id: str) -> str:
         """The asset's analyze_status: N/A, REQUESTED, IN_PROGRESS, FAILED or DONE."""
         asset = self._call("GET", f"assets/v1/assets/{quote(asset_id, safe='')}/", "can_read_assets")
-        if asset.get("id") != asset_id:  # to take it for N/A could have the asset analyzed twice
+        if str(asset.get("id")).lower() != asset_id:  # to take it for N/A could have the asset analyzed twice
             raise IconikUnavailable("iconik answered 200 without the asset")
         return str(asset.get("analyze_status") or "N/A")
 

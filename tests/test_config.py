@@ -100,6 +100,11 @@ def test_a_bad_value_is_named_and_a_secret_is_not_shown(
     assert "hush" not in message
 
 
+def test_a_typo_is_named_before_what_it_leaves_missing(tmp_path: Path) -> None:
+    path = write_config(tmp_path, iconik__auth_token=None, iconik__auth_tokn="hush")
+    assert refusal(path) == "[iconik] auth_tokn: unknown key"
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
