@@ -1,4 +1,4 @@
-"""config.ini: read, checked, typed. One dataclass a section, one field a key."""
+"""config.ini: read, checked, typed. One dataclass for each section, one field for each key."""
 
 import configparser
 import math
@@ -10,14 +10,27 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
+from errors import ListenerError
+from text import UUID
+
 Section = TypeVar("Section")
-UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE | re.ASCII)
 HOST = re.compile(r"[a-z0-9-]+(\.[a-z0-9-]+)*\.?|[0-9a-f:]*:[0-9a-f:.]*")
 THIS_MACHINE = re.compile(r"localhost|127(\.[0-9]{1,3}){3}|::1")
+MAX_SECONDS = 10 * 365 * 24 * 3600.0
+MAX_SECRETS = 2  # the new one and the old one, while it is being changed
+# Where version 1.0 had a key that has moved: (section, key) then, and now.
+MOVED = {
+    ("submitter", "timeout"): ("iconik", "timeout"),
+    ("sweep", "interval"): ("reconciler", "interval"),
+    ("sweep", "min_age"): ("reconciler", "min_age"),
+    ("sweep", "max_age"): ("reconciler", "max_age"),
+}
 
 
-class ConfigError(Exception):
+class ConfigError(ListenerError):
     """One line naming file, section and key; never the value of a secret."""
+
+    exit_code = 2
 
 
 def _url(text: str) -> str:
@@ -25,23 +38,27 @@ def _url(text: str) -> str:
         parts = urlsplit(text)
         host, _port = parts.hostname or "", parts.port  # reading the port checks it
     except ValueError:
-        raise ValueError("is no URL") from None
+        raise ValueError("is not a URL") from None
     if parts.scheme not in ("https", "http") or not HOST.fullmatch(host):
-        raise ValueError("is no URL like https://app.iconik.io")
-    if parts.username is not None or parts.path.strip("/") or parts.query or parts.fragment:
-        raise ValueError("may hold scheme and host only, like https://app.iconik.io")
+        raise ValueError("is not a URL like https://app.iconik.io")
+    if parts.username is not None or text.rstrip("/") != f"{parts.scheme}://{parts.netloc}":
+        raise ValueError("may consist of scheme and host only, like https://app.iconik.io")
     if parts.scheme == "http" and not THIS_MACHINE.fullmatch(host):
         raise ValueError("must be https:// (the credentials travel with each request)")
     return text.rstrip("/")
 
 
-def _header_value(text: str) -> str:
-    """A secret that travels as an HTTP header: visible ASCII."""
-    if not re.fullmatch(r"[!-~]*", text):
-        raise ValueError("may hold visible ASCII characters only, and no spaces")
+def _unquoted(text: str) -> str:
     if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'":
         raise ValueError("is in quotes: write it without them")
     return text
+
+
+def _header_value(text: str) -> str:
+    """A secret that travels as an HTTP header: visible ASCII."""
+    if not re.fullmatch(r"[!-~]*", text):
+        raise ValueError("may consist of visible ASCII characters only, without spaces")
+    return _unquoted(text)
 
 
 def _credential(text: str) -> str:
@@ -50,34 +67,52 @@ def _credential(text: str) -> str:
     return _header_value(text)
 
 
+def _secrets(text: str) -> tuple[str, ...]:
+    secrets = tuple(_header_value(secret) for secret in text.split(" ") if secret)
+    if len(secrets) > MAX_SECRETS:
+        raise ValueError("may hold two secrets at most, separated by a space")
+    return secrets
+
+
 def _profile(text: str) -> str:
     if text not in ("", "default") and not UUID.fullmatch(text):
         raise ValueError(f'is {text!r}: must be empty, "default", or the UUID of an analysis profile')
     return text.lower()
 
 
+def _types(text: str) -> frozenset[str]:
+    types = frozenset(re.split(r"[\s,]+", text.strip().upper())) - {""}
+    for name in types:
+        if not re.fullmatch(r"[A-Z_]+", name):
+            raise ValueError(f"is {text!r}: must be asset types like SUBCLIP, separated by spaces")
+    return types
+
+
 def _text(text: str) -> str:
     if not text or not text.isprintable():
-        raise ValueError("is missing" if not text else "holds a character that cannot be printed")
-    return text
+        raise ValueError("is missing" if not text else "contains a character that cannot be printed")
+    return _unquoted(text)
 
 
 def _path(text: str) -> Path:
     return Path(_text(text))
 
 
-def _number(parse: Callable[[str], Any], lowest: float, highest: float = math.inf) -> Callable[[str], Any]:
+def _number(parse: Callable[[str], Any], lowest: float, highest: float, unit: str = "") -> Callable[[str], Any]:
     def read(text: str) -> Any:
         try:
             value = parse(text)
         except ValueError:
-            raise ValueError(f"is {text!r}: must be a number") from None
-        if not (lowest <= value <= highest and math.isfinite(value)):
-            bounds = f"at least {lowest}" if highest == math.inf else f"{lowest} to {highest}"
-            raise ValueError(f"is {text!r}: must be {bounds}")
+            raise ValueError(f"is {text[:40]!r}: must be a number") from None
+        if not (math.isfinite(value) and lowest <= value <= highest):
+            raise ValueError(f"is {text[:40]!r}: must be {lowest:g} to {highest:.0f}{unit}")
         return value
 
     return read
+
+
+def _seconds(lowest: float) -> Callable[[str], Any]:
+    return _number(float, lowest, MAX_SECONDS, " seconds (ten years)")
 
 
 def _key(read: Callable[[str], Any], default: str | None = None, *, secret: bool = False) -> Any:
@@ -89,7 +124,9 @@ class IconikConfig:
     url: str = _key(_url, "https://app.iconik.io")
     app_id: str = _key(_credential, secret=True)
     auth_token: str = _key(_credential, secret=True)
+    timeout: float = _key(_seconds(0.01), "30")
     analysis_profile: str = _key(_profile, "")
+    skip_types: frozenset[str] = _key(_types, "SUBCLIP")
 
 
 @dataclass(frozen=True)
@@ -97,65 +134,75 @@ class ListenerConfig:
     host: str = _key(_text, "0.0.0.0")  # noqa: S104 the webhooks come from outside
     port: int = _key(_number(int, 0, 65535), "8000")
     database: Path = _key(_path, "items.db")
-    webhook_secret: str = _key(_header_value, "", secret=True)
+    webhook_secret: tuple[str, ...] = _key(_secrets, "", secret=True)
 
 
 @dataclass(frozen=True)
 class SubmitterConfig:
     workers: int = _key(_number(int, 1, 32), "4")
-    timeout: float = _key(_number(float, 0.01), "30")
-    retry_delay: float = _key(_number(float, 0.01), "10")
-    max_retry_delay: float = _key(_number(float, 0.01), "900")
+    retry_delay: float = _key(_seconds(0.01), "10")
+    max_retry_delay: float = _key(_seconds(0.01), "900")
+    give_up_after: float = _key(_seconds(0.01), "604800")
 
 
 @dataclass(frozen=True)
-class SweepConfig:
-    interval: float = _key(_number(float, 0), "3600")
-    min_age: float = _key(_number(float, 0), "600")
-    max_age: float = _key(_number(float, 0), "604800")
+class ReconcilerConfig:
+    interval: float = _key(_seconds(0), "3600")
+    min_age: float = _key(_seconds(0), "600")
+    max_age: float = _key(_seconds(0), "604800")
 
 
 @dataclass(frozen=True)
 class Config:
-    """All of config.ini; durations in seconds, `listener.database` absolute.
+    """All of config.ini; durations in seconds, `path` and `listener.database` absolute.
 
-    `warnings` are lines for the log: what is allowed, but not wise.
+    `warnings` and `notes` are lines for the log: what is allowed, but not wise, and what has changed since version 1.0.
     """
 
+    path: Path
     iconik: IconikConfig
     listener: ListenerConfig
     submitter: SubmitterConfig
-    sweep: SweepConfig
-    warnings: tuple[str, ...]
+    reconciler: ReconcilerConfig
+    warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def load(path: Path) -> Config:
-    """Read `path` as UTF-8.
+    """Read the file `path`, which is UTF-8.
 
     :raises ConfigError: with one line for the operator
     """
     parser = _parse(path)
-    sections = {"iconik": IconikConfig, "listener": ListenerConfig, "submitter": SubmitterConfig, "sweep": SweepConfig}
+    notes = _read_from_old_places(parser, path)
+    sections: dict[str, Any] = {
+        "iconik": IconikConfig,
+        "listener": ListenerConfig,
+        "submitter": SubmitterConfig,
+        "reconciler": ReconcilerConfig,
+    }
     for name in parser.sections():
         if name not in sections:
             raise ConfigError(f"{path}: [{name}]: unknown section")
     listener = _section(parser, path, "listener", ListenerConfig)
-    # As written it may be relative to the file, or a link: the lock needs its one true name.
+    # The path may be relative to the file, or a link: the lock needs the file's one true name.
     listener = replace(listener, database=(path.resolve().parent / listener.database).resolve())
     submitter = _section(parser, path, "submitter", SubmitterConfig)
     if submitter.max_retry_delay < submitter.retry_delay:
         raise ConfigError(f"{path}: [submitter] max_retry_delay: must not be less than retry_delay")
     return Config(
+        path=path.resolve(),
         iconik=_section(parser, path, "iconik", IconikConfig),
         listener=listener,
         submitter=submitter,
-        sweep=_section(parser, path, "sweep", SweepConfig),
-        warnings=_warnings(path, listener),
+        reconciler=_section(parser, path, "reconciler", ReconcilerConfig),
+        warnings=tuple(_unwise(path, listener)),
+        notes=tuple(notes),
     )
 
 
 def _parse(path: Path) -> configparser.ConfigParser:
-    # No section is the default one: [DEFAULT] is as unknown as any other.
+    # An empty default section means that [DEFAULT] is as unknown as any other.
     parser = configparser.ConfigParser(interpolation=None, default_section="")
     try:
         parser.read_string(path.read_text(encoding="utf-8-sig"))
@@ -168,14 +215,31 @@ def _parse(path: Path) -> configparser.ConfigParser:
     except UnicodeDecodeError:
         raise ConfigError(f"{path}: is not UTF-8 text") from None
     except configparser.DuplicateOptionError as error:
-        raise ConfigError(f"{path}: [{error.section}] {error.option}: stands there twice") from None
+        raise ConfigError(f"{path}: [{error.section}] {error.option}: is there twice") from None
     except configparser.DuplicateSectionError as error:
-        raise ConfigError(f"{path}: [{error.section}]: stands there twice") from None
+        raise ConfigError(f"{path}: [{error.section}]: is there twice") from None
     except configparser.Error as error:
         # Their own messages quote the line, and a secret with it.
         line = getattr(error, "lineno", None) or getattr(error, "errors", [("?",)])[0][0]
-        raise ConfigError(f"{path}: line {line}: is no [section], key = value, or # comment") from None
+        raise ConfigError(f"{path}: line {line}: is not a [section], key = value, or # comment") from None
     return parser
+
+
+def _read_from_old_places(parser: configparser.ConfigParser, path: Path) -> list[str]:
+    """Move what a config.ini of version 1.0 has elsewhere to where it is now. Returns a note for each key."""
+    notes = []
+    for (old_section, key), (section, _) in MOVED.items():
+        if not parser.has_option(old_section, key):
+            continue
+        notes.append(f"{path}: {key} has moved from [{old_section}] to [{section}]: move it there")
+        if not parser.has_section(section):
+            parser.add_section(section)
+        if not parser.has_option(section, key):
+            parser[section][key] = parser[old_section][key]
+        parser.remove_option(old_section, key)
+    if parser.has_section("sweep") and not parser["sweep"]:
+        parser.remove_section("sweep")
+    return notes
 
 
 def _section(parser: configparser.ConfigParser, path: Path, name: str, section: Callable[..., Section]) -> Section:
@@ -193,10 +257,10 @@ def _section(parser: configparser.ConfigParser, path: Path, name: str, section: 
     return section(**values)
 
 
-def _warnings(path: Path, listener: ListenerConfig) -> tuple[str, ...]:
+def _unwise(path: Path, listener: ListenerConfig) -> list[str]:
     warnings = []
     if path.stat().st_mode & stat.S_IROTH:
         warnings.append(f"{path} holds credentials and everybody can read it: chmod o-r {path}")
     if not listener.webhook_secret:
         warnings.append("No webhook_secret is set: anybody who finds the port can have assets analyzed")
-    return tuple(warnings)
+    return warnings

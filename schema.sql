@@ -1,41 +1,64 @@
--- items.db: one row an asset. Times are UTC, as text: 2026-11-23T16:47:00.123Z
+-- items.db, schema 2: one row an asset. Times are UTC, as text: 2026-11-23T16:47:00.123Z
 
 CREATE TABLE items (
-    object_id       TEXT NOT NULL PRIMARY KEY,  -- the asset's UUID, lower case
+    object_id       TEXT NOT NULL PRIMARY KEY,  -- the asset's UUID, in lower case
     title           TEXT,
     status          TEXT NOT NULL CHECK (status IN (
-        'pending',     -- created; no closed proxy yet
-        'early',       -- a closed proxy came, the create did not yet
-        'ready',       -- both came; an analyze job is due at next_attempt_at
-        'submitting',  -- a request to iconik is under way
-        'submitted',   -- iconik took the job
-        'failed'       -- iconik refused it for good: see error
+        'awaiting_proxy',   -- created; iconik is asked for its closed proxy at next_attempt_at, and not if that is empty
+        'awaiting_create',  -- a closed proxy came; the create did not yet
+        'ready',            -- both came; an attempt is due at next_attempt_at
+        'submitting',       -- an attempt is under way
+        'submitted',        -- iconik has the job
+        'skipped',          -- not to be analyzed: see error
+        'failed'            -- needs a person: see error
     )),
     created_at      TEXT,
     proxy_closed_at TEXT,
-    attempts        INTEGER NOT NULL DEFAULT 0,  -- requests for this asset, all of them: past the first, ask before posting
-    server_errors   INTEGER NOT NULL DEFAULT 0,  -- those that iconik broke down over; 20 make it failed
+    ready_at        TEXT,                        -- when it became ready, or a person had it retried
+    attempts        INTEGER NOT NULL DEFAULT 0,  -- since ready_at, without those that only tried whether iconik is back
+    in_doubt        INTEGER NOT NULL DEFAULT 0,  -- 1: iconik may have taken a POST that it did not answer
+    last_attempt_at TEXT,                        -- when the last attempt began or, once it is over, when it ended
     next_attempt_at TEXT,
     submitted_at    TEXT,
-    job_id          TEXT,                        -- empty if the answer that named it was lost
+    job_id          TEXT,                        -- empty if iconik had the job already, or its answer was lost
     error           TEXT,
-    finished        TEXT GENERATED ALWAYS AS (CASE status WHEN 'submitted' THEN 'True' ELSE 'False' END) VIRTUAL,
+    finished        TEXT GENERATED ALWAYS AS (CASE WHEN status IN ('submitted', 'skipped') THEN 'True' ELSE 'False' END) VIRTUAL,
     CHECK (status <> 'ready' OR next_attempt_at IS NOT NULL)
 ) WITHOUT ROWID;
 
--- Each holds only the rows that the service still has to look at.
-CREATE INDEX items_pending    ON items (created_at)      WHERE status = 'pending';
-CREATE INDEX items_early      ON items (proxy_closed_at) WHERE status = 'early';
-CREATE INDEX items_ready      ON items (next_attempt_at) WHERE status = 'ready';
-CREATE INDEX items_submitting ON items (object_id)       WHERE status = 'submitting';
-CREATE INDEX items_failed     ON items (object_id)       WHERE status = 'failed';
+-- Each row is in exactly one of these, so nothing that the service asks takes longer because there are more items.
+CREATE INDEX items_awaiting_proxy  ON items (next_attempt_at, created_at) WHERE status = 'awaiting_proxy';
+CREATE INDEX items_awaiting_create ON items (proxy_closed_at)             WHERE status = 'awaiting_create';
+CREATE INDEX items_new             ON items (next_attempt_at, created_at) WHERE status = 'ready' AND last_attempt_at IS NULL;
+CREATE INDEX items_tried           ON items (next_attempt_at, created_at) WHERE status = 'ready' AND last_attempt_at IS NOT NULL;
+CREATE INDEX items_submitting      ON items (created_at)                  WHERE status = 'submitting';
+CREATE INDEX items_submitted       ON items (submitted_at)                WHERE status = 'submitted';
+CREATE INDEX items_skipped         ON items (created_at)                  WHERE status = 'skipped';
+CREATE INDEX items_failed          ON items (created_at)                  WHERE status = 'failed';
+
+-- What the service must remember from one start to the next.
+CREATE TABLE state (
+    key   TEXT NOT NULL PRIMARY KEY,
+    value TEXT NOT NULL
+) WITHOUT ROWID;
 
 CREATE VIEW problems AS
     SELECT object_id, title, status, attempts, next_attempt_at, error FROM items
-    WHERE status IN ('ready', 'submitting', 'failed') AND error IS NOT NULL
+    WHERE status = 'failed' OR status = 'submitting' AND error IS NOT NULL
+        OR status = 'ready' AND last_attempt_at IS NOT NULL AND error IS NOT NULL
     ORDER BY status, next_attempt_at;
 
 CREATE VIEW summary AS
-    SELECT status, count(*) AS items FROM items GROUP BY status ORDER BY status;
+    SELECT status, sum(items) AS items, min(oldest) AS oldest FROM (
+        SELECT 'awaiting_proxy' AS status, count(*) AS items, min(created_at) AS oldest FROM items WHERE status = 'awaiting_proxy'
+        UNION ALL SELECT 'awaiting_create', count(*), min(proxy_closed_at) FROM items WHERE status = 'awaiting_create'
+        UNION ALL SELECT 'ready', count(*), min(created_at) FROM items WHERE status = 'ready' AND last_attempt_at IS NULL
+        UNION ALL SELECT 'ready', count(*), min(created_at) FROM items WHERE status = 'ready' AND last_attempt_at IS NOT NULL
+        UNION ALL SELECT 'submitting', count(*), min(created_at) FROM items WHERE status = 'submitting'
+        UNION ALL SELECT 'submitted', count(*), NULL FROM items WHERE status = 'submitted'
+        UNION ALL SELECT 'skipped', count(*), NULL FROM items WHERE status = 'skipped'
+        UNION ALL SELECT 'failed', count(*), min(created_at) FROM items WHERE status = 'failed')
+    GROUP BY status HAVING sum(items) > 0 ORDER BY status;
 
-PRAGMA user_version = 1;
+PRAGMA application_id = 1768124011;  -- "icnk" in ASCII: this file is iconik-listener's
+PRAGMA user_version = 2;

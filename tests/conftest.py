@@ -5,12 +5,13 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-from config import SubmitterConfig
+from circuit_breaker import CircuitBreaker
+from config import Config
 from iconik_client import IconikClient
 from sandbox import Sandbox
 from store import Store
-from submitter import Pauses, Submitter
-from support import Clock, Listener
+from submitter import Submitter
+from support import Clock, Listener, make_config
 
 settings.register_profile("default", database=None)  # it would be written beside the code
 settings.load_profile("default")
@@ -35,18 +36,26 @@ def store(tmp_path: Path) -> Iterator[Store]:
 
 
 @pytest.fixture
-def client(sandbox: Sandbox) -> IconikClient:
-    return IconikClient(sandbox.url, sandbox.app_id, sandbox.auth_token, timeout=10)
+def configs(tmp_path: Path, sandbox: Sandbox) -> Callable[..., Config]:
+    """Makes Configs for the sandbox, with short delays, of `section__key=value`."""
+    return lambda **values: make_config(tmp_path, sandbox, **values)
 
 
 @pytest.fixture
-def submitters(store: Store, client: IconikClient) -> Iterator[Callable[..., Submitter]]:
-    """Makes Submitters that are not started yet, and stops them in the end."""
+def client(configs: Callable[..., Config]) -> IconikClient:
+    return IconikClient(configs().iconik)
+
+
+@pytest.fixture
+def submitters(
+    store: Store, client: IconikClient, configs: Callable[..., Config]
+) -> Iterator[Callable[..., Submitter]]:
+    """Makes Submitters, with circuit breakers of their own, that are not started yet, and stops them in the end."""
     made = []
 
     def make(**values: Any) -> Submitter:
-        config = SubmitterConfig(**{"workers": 2, "timeout": 10, "retry_delay": 0.02, "max_retry_delay": 0.1, **values})
-        made.append(Submitter(store, client, Pauses(config), config))
+        config = configs(**{"submitter__workers": 2, **values})
+        made.append(Submitter(store, client, CircuitBreaker(config.submitter), config))
         return made[-1]
 
     yield make

@@ -19,6 +19,7 @@ from unittest.mock import patch
 import requests
 
 import app
+from config import Config, load
 from sandbox import Sandbox
 
 APP = Path(__file__).parent.parent / "app.py"
@@ -102,8 +103,9 @@ def write_config(folder: Path, **values: object) -> Path:
     """A config.ini of `section__key=value`, with the two credentials unless they are given as None."""
     values = {"iconik__app_id": "app", "iconik__auth_token": "to%ken", **values}
     lines = []
-    for section in ("iconik", "listener", "submitter", "sweep"):
-        lines.append(f"[{section}]")
+    for section in ("iconik", "listener", "submitter", "reconciler", "sweep"):
+        if section != "sweep" or any(name.startswith("sweep__") for name in values):
+            lines.append(f"[{section}]")
         for name, value in values.items():
             if name.startswith(f"{section}__") and value is not None:
                 lines.append(f"{name.removeprefix(f'{section}__')} = {value}")
@@ -113,27 +115,37 @@ def write_config(folder: Path, **values: object) -> Path:
     return path
 
 
+def write_sandbox_config(folder: Path, sandbox: Sandbox, **values: object) -> Path:
+    """A config.ini for a sandbox, with short delays."""
+    return write_config(
+        folder,
+        **{
+            "iconik__url": sandbox.url,
+            "iconik__app_id": sandbox.app_id,
+            "iconik__auth_token": sandbox.auth_token,
+            "iconik__timeout": 10,
+            "listener__host": "127.0.0.1",
+            "listener__port": 0,
+            "listener__webhook_secret": SECRET,
+            "submitter__retry_delay": 0.05,
+            "submitter__max_retry_delay": 0.2,
+            **values,
+        },
+    )
+
+
+def make_config(folder: Path, sandbox: Sandbox, **values: object) -> Config:
+    """The same, read."""
+    return load(write_sandbox_config(folder, sandbox, **values))
+
+
 class Listener:
     """The real `python app.py` in a process of its own, set up for a sandbox."""
 
     def __init__(self, folder: Path, sandbox: Sandbox, **values: object) -> None:
         self.sandbox = sandbox
         self.database = folder / "items.db"
-        self.config = write_config(
-            folder,
-            **{
-                "iconik__url": sandbox.url,
-                "iconik__app_id": sandbox.app_id,
-                "iconik__auth_token": sandbox.auth_token,
-                "listener__host": "127.0.0.1",
-                "listener__port": 0,
-                "listener__webhook_secret": SECRET,
-                "submitter__retry_delay": 0.05,
-                "submitter__max_retry_delay": 0.2,
-                "submitter__timeout": 10,
-                **values,
-            },
-        )
+        self.config = write_sandbox_config(folder, sandbox, **values)
         self.log: list[str] = []
         self.url = ""
         self.process: subprocess.Popen[str] | None = None
@@ -151,7 +163,7 @@ class Listener:
         self._reader = threading.Thread(target=self._read, args=(self.process,))
         self._reader.start()
         wait_until(lambda: self.process_ended() or self.logged("Listening on", begin))
-        listening = re.search(r"Listening on (\S+)", "".join(self.log[begin:]))
+        listening = re.search(r"Listening on (\S+):", "".join(self.log[begin:]))
         assert listening, "".join(self.log)
         self.url = f"http://{listening[1]}"
         return self

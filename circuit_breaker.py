@@ -1,0 +1,160 @@
+"""Whether requests to iconik may go out, and how long what failed has to wait."""
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from config import SubmitterConfig
+from text import utc_text
+
+log = logging.getLogger("iconik_listener")
+
+MAX_FAILURES = 10  # different items that fail in a row before the breaker opens
+MAX_OPEN_SECONDS = 60.0
+MAX_JITTER = 1.25
+
+
+def backoff(attempts: int, first: float, longest: float) -> float:
+    """Seconds to wait after so many attempts: `first`, doubled with each up to `longest`, and some more by chance."""
+    delay = min(first * 2.0 ** min(attempts - 1, 60), longest)
+    return delay * random.uniform(1, MAX_JITTER)  # noqa: S311
+
+
+@dataclass(frozen=True)
+class Permission:
+    """Leave to send one item's requests, and the place to say what came of them.
+
+    `is_probe`: the breaker is half-open, and this is the one call that tries whether iconik is back.
+    """
+
+    is_probe: bool
+    generation: int
+    breaker: "CircuitBreaker"
+
+    def succeeded(self) -> None:
+        """iconik answered the POST."""
+        self.breaker._succeeded(self)
+
+    def failed(self, object_id: str, reason: str) -> None:
+        """iconik did not do for this item what it was asked to."""
+        self.breaker._failed(self, object_id, reason)
+
+    def probe_failed(self, reason: str) -> None:
+        """A call failed that is not an attempt at an item: that says something only if it was the probe."""
+        if self.is_probe:
+            self.breaker._failed(self, "", reason)
+
+    def rate_limited(self, reason: str, seconds: float | None) -> None:
+        """iconik answered 429, and asked to be left alone for that long if it said so."""
+        self.breaker._open(self, reason, seconds)
+
+
+class CircuitBreaker:
+    """Closed, requests go out freely. Open, none does for a while. Half-open, one at a time, until one succeeds.
+
+    It opens when `MAX_FAILURES` different items have failed with no success between them: one item, however often
+    it fails, never opens it. What comes of a request counts only if the breaker has not changed since it was sent.
+    """
+
+    def __init__(self, config: SubmitterConfig, clock: Callable[[], float] = time.monotonic) -> None:
+        """`clock`: seconds, monotonic."""
+        self._config, self._clock = config, clock
+        self._changed = threading.Condition()
+        self._stopped = False
+        self._generation = 0  # of the state: one more each time that it opens or closes
+        self._failed_items: set[str] = set()  # since the last success
+        self._openings = 0  # in a row; 0 means closed
+        self._open_until = 0.0  # by the clock
+        self._probe_is_out = False
+        self.paused_since: str | None = None  # UTC text; None while closed
+        self.reason: str | None = None  # why it opened or, if iconik says something else by now, that
+
+    @property
+    def state(self) -> str:
+        """`closed`, `open` or `half-open`."""
+        if not self._openings:
+            return "closed"
+        return "open" if self._clock() < self._open_until else "half-open"
+
+    def describe(self) -> str:
+        """The state as a sentence."""
+        since = f" since {self.paused_since}: {self.reason}" if self._openings else ""
+        return f"The circuit breaker is {self.state}{since}"
+
+    def seconds_until_half_open(self) -> float:
+        """How long nothing is sent yet: 0 unless the breaker is open."""
+        return max(0.0, self._open_until - self._clock()) if self._openings else 0.0
+
+    @contextmanager
+    def permission(self) -> Iterator[Permission | None]:
+        """Wait until a request may go out. Yields None once the breaker has been stopped."""
+        permission = self._wait()
+        try:
+            yield permission
+        finally:
+            if permission and permission.is_probe:
+                with self._changed:
+                    if permission.generation == self._generation:
+                        self._probe_is_out = False
+                        self._changed.notify_all()
+
+    def stop(self) -> None:
+        """Let nobody send anything any more."""
+        with self._changed:
+            self._stopped = True
+            self._changed.notify_all()
+
+    def _wait(self) -> Permission | None:
+        with self._changed:
+            while not self._stopped:
+                state = self.state
+                if state == "closed" or (state == "half-open" and not self._probe_is_out):
+                    self._probe_is_out = state == "half-open"
+                    return Permission(self._probe_is_out, self._generation, self)
+                self._changed.wait(self.seconds_until_half_open() or None)
+            return None
+
+    def _succeeded(self, permission: Permission) -> None:
+        with self._changed:
+            if permission.generation != self._generation:
+                return
+            self._failed_items.clear()
+            if self._openings:
+                log.info("iconik takes jobs again: the circuit breaker closes (it opened at %s)", self.paused_since)
+                self._openings = 0
+                self.paused_since = self.reason = None
+                self._change()
+
+    def _failed(self, permission: Permission, object_id: str, reason: str) -> None:
+        with self._changed:
+            if permission.generation != self._generation:
+                return
+            self._failed_items.add(object_id)
+            if permission.is_probe or len(self._failed_items) >= MAX_FAILURES:
+                self._open(permission, reason, None)
+
+    def _open(self, permission: Permission, reason: str, seconds: float | None) -> None:
+        with self._changed:
+            if permission.generation != self._generation:
+                return
+            self._openings += 1
+            longest = max(MAX_OPEN_SECONDS, self._config.retry_delay)
+            delay = seconds or backoff(self._openings, self._config.retry_delay, longest)
+            self._open_until = self._clock() + delay
+            if self.paused_since is None:
+                self.paused_since = utc_text(time.time())
+                log.warning("The circuit breaker opens: %s. Nothing is sent for %.0f s", reason, delay)
+            elif reason != self.reason:
+                log.warning("The circuit breaker stays open (since %s): now %s", self.paused_since, reason)
+            self.reason = reason
+            self._failed_items.clear()
+            self._change()
+
+    def _change(self) -> None:
+        self._generation += 1
+        self._probe_is_out = False
+        self._changed.notify_all()

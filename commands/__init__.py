@@ -1,0 +1,11 @@
+"""The operator's commands, one module each: `python app.py [--config FILE] COMMAND`."""
+
+from commands.catch_up import catch_up
+from commands.check import check
+from commands.demo import demo
+from commands.register import register
+from commands.retry import retry
+from commands.skip import skip
+from commands.status import status
+
+ALL = (demo, check, register, status, retry, skip, catch_up)

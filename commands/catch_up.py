@@ -1,0 +1,125 @@
+"""catch-up: add the assets of a time of one's own choice."""
+
+import json
+import sys
+import time
+from contextlib import closing
+from pathlib import Path
+from typing import NamedTuple
+
+import click
+
+from commands.items import MIN_PAUSE, number_of
+from config import load
+from corrections import Corrections
+from database import listener_runs
+from iconik_client import IconikClient, Json
+from store import Store
+from text import UUID, local_text, one_line, seconds_of, title_of, utc_text
+
+STATE = "catch_up"  # the key in items.db's state: which catch-up was begun, and how far it has come
+
+
+class Period(NamedTuple):
+    """From when to when assets were created, as UTC text."""
+
+    since: str
+    until: str
+
+
+def _time(context: click.Context, option: click.Parameter, text: str | None) -> float | None:
+    """ISO 8601, local without an offset, as seconds since 1970."""
+    seconds = seconds_of(text, local=True) if text else None
+    if text and seconds is None:
+        raise click.BadParameter(f"{text!r} is not a time like 2026-11-23T16:47 or 2026-11-23T16:47:00+01:00")
+    return seconds
+
+
+@click.command("catch-up")
+@click.option(
+    "--since", callback=_time, required=True, metavar="TIME", help="Assets created from this time on: 2026-11-23T16:47"
+)
+@click.option("--until", callback=_time, metavar="TIME", help="… and up to this one.  [default: now]")
+@click.option("--dry-run", is_flag=True, help="Only list what would be added.")
+@click.option("--yes", is_flag=True, help="Do not ask. Needed where there is no terminal to ask at.")
+@click.pass_obj
+def catch_up(path: Path, since: float, until: float | None, dry_run: bool, yes: bool) -> None:
+    """Add the assets that were created in a time of your choice.
+
+    What was missed since the listener's first start, it finds by itself: this is for what is older, or was kept
+    out by a query or a disabled webhook. The assets that items.db does not know are added, and the running listener
+    asks for their proxies and has them analyzed. What is analyzed already is not analyzed again.
+
+    Times are local unless they have an offset. Interrupted, the same command goes on where it was.
+    """
+    config = load(path)
+    if since >= (until or time.time()):
+        raise click.UsageError("--since must be before --until, and not in the future")
+    client = IconikClient(config.iconik)
+    with closing(Store(config.listener.database)) as store:
+        begun = {"since": utc_text(since), "until": utc_text(until) if until else None}
+        period = Period(_resumed(store, begun) or utc_text(since), utc_text(until or time.time()))
+        count = client.count_assets_created(*period)
+        click.echo(f"From   {_in_both(period.since)}\nuntil  {_in_both(period.until)}\n{_assets(count)} created.")
+        if dry_run:
+            _list(client, Corrections(store), period)
+        elif count and _is_agreed(yes):
+            added = _add(client, Corrections(store), period, count, begun)
+            store.set_state(STATE, "")
+            does = "asks" if listener_runs(config.listener.database) else "will, once it is started, ask"
+            click.echo(f"{_assets(added)} added. The listener {does} for their proxies and has them analyzed.")
+
+
+def _assets(count: int) -> str:
+    return f"{number_of(count, 'asset')} {'was' if count == 1 else 'were'}"
+
+
+def _in_both(utc: str) -> str:
+    return f"{local_text(utc)} ({utc})"
+
+
+def _is_agreed(yes: bool) -> bool:
+    if yes:
+        return True
+    if not sys.stdin.isatty():
+        raise click.UsageError("iconik bills each analysis: give --yes, as there is no terminal to ask at")
+    return click.confirm("Add those that items.db does not know? iconik bills each analysis", abort=True)
+
+
+def _resumed(store: Store, begun: dict[str, str | None]) -> str | None:
+    """Up to when the same catch-up has come already; None if it was not begun, or is done."""
+    try:
+        state = json.loads(store.state(STATE) or "null")
+        return str(state["seen_until"]) if state and state["begun"] == begun else None
+    except (ValueError, LookupError, TypeError):  # written by hand
+        return None
+
+
+def _identified(page: list[Json]) -> list[tuple[str, str | None]]:
+    assets = [(str(asset.get("id")).lower(), title_of(asset)) for asset in page]
+    return [(object_id, title) for object_id, title in assets if UUID.fullmatch(object_id)]
+
+
+def _add(
+    client: IconikClient, corrections: Corrections, period: Period, count: int, begun: dict[str, str | None]
+) -> int:
+    added = 0
+    with click.progressbar(length=count, label="Adding") as progress:
+        for page in client.assets_created(*period):
+            started = time.monotonic()
+            seen_until = seconds_of(page[-1].get("date_created"))
+            state = json.dumps({"begun": begun, "seen_until": seen_until and utc_text(seen_until)})
+            added += corrections.add_assets(_identified(page), {STATE: state} if seen_until else {})
+            progress.update(len(page))
+            time.sleep(max(MIN_PAUSE, 3 * (time.monotonic() - started)))  # the listener has to write as well
+    return added
+
+
+def _list(client: IconikClient, corrections: Corrections, period: Period) -> None:
+    listed = 0
+    for page in client.assets_created(*period):
+        for (object_id, title), asset in zip(_identified(page), page):
+            if not corrections.is_known(object_id):
+                click.echo(f"{object_id}  {local_text(asset.get('date_created'))}  {one_line(title or '')}")
+                listed += 1
+    click.echo(f"{_assets(listed)} not in items.db yet")

@@ -1,0 +1,53 @@
+"""What `retry` and `skip` have in common: items named one by one, or all of a status, in batches."""
+
+import time
+from collections.abc import Callable, Iterator
+
+import click
+
+from text import one_line
+
+MIN_PAUSE = 0.1  # seconds between two batches, in which the listener can write
+
+
+def change_named(
+    object_ids: tuple[str, ...], change: Callable[[str], str], says: Callable[[str], tuple[bool, str]]
+) -> int:
+    """Change items, and say of each what was done.
+
+    :param change: changes one, and returns the status that it had
+    :param says: of a status, whether an item that had it was changed, and that in words
+    :returns: the exit code: 0 if every one was changed
+    """
+    all_changed = True
+    for object_id in object_ids:
+        changed, words = says(change(object_id.lower()))
+        click.echo(f"{one_line(object_id)} {words}", err=not changed)
+        all_changed = all_changed and changed
+    return 0 if all_changed else 1
+
+
+def change_all(change_batch: Callable[[], list[str]], words: str) -> None:
+    """Change batches of items until there are none left, and say of each item what was done."""
+    changed = 0
+    for object_ids in batches(change_batch):
+        for object_id in object_ids:
+            click.echo(f"{object_id} {words}")
+        changed += len(object_ids)
+    click.echo(f"{number_of(changed, 'item')} changed")
+
+
+def batches(write: Callable[[], list[str]]) -> Iterator[list[str]]:
+    """Write batch after batch, until one is empty, and leave the database to the listener for most of the time."""
+    while True:
+        started = time.monotonic()
+        batch = write()
+        if not batch:
+            return
+        yield batch
+        time.sleep(max(MIN_PAUSE, 3 * (time.monotonic() - started)))
+
+
+def number_of(count: int, noun: str) -> str:
+    """`1 item`, `2 items`."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"

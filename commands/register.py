@@ -1,0 +1,83 @@
+"""register: create, update or remove the two webhooks at iconik."""
+
+from contextlib import closing
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import click
+
+from config import Config, load
+from iconik_client import IconikClient
+from store import Store
+from text import one_line
+from webhooks import KINDS, REGISTERED_URL, WebhookDefinition, of_our_kinds
+
+
+@click.command()
+@click.argument("url")
+@click.option("--remove", is_flag=True, help="Delete the two webhooks that point at URL.")
+@click.option("--insecure", is_flag=True, help="Allow http://, over which the secret travels readable.")
+@click.pass_obj
+def register(path: Path, url: str, remove: bool, insecure: bool) -> None:
+    """Create or update the two webhooks at iconik.
+
+    URL is where iconik reaches this listener, without /create or /proxy: https://iconik-listener.example.com
+
+    A webhook that is there already, by URL and kind of event, is updated if need be: it gets the secret of
+    config.ini, and one that is disabled is put back in use. A query that you gave it to have only some assets
+    analyzed stays.
+    """
+    config = load(path)
+    url = url.rstrip("/")
+    _check_url(url, insecure or remove)
+    client = IconikClient(config.iconik)
+    same = [webhook for webhook in of_our_kinds(client.webhooks()) if webhook.url == url + webhook.kind.path]
+    if remove:
+        _remove(client, same, url)
+    else:
+        _save(client, same, url, config)
+    _note(config, url, remove)
+
+
+def _check_url(url: str, may_be_http: bool) -> None:
+    parts = urlsplit(url)
+    if parts.scheme not in ("https", "http") or not parts.netloc or parts.query or parts.fragment:
+        raise click.UsageError("URL must be like https://iconik-listener.example.com")
+    if parts.scheme == "http" and not may_be_http:
+        raise click.UsageError("http:// lets everybody on the way read the secret: use https://, or --insecure")
+    if parts.path.endswith(tuple(kind.path for kind in KINDS)):
+        raise click.UsageError("URL must be without /create or /proxy: they are added")
+
+
+def _save(client: IconikClient, same: list[WebhookDefinition], url: str, config: Config) -> None:
+    secret = config.listener.webhook_secret[0] if config.listener.webhook_secret else ""
+    if not secret:
+        click.echo("note: no webhook_secret is set in config.ini: the webhooks are registered without", err=True)
+    for kind in KINDS:
+        for existing in [webhook.fields for webhook in same if webhook.kind is kind] or [{}]:
+            desired = WebhookDefinition.desired(kind, url + kind.path, secret, existing)
+            changed = [key for key, value in desired.fields.items() if (existing.get(key) or "") != (value or "")]
+            if changed:
+                client.save_webhook(desired.fields, existing.get("id"))
+            was = f"updated (it was {one_line(str(existing.get('status')))})" if existing else "created"
+            click.echo(f"{desired.url}: {was if changed else 'as it should be'}")
+
+
+def _remove(client: IconikClient, same: list[WebhookDefinition], url: str) -> None:
+    for webhook in same:
+        client.delete_webhook(webhook.id)
+        click.echo(f"{webhook.url}: deleted")
+    if not same:
+        click.echo(f"iconik has no webhooks of this listener at {one_line(url)}", err=True)
+
+
+def _note(config: Config, url: str, remove: bool) -> None:
+    """Note for the listener which webhooks are its own: another one may have the same secret."""
+    if not config.listener.database.exists():
+        click.echo("note: the listener has not run yet: after its first start, run this command again", err=True)
+        return
+    with closing(Store(config.listener.database)) as store:
+        if not remove:
+            store.set_state(REGISTERED_URL, url)
+        elif store.state(REGISTERED_URL) == url:
+            store.set_state(REGISTERED_URL, "")

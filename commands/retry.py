@@ -1,0 +1,53 @@
+"""retry: have items attempted again, or asked about, now."""
+
+from contextlib import closing
+from pathlib import Path
+
+import click
+
+from commands.items import change_all, change_named
+from config import load
+from corrections import RETRIES, Corrections
+from store import Store
+
+WORDS = {
+    "failed": "is ready again",
+    "skipped": "is ready: it will be analyzed after all",
+    "ready": "is due now",
+    "awaiting_proxy": "is due now: iconik will be asked for its proxy",
+}
+
+
+def _says(status: str) -> tuple[bool, str]:
+    if status in WORDS:
+        return True, WORDS[status]
+    return False, "is not in items.db" if status == "unknown" else f"is {status}: it stays as it is"
+
+
+@click.command()
+@click.argument("object_ids", metavar="[OBJECT_ID]...", nargs=-1)
+@click.option(
+    "--all",
+    "status",
+    is_flag=False,
+    flag_value="failed",
+    type=click.Choice(list(RETRIES)),
+    help="All items of that status.  [without one: failed]",
+)
+@click.pass_obj
+def retry(path: Path, object_ids: tuple[str, ...], status: str | None) -> None:
+    """Have items submitted again, once the cause is fixed.
+
+    What failed or was skipped becomes ready again; what is ready or awaits its proxy is hurried. A running listener
+    takes it up within half a minute. iconik is asked first, so nothing is analyzed twice.
+    """
+    if bool(object_ids) == bool(status):
+        raise click.UsageError("name the items, or give --all")
+    config = load(path)
+    delay = config.submitter.retry_delay
+    with closing(Store(config.listener.database)) as store:
+        corrections = Corrections(store)
+        if not status:
+            raise SystemExit(change_named(object_ids, lambda one: corrections.retry(one, delay), _says))
+        since = store.now()
+        change_all(lambda: corrections.retry_batch(status, since, delay), WORDS[status])

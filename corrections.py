@@ -1,0 +1,114 @@
+"""Changes of items that neither a webhook nor an attempt makes: by a person's command, and by the reconciler."""
+
+from collections.abc import Iterable, Mapping
+
+from database import Row
+from store import ADD_ASSET, SET_STATE, SOONEST, Store
+
+BATCH_SIZE = 200  # rows that are written in one transaction, so that no webhook waits long for its turn
+AWAITING_CREATE_SECONDS = 24 * 3600.0  # how long a closed proxy waits for the create that it overtook
+
+STATUS_OF = "SELECT status FROM items WHERE object_id = :object_id"
+RETRY = f"""UPDATE items SET status = 'ready', ready_at = :now, attempts = 0, in_doubt = 0,
+    last_attempt_at = coalesce(last_attempt_at, :now), next_attempt_at = {SOONEST}"""  # noqa: S608
+HURRY = f"UPDATE items SET next_attempt_at = {SOONEST}"  # noqa: S608
+SKIP = "UPDATE items SET status = 'skipped', error = 'skipped by a person'"
+# What a retry does with each status that it changes, and which items of that status it has not changed yet.
+RETRIES = {
+    "failed": (RETRY, "coalesce(ready_at, '') < :now"),
+    "skipped": (RETRY, "coalesce(ready_at, '') < :now"),
+    "ready": (HURRY, f"last_attempt_at IS NOT NULL AND next_attempt_at > {SOONEST}"),
+    "awaiting_proxy": (HURRY, f"coalesce(next_attempt_at, '~') > {SOONEST}"),
+}
+SKIPPED = ("failed", "ready", "awaiting_proxy", "awaiting_create")  # what a skip changes
+
+
+class Corrections:
+    """Each method raises StoreUnavailable if the file cannot be read or written within 5 s."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._database = store.database
+
+    # What a person does.
+
+    def retry(self, object_id: str, retry_delay: float) -> str:
+        """Have an item attempted, or asked about, now. Returns the status that it had, or "unknown".
+
+        It is not attempted sooner than `retry_delay` seconds after its last attempt, which may have reached iconik.
+        An item that is being submitted, is submitted, or awaits its create stays as it is.
+        """
+        return self._change_one(object_id, {status: change for status, (change, _) in RETRIES.items()}, retry_delay)
+
+    def retry_batch(self, status: str, since: str, retry_delay: float) -> list[str]:
+        """The same for up to 200 items of that status, but those retried `since` (UTC text). Returns their ids."""
+        change, not_yet = RETRIES[status]
+        return self._change_batch(change, status, not_yet, now=since, retry_delay=retry_delay)
+
+    def skip(self, object_id: str) -> str:
+        """Settle that an asset is not to be analyzed. Returns the status that the item had, or "unknown"."""
+        return self._change_one(object_id, dict.fromkeys(SKIPPED, SKIP), 0)
+
+    def skip_batch(self, status: str) -> list[str]:
+        """The same for up to 200 items of that status. Returns their ids."""
+        return self._change_batch(SKIP, status, "1")
+
+    def _change_one(self, object_id: str, changes: Mapping[str, str], retry_delay: float) -> str:
+        values = {"object_id": object_id, "now": self._store.now(), "retry_delay": retry_delay}
+        with self._database.transaction() as db:
+            row: Row | None = db.execute(STATUS_OF, values).fetchone()
+            status = str(row["status"]) if row else "unknown"
+            if status in changes:
+                db.execute(f"{changes[status]} WHERE object_id = :object_id", values)
+        return status
+
+    def _change_batch(self, change: str, status: str, condition: str, **values: object) -> list[str]:
+        rows = self._database.run(
+            f"""{change} WHERE object_id IN (SELECT object_id FROM items
+                WHERE status = '{status}' AND {condition} LIMIT {BATCH_SIZE}) RETURNING object_id""",  # noqa: S608
+            **values,
+        )
+        return [row["object_id"] for row in rows]
+
+    # What iconik told when it was asked.
+
+    def add_assets(self, assets: Iterable[tuple[str, str | None]], state: Mapping[str, str]) -> int:
+        """Store assets (id and title), each as its create webhook would have, and rows of the state with them.
+
+        Returns how many of them change something: they were not there yet, or awaited their create.
+        """
+        added = 0
+        with self._database.transaction() as db:
+            for object_id, title in assets:
+                added += len(db.execute(ADD_ASSET, self._store.asset_values(object_id, title)).fetchall())
+            for key, value in state.items():
+                db.execute(SET_STATE, {"key": key, "value": value})
+        return added
+
+    def is_known(self, object_id: str) -> bool:
+        """Whether add_assets would leave that asset as it is."""
+        row = self._database.run(STATUS_OF, object_id=object_id)
+        return bool(row) and row[0]["status"] != "awaiting_create"
+
+    def fail_submitted(self, object_id: str, job_id: str, failed_at: str, error: str) -> bool:
+        """A job failed at iconik at `failed_at` (UTC text). Returns whether it was the item's, which is failed now."""
+        rows = self._database.run(
+            """UPDATE items SET status = 'failed', error = :error
+            WHERE object_id = :object_id AND status = 'submitted'
+                AND (job_id = :job_id OR job_id IS NULL AND submitted_at < :failed_at) RETURNING object_id""",
+            object_id=object_id,
+            job_id=job_id,
+            failed_at=failed_at,
+            error=error,
+        )
+        return bool(rows)
+
+    def delete_awaiting_create(self) -> int:
+        """Delete up to 200 of the items whose create has not come for a day. Returns how many."""
+        rows = self._database.run(
+            f"""DELETE FROM items WHERE object_id IN (SELECT object_id FROM items
+                WHERE status = 'awaiting_create' AND proxy_closed_at < :before LIMIT {BATCH_SIZE})
+            RETURNING object_id""",  # noqa: S608
+            before=self._store.now(-AWAITING_CREATE_SECONDS),
+        )
+        return len(rows)

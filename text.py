@@ -1,0 +1,57 @@
+"""Text: ids, times and lines, each understood in one place."""
+
+import os
+import re
+import shlex
+from datetime import datetime, timezone
+
+UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE | re.ASCII)
+MAX_TITLE = 255
+
+
+def one_line(text: str, max_length: int = 200) -> str:
+    """Make text from outside fit for a log and a terminal: no control characters, and at most `max_length` long."""
+    if len(text) <= max_length and text.isprintable() and "  " not in text:
+        return text.strip(" ")
+    printable = "".join(char if char.isprintable() else " " for char in text[: 4 * max_length])
+    line = " ".join(printable.split())
+    return line if len(line) <= max_length else line[: max_length - 1] + "…"
+
+
+def title_of(asset: dict[str, object]) -> str | None:
+    """The title of an asset of iconik's, as one line; None if it has none that is text."""
+    title = asset.get("title")
+    return one_line(title, MAX_TITLE) if isinstance(title, str) else None
+
+
+def utc_text(seconds: float) -> str:
+    """Write seconds since 1970 as items.db and the log do: `2026-11-23T16:47:00.123Z`."""
+    return datetime.fromtimestamp(seconds, timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def local_text(time: object) -> str:
+    """Write an ISO 8601 time by this machine's clock, and say by which: `2026-11-23 17:47:00 CET`."""
+    seconds = seconds_of(time)
+    if seconds is None:
+        return one_line(str(time))
+    return datetime.fromtimestamp(seconds).astimezone().strftime("%Y-%m-%d %H:%M:%S %Z")
+
+
+def seconds_of(text: object, *, local: bool = False) -> float | None:
+    """Read an ISO 8601 time as seconds since 1970. None if `text` is not such a time.
+
+    :param local: a time without an offset is by this machine's clock; it is UTC otherwise
+    """
+    try:
+        # Python 3.10 reads neither a Z nor a fraction of any other length than three or six digits.
+        plain = re.sub(r"[zZ]$", "+00:00", str(text))
+        plain = re.sub(r"\.(\d+)", lambda fraction: f".{fraction[1]:0<6.6}", plain)
+        time = datetime.fromisoformat(plain)
+        return (time if time.tzinfo or local else time.replace(tzinfo=timezone.utc)).timestamp()
+    except (ValueError, OverflowError):
+        return None
+
+
+def command(*words: str) -> str:
+    """A command of this program, as a line that can be pasted on this machine: `iconik-listener retry --all`."""
+    return f"{os.environ.get('ICONIK_LISTENER_COMMAND', 'python app.py')} {shlex.join(words)}"

@@ -1,0 +1,3 @@
+"""The version of the program: shown by `--version`, in the log's first line, at /health and in the User-Agent."""
+
+__version__ = "1.1.0"
