@@ -11,7 +11,8 @@ from flask.testing import FlaskClient
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from app import LogFormatter, create_app
+from log import LogFormatter
+from resources import Listening, create_app
 from store import Store
 from submitter import Submitter
 from support import ASSET, create_event, proxy_event, rows
@@ -30,7 +31,7 @@ FIELDS = ["event_type", "object_id", "operation", "realm", "data"]
 @pytest.fixture
 def web(store: Store, submitters: Callable[..., Submitter]) -> FlaskClient:
     submitter = submitters()
-    return create_app(store, submitter, submitter._pauses, "").test_client()
+    return create_app(Listening(store, submitter, submitter._breaker, (), min_age=600)).test_client()
 
 
 @pytest.fixture(autouse=True)
@@ -38,7 +39,7 @@ def log(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     caplog.set_level(logging.INFO)
     yield
     for record in caplog.records:
-        line = LogFormatter().format(record)
+        line = LogFormatter(with_priority=False).format(record)
         assert line.isprintable()
         assert record.levelno < logging.ERROR
 
@@ -71,10 +72,10 @@ def test_any_value_in_any_field(web: FlaskClient, tmp_path: Path, path: str, fie
 @given(title=values)
 @settings(BASE, max_examples=200)
 def test_any_title(web: FlaskClient, store: Store, tmp_path: Path, title: Any) -> None:
-    store._run("DELETE FROM items")
+    store.database.run("DELETE FROM items")
     assert web.post("/create", data=json.dumps(create_event(title=title))).json == {
         "object_id": ASSET,
-        "item": "pending",
+        "item": "awaiting_proxy",
     }
     [row] = rows(tmp_path / "items.db")
     assert row["title"] is None or (row["title"].isprintable() and len(row["title"]) <= 255)

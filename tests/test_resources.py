@@ -1,5 +1,6 @@
 import json
 import logging
+import resource
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
@@ -10,26 +11,43 @@ import pytest
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
-import store as store_module
-from app import LogFormatter, OnceAMinute, create_app
-from iconik_client import IconikUnavailable
+from circuit_breaker import CircuitBreaker
+from log import LogFormatter, OnceAMinute
+from resources import Listening, create_app
 from store import Store
 from submitter import Submitter
-from support import ARTICLE_CREATE, ARTICLE_PROXY, ASSET, OTHER_ASSET, create_event, proxy_event, rows
+from support import (
+    ARTICLE_CREATE,
+    ARTICLE_PROXY,
+    ASSET,
+    OTHER_ASSET,
+    create_event,
+    new_id,
+    proxy_event,
+    rows,
+    wait_until,
+)
+from version import __version__
 
 SECRET = "s3cret"
 HEADERS = {"X-Webhook-Secret": SECRET}
 
 
 @pytest.fixture
-def submitter(submitters: Callable[..., Submitter]) -> Submitter:
-    """Not started: an item that is ready stays so."""
-    return submitters()
+def listening(store: Store, submitters: Callable[..., Submitter]) -> Listening:
+    """With a submitter that is not started: an item that is ready stays so."""
+    submitter = submitters()
+    return Listening(store, submitter, submitter._breaker, (SECRET,), min_age=600)
 
 
 @pytest.fixture
-def web(store: Store, submitter: Submitter) -> FlaskClient:
-    return create_app(store, submitter, submitter._pauses, SECRET).test_client()
+def breaker(listening: Listening) -> CircuitBreaker:
+    return listening.breaker
+
+
+@pytest.fixture
+def web(listening: Listening) -> FlaskClient:
+    return create_app(listening).test_client()
 
 
 @pytest.fixture
@@ -49,21 +67,21 @@ Post = Callable[..., TestResponse]
 
 def test_the_articles_payloads_are_understood(post: Post) -> None:
     created = post("/create", ARTICLE_CREATE)
-    assert (created.status_code, created.json) == (200, {"object_id": ASSET, "item": "pending"})
+    assert (created.status_code, created.json) == (200, {"object_id": ASSET, "item": "awaiting_proxy"})
     closed = post("/proxy", ARTICLE_PROXY)
-    assert (closed.status_code, closed.json) == (200, {"object_id": OTHER_ASSET, "item": "early"})
+    assert (closed.status_code, closed.json) == (200, {"object_id": OTHER_ASSET, "item": "awaiting_create"})
 
 
 def test_a_created_asset_is_ready_once_a_proxy_is_closed(post: Post, store: Store) -> None:
-    assert items(post("/create", create_event()), post("/proxy", proxy_event())) == ["pending", "ready"]
-    item = store.claim()
+    assert items(post("/create", create_event()), post("/proxy", proxy_event())) == ["awaiting_proxy", "ready"]
+    item = store.claim_new()
     assert item is not None
     assert item.object_id == ASSET
 
 
 def test_webhooks_may_come_in_any_order_and_any_number_of_times(post: Post, tmp_path: Path) -> None:
     answers = [post(path, event) for path, event in [("/proxy", proxy_event()), ("/create", create_event())] * 2]
-    assert items(*answers) == ["early", "ready", "unchanged", "unchanged"]
+    assert items(*answers) == ["awaiting_create", "ready", "unchanged", "unchanged"]
     assert len(rows(tmp_path / "items.db")) == 1
 
 
@@ -74,14 +92,14 @@ def test_a_proxy_that_is_not_closed_changes_nothing(post: Post, tmp_path: Path, 
     assert items(post("/proxy", proxy_event(status=status))) == ["unchanged"]
     assert rows(tmp_path / "items.db") == []
     assert items(post("/create", create_event()), post("/proxy", proxy_event(status=status))) == [
-        "pending",
+        "awaiting_proxy",
         "unchanged",
     ]
 
 
 def test_an_id_in_capitals_is_the_same_id(post: Post) -> None:
     answer = post("/create", create_event(ASSET.upper()))
-    assert answer.json == {"object_id": ASSET, "item": "pending"}
+    assert answer.json == {"object_id": ASSET, "item": "awaiting_proxy"}
     assert items(post("/proxy", proxy_event())) == ["ready"]
 
 
@@ -100,7 +118,7 @@ def test_an_id_in_capitals_is_the_same_id(post: Post) -> None:
     ],
 )
 def test_a_title_is_stored_as_one_line_of_text(post: Post, tmp_path: Path, title: Any, stored: str | None) -> None:
-    assert items(post("/create", create_event(title=title))) == ["pending"]
+    assert items(post("/create", create_event(title=title))) == ["awaiting_proxy"]
     assert rows(tmp_path / "items.db")[0]["title"] == stored
 
 
@@ -122,8 +140,8 @@ def test_a_trailing_slash_is_tolerated(post: Post, path: str) -> None:
         ("/proxy", {"event_type": "jobs"}, "ignored"),
         ("/proxy", {"operation": "delete"}, "ignored"),
         ("/proxy", {"realm": "entity"}, "ignored"),
-        ("/proxy", {"operation": "create"}, "early"),
-        ("/proxy", {"operation": "update"}, "early"),
+        ("/proxy", {"operation": "create"}, "awaiting_create"),
+        ("/proxy", {"operation": "update"}, "awaiting_create"),
     ],
 )
 def test_an_event_of_another_kind_is_answered_200_and_ignored(
@@ -146,7 +164,7 @@ def test_an_event_of_another_kind_may_be_about_anything(post: Post, object_id: A
 def test_a_missing_field_counts_as_matching(post: Post, path: str, field: str) -> None:
     event = create_event() if path == "/create" else proxy_event()
     del event[field]
-    assert items(post(path, event)) == ["pending" if path == "/create" else "early"]
+    assert items(post(path, event)) == ["awaiting_proxy" if path == "/create" else "awaiting_create"]
 
 
 # What is refused
@@ -174,7 +192,7 @@ def test_a_missing_field_counts_as_matching(post: Post, path: str, field: str) -
     ],
 )
 @pytest.mark.parametrize("path", ["/create", "/proxy"])
-def test_an_object_id_that_is_no_uuid_is_a_400(post: Post, tmp_path: Path, path: str, object_id: Any) -> None:
+def test_an_object_id_that_is_not_a_uuid_is_a_400(post: Post, tmp_path: Path, path: str, object_id: Any) -> None:
     event = {**(create_event() if path == "/create" else proxy_event()), "object_id": object_id}
     refused(post(path, event), 400, "object_id must be a UUID, like 2b45a8ca-f0b4-11e7-a36b-0a580a00054a")
     assert rows(tmp_path / "items.db") == []
@@ -182,7 +200,7 @@ def test_an_object_id_that_is_no_uuid_is_a_400(post: Post, tmp_path: Path, path:
 
 @pytest.mark.parametrize("data", [None, [], "x", 5, True])
 @pytest.mark.parametrize("path", ["/create", "/proxy"])
-def test_data_that_is_no_object_is_a_400(post: Post, path: str, data: Any) -> None:
+def test_data_that_is_not_an_object_is_a_400(post: Post, path: str, data: Any) -> None:
     event = create_event() if path == "/create" else proxy_event()
     refused(post(path, {**event, "data": data}), 400, "data must be an object")
     del event["data"]
@@ -190,7 +208,7 @@ def test_data_that_is_no_object_is_a_400(post: Post, path: str, data: Any) -> No
 
 
 @pytest.mark.parametrize("status", [None, 5, True, [], {}, ["CLOSED"]])
-def test_a_proxy_status_that_is_no_text_is_a_400(post: Post, status: Any) -> None:
+def test_a_proxy_status_that_is_not_text_is_a_400(post: Post, status: Any) -> None:
     refused(post("/proxy", proxy_event(status=status)), 400, "data.status must be text")
 
 
@@ -212,17 +230,17 @@ def test_a_proxy_status_that_is_no_text_is_a_400(post: Post, status: Any) -> Non
     ids=lambda body: str(body[:12]),
 )
 @pytest.mark.parametrize("path", ["/create", "/proxy"])
-def test_a_body_that_is_no_json_object_is_a_400(post: Post, path: str, body: bytes) -> None:
+def test_a_body_that_is_not_a_json_object_is_a_400(post: Post, path: str, body: bytes) -> None:
     refused(post(path, body), 400, "The body must be a JSON object")
 
 
 @pytest.mark.parametrize("content_type", ["application/json", "text/plain", "application/x-www-form-urlencoded", ""])
 def test_json_is_read_whatever_the_content_type_says(post: Post, content_type: str) -> None:
-    assert items(post("/create", create_event(), content_type=content_type)) == ["pending"]
+    assert items(post("/create", create_event(), content_type=content_type)) == ["awaiting_proxy"]
 
 
 def test_a_body_of_windows_is_read(post: Post) -> None:
-    assert items(post("/create", b"\xef\xbb\xbf" + json.dumps(create_event()).encode())) == ["pending"]
+    assert items(post("/create", b"\xef\xbb\xbf" + json.dumps(create_event()).encode())) == ["awaiting_proxy"]
 
 
 @pytest.mark.parametrize(
@@ -257,10 +275,29 @@ def test_a_refused_sender_is_in_the_log_and_no_secret_is(post: Post, caplog: pyt
     )
 
 
-def test_without_a_secret_configured_none_is_needed(store: Store, submitter: Submitter) -> None:
-    web = create_app(store, submitter, submitter._pauses, "").test_client()
+def test_each_sender_and_each_kind_of_refusal_is_told_of(post: Post, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.handler.addFilter(OnceAMinute())
+    for sender in ("203.0.113.9", "203.0.113.9", "203.0.113.10"):
+        post("/create", create_event(), headers={"X-Webhook-Secret": "wrong", "X-Forwarded-For": sender})
+        post("/create", create_event(), headers={"X-Forwarded-For": sender})
+    assert len(caplog.records) == 4
+
+
+def test_without_a_secret_configured_none_is_needed(listening: Listening) -> None:
+    listening.secrets = ()
+    web = create_app(listening).test_client()
     assert web.post("/create", json=create_event()).status_code == 200
     assert web.post("/proxy", json=proxy_event(), headers={"X-Webhook-Secret": "any"}).status_code == 200
+
+
+def test_while_the_secret_is_being_changed_both_are_accepted(listening: Listening) -> None:
+    listening.secrets = ("new", "old")
+    web = create_app(listening).test_client()
+    codes = [
+        web.post("/create", json=create_event(), headers={"X-Webhook-Secret": secret}).status_code
+        for secret in ("new", "old", "new old", "")
+    ]
+    assert codes == [200, 200, 401, 401]
 
 
 @pytest.mark.parametrize(
@@ -277,55 +314,120 @@ def test_every_error_is_json_and_tells_nothing(web: FlaskClient, method: str, pa
 def test_a_mistake_of_ours_is_a_500_that_tells_nothing_and_one_line_in_the_log(
     post: Post, store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(store, "created", lambda *_: 1 / 0)
+    monkeypatch.setattr(store, "add_asset", lambda *_: 1 / 0)
     refused(post("/create", create_event()), 500, "Internal Server Error")
     [record] = caplog.records
-    line = LogFormatter().format(record)
+    line = LogFormatter(with_priority=False).format(record)
     assert "ZeroDivisionError" in line
-    assert "test_app.py" in line
+    assert "test_resources.py" in line
     assert "\n" not in line
 
 
 def test_while_items_cannot_be_stored_the_answer_is_503(
-    post: Post, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    post: Post, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(store_module, "BUSY_SECONDS", 0.02)
+    monkeypatch.setattr(store.database, "_max_wait", 0.02)
     with closing(sqlite3.connect(tmp_path / "items.db", isolation_level=None)) as person:
         person.execute("BEGIN IMMEDIATE")
         refused(post("/create", create_event()), 503, "The event cannot be stored just now")
         refused(post("/proxy", proxy_event()), 503, "The event cannot be stored just now")
     assert "database is locked" in caplog.text
-    assert items(post("/create", create_event())) == ["pending"]
+    assert items(post("/create", create_event())) == ["awaiting_proxy"]
+
+
+def test_into_a_database_that_was_deleted_nothing_is_answered_200(
+    post: Post, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "items.db").unlink()
+    refused(post("/create", create_event()), 503, "The event cannot be stored just now")
+    assert f"{tmp_path}/items.db: was deleted or replaced under the listener" in caplog.text
+
+
+def test_into_a_database_whose_log_was_deleted_nothing_is_answered_200(post: Post, tmp_path: Path) -> None:
+    (tmp_path / "items.db-wal").unlink()
+    refused(post("/create", create_event()), 503, "The event cannot be stored just now")
 
 
 # Health
 
 
-def test_health_tells_how_it_is_without_the_secret(web: FlaskClient, store: Store) -> None:
+def test_health_tells_how_it_is_without_the_secret(web: FlaskClient, store: Store, listening: Listening) -> None:
     for asset_id in (ASSET, OTHER_ASSET):
-        store.created(asset_id, None)
+        store.add_asset(asset_id, None)
         store.proxy_closed(asset_id)
-    store.claim()
-    assert web.get("/health").json == {"status": "ok", "ready": 1, "submitting": 1, "failed": 0, "last_error": None}
+    store.claim_new()
+    assert web.get("/health").json == {
+        "status": "ok",
+        "version": __version__,
+        "started_at": listening.started_at,
+        "paused_since": None,
+        "last_error": None,
+        "last_webhook_at": None,
+        "ready": 1,
+        "submitting": 1,
+        "failed": 0,
+        "oldest_due_at": rows(store.database.path, "status = 'ready'")[0]["next_attempt_at"],
+    }
 
 
-def test_health_tells_of_a_pause_and_of_its_reason_without_iconiks_words(
-    web: FlaskClient, store: Store, submitter: Submitter
+def test_health_tells_when_the_last_webhook_of_iconik_came(post: Post, web: FlaskClient, listening: Listening) -> None:
+    post("/create", {"event_type": "iconik-listener", "operation": "check"})
+    assert listening.last_webhook_at is None
+    post("/create", create_event())
+    answer = web.get("/health").json
+    assert answer is not None
+    assert answer["last_webhook_at"] >= listening.started_at
+
+
+def open_breaker(breaker: CircuitBreaker) -> None:
+    with breaker.permission() as permission:
+        assert permission is not None
+        permission.rate_limited("iconik answered 429", 0.05)
+
+
+def test_health_tells_of_a_pause_since_when_and_why(
+    web: FlaskClient, breaker: CircuitBreaker, listening: Listening
 ) -> None:
-    turn = submitter._pauses.enter()
-    assert turn is not None
-    error = IconikUnavailable("iconik answered 503", f"asset {ASSET} is away")
-    submitter._pauses.begin(turn, "analyze", error)
-    submitter.last_error = error.summary
+    open_breaker(breaker)
+    listening.submitter.last_error = "iconik answered 429"
     answer = web.get("/health")
     assert answer.status_code == 200
     assert answer.json is not None
-    assert (answer.json["status"], answer.json["last_error"]) == ("paused", "iconik answered 503")
+    assert (answer.json["status"], answer.json["last_error"]) == ("paused", "iconik answered 429")
+    assert answer.json["paused_since"] == breaker.paused_since
+
+
+def test_health_is_not_paused_for_ever_after_the_last_item_of_an_outage(
+    web: FlaskClient, breaker: CircuitBreaker, store: Store
+) -> None:
+    open_breaker(breaker)
+    wait_until(lambda: breaker.state == "half-open")
+    answer = web.get("/health").json
+    assert answer is not None
+    assert (answer["status"], answer["paused_since"]) == ("ok", None)
+    store.add_asset(ASSET, None)
+    store.proxy_closed(ASSET)
+    answer = web.get("/health").json
+    assert answer is not None
+    assert answer["status"] == "paused"
 
 
 def test_health_is_503_if_the_database_does_not_answer(web: FlaskClient, store: Store) -> None:
     store.close()
-    refused(web.get("/health"), 503, "The database does not answer")
+    refused(web.get("/health"), 503, "The database cannot be read or written")
+
+
+def test_on_a_full_disk_health_is_503_until_something_can_be_written_again(
+    post: Post, web: FlaskClient, tmp_path: Path
+) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, ((tmp_path / "items.db-wal").stat().st_size, limits[1]))
+    try:
+        refused(post("/create", create_event()), 503, "The event cannot be stored just now")
+        refused(web.get("/health"), 503, "The database cannot be read or written")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert web.get("/health").status_code == 200
 
 
 # The log
@@ -340,25 +442,6 @@ def test_an_items_way_reads_as_in_the_article(post: Post, caplog: pytest.LogCapt
         f"Creating new queue item for object_id {ASSET}",
         f"Found object {ASSET} in finished proxy queue",
     ]
-
-
-def test_a_line_of_the_log_is_one_line_with_time_and_level_first() -> None:
-    record = logging.makeLogRecord({"msg": "a\nb\x1b[2J", "levelname": "INFO", "created": 1.5, "msecs": 500.0})
-    assert LogFormatter().format(record) == "1970-01-01T00:00:01.500Z INFO a b [2J"
-
-
-def test_a_topic_passes_once_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = 1000.0
-    monkeypatch.setattr("app.time.monotonic", lambda: now)
-    passes = OnceAMinute().filter
-    secret, claim, none = (
-        logging.makeLogRecord({"topic": topic} if topic else {}) for topic in ("secret", "claim", "")
-    )
-    assert [passes(record) for record in (secret, claim, none, secret, claim, none)] == [1, 1, 1, 0, 0, 1]
-    now += 59
-    assert not passes(secret)
-    now += 1
-    assert passes(secret)
 
 
 def items(*answers: TestResponse) -> list[str]:

@@ -1,0 +1,239 @@
+import sqlite3
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+import corrections as corrections_module
+from corrections import Corrections
+from store import Store
+from support import ASSET, OTHER_ASSET, Clock, new_id, rows
+from text import utc_text
+
+DAY = 24 * 3600
+
+
+@pytest.fixture
+def store(tmp_path: Path, clock: Clock) -> Iterator[Store]:
+    store = Store(tmp_path / "items.db", listener=True, clock=clock)
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def corrections(store: Store) -> Corrections:
+    return Corrections(store)
+
+
+@pytest.fixture
+def row(store: Store, tmp_path: Path) -> Callable[..., sqlite3.Row]:
+    def read(object_id: str = ASSET) -> sqlite3.Row:
+        [row] = rows(tmp_path / "items.db", f"object_id = '{object_id}'")
+        return row
+
+    return read
+
+
+Row = Callable[..., sqlite3.Row]
+
+
+def bring_to(store: Store, status: str, object_id: str = ASSET) -> None:
+    """Bring a new item to a status."""
+    if status == "awaiting_create":
+        store.proxy_closed(object_id)
+        return
+    store.add_asset(object_id, "a.mov", 600)
+    if status == "awaiting_proxy":
+        return
+    store.proxy_closed(object_id)
+    if status == "new":
+        return
+    store.claim_new()
+    if status == "ready":
+        store.postpone(object_id, 900, "iconik answered 503")
+    if status == "submitted":
+        store.mark_submitted(object_id, "job")
+    if status == "skipped":
+        store.mark_skipped(object_id, "the asset is deleted")
+    if status == "failed":
+        store.mark_failed(object_id, "iconik answered 404")
+
+
+# Retry
+
+
+@pytest.mark.parametrize("status", ["failed", "skipped"])
+def test_retry_makes_an_item_ready_anew(
+    store: Store, corrections: Corrections, row: Row, clock: Clock, status: str
+) -> None:
+    bring_to(store, status)
+    clock.now += 8 * DAY
+    assert corrections.retry(ASSET, 10) == status
+    assert (row()["status"], row()["attempts"], row()["in_doubt"]) == ("ready", 0, 0)
+    assert row()["ready_at"] == row()["next_attempt_at"] == utc_text(clock.now)
+    assert store.claim_new() is None  # what is new goes first
+    item = store.claim_due(600, 7 * DAY)
+    assert item is not None
+    assert item.attempts == 1
+
+
+@pytest.mark.parametrize("status", ["ready", "awaiting_proxy"])
+def test_retry_hurries_what_is_waiting(store: Store, corrections: Corrections, clock: Clock, status: str) -> None:
+    bring_to(store, status)
+    clock.now += 30
+    assert store.claim_due(600, 7 * DAY) is None
+    assert corrections.retry(ASSET, 10) == status
+    item = store.claim_due(600, 7 * DAY)
+    assert item is not None
+    assert item.object_id == ASSET
+
+
+@pytest.mark.parametrize("status", ["submitting", "submitted", "awaiting_create"])
+def test_retry_leaves_the_others_alone(store: Store, corrections: Corrections, row: Row, status: str) -> None:
+    bring_to(store, status)
+    before = tuple(row())
+    assert corrections.retry(ASSET, 10) == status
+    assert tuple(row()) == before
+    assert corrections.retry(OTHER_ASSET, 10) == "unknown"
+
+
+@pytest.mark.parametrize("gives_up", [True, False])
+def test_retry_does_not_look_too_early_at_what_is_in_doubt_however_often_it_is_given(
+    store: Store, corrections: Corrections, clock: Clock, gives_up: bool
+) -> None:
+    bring_to(store, "submitting")
+    store.postpone(ASSET, 0, "no answer", in_doubt=True)
+    if gives_up:
+        store.claim_due(600, 7 * DAY)
+        store.mark_failed(ASSET, "given up")
+    clock.now += 4
+    for _ in range(3):
+        corrections.retry(ASSET, 10)
+        store.recover(10)
+    clock.now += 5.9
+    assert store.claim_due(600, 7 * DAY) is None
+    clock.now += 0.2
+    assert store.claim_due(600, 7 * DAY) is not None
+
+
+@pytest.mark.parametrize("status", list(corrections_module.RETRIES))
+def test_all_of_a_status_are_retried_once_in_batches(
+    store: Store, corrections: Corrections, clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: str
+) -> None:
+    monkeypatch.setattr(corrections_module, "BATCH_SIZE", 3)
+    ids = {new_id() for _ in range(7)}
+    for object_id in ids:
+        bring_to(store, status, object_id)
+    bring_to(store, "submitting", ASSET)
+    clock.now += 4
+    since = store.now()
+    batches = []
+    while batch := corrections.retry_batch(status, since, 10):
+        batches.append(batch)
+        for object_id in batch:  # meanwhile, it fails again
+            if status in ("failed", "skipped") and store.claim_due(600, 7 * DAY):
+                store.mark_failed(object_id, "again")
+        clock.now += 1
+    assert [len(batch) for batch in batches] == [3, 3, 1]
+    assert {object_id for batch in batches for object_id in batch} == ids
+
+
+# Skip
+
+
+@pytest.mark.parametrize("status", corrections_module.SKIPPED)
+def test_skip_settles_an_item(store: Store, corrections: Corrections, row: Row, clock: Clock, status: str) -> None:
+    bring_to(store, status)
+    assert corrections.skip(ASSET) == status
+    assert (row()["status"], row()["error"], row()["finished"]) == ("skipped", "skipped by a person", "True")
+    clock.now += 365 * DAY
+    assert store.claim_new() is None
+    assert store.claim_due(600, 7 * DAY) is None
+    assert store.proxy_closed(ASSET) == store.add_asset(ASSET, None) == "unchanged"
+
+
+@pytest.mark.parametrize("status", ["submitting", "submitted"])
+def test_skip_leaves_alone_what_iconik_has_or_may_have(
+    store: Store, corrections: Corrections, row: Row, status: str
+) -> None:
+    bring_to(store, status)
+    before = tuple(row())
+    assert corrections.skip(ASSET) == status
+    assert corrections.skip(OTHER_ASSET) == "unknown"
+    assert tuple(row()) == before
+
+
+def test_all_of_a_status_are_skipped_in_batches(
+    store: Store, corrections: Corrections, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(corrections_module, "BATCH_SIZE", 3)
+    for _ in range(5):
+        bring_to(store, "failed", new_id())
+    bring_to(store, "ready")
+    assert [len(corrections.skip_batch("failed")) for _ in range(3)] == [3, 2, 0]
+    assert {row["status"]: row["items"] for row in store.overview()} == {"ready": 1, "skipped": 5}
+
+
+# What iconik told
+
+
+def test_a_missed_asset_is_stored_as_its_create_webhook_would_have(
+    store: Store, corrections: Corrections, row: Row
+) -> None:
+    bring_to(store, "awaiting_create")
+    bring_to(store, "submitted", OTHER_ASSET)
+    new = new_id()
+    assert corrections.add_assets([(ASSET, "a.mov"), (OTHER_ASSET, "b"), (new, None), (new, None)], {"k": "v"}) == 2
+    assert (row()["status"], row()["title"]) == ("ready", "a.mov")
+    assert row(OTHER_ASSET)["status"] == "submitted"
+    assert row(new)["status"] == "awaiting_proxy"
+    assert store.state("k") == "v"
+    assert [corrections.is_known(one) for one in (ASSET, OTHER_ASSET, new, new_id())] == [True, True, True, False]
+
+
+@pytest.mark.parametrize(
+    ("known_job", "failed_job", "later", "becomes"),
+    [
+        ("job", "job", 5, "failed"),
+        ("job", "job", -5, "failed"),
+        ("job", "other", 5, "submitted"),
+        (None, "any", 5, "failed"),
+        (None, "any", -5, "submitted"),
+    ],
+)
+def test_a_submitted_item_fails_with_its_own_job(
+    store: Store, corrections: Corrections, row: Row, clock: Clock, known_job: str | None, failed_job: str, later: int,
+    becomes: str,
+) -> None:  # fmt: skip
+    bring_to(store, "submitting")
+    store.mark_submitted(ASSET, known_job)
+    failed = corrections.fail_submitted(ASSET, failed_job, utc_text(clock.now + later), "iconik's analysis failed")
+    assert failed == (becomes == "failed")
+    assert row()["status"] == becomes
+
+
+def test_the_old_jobs_failure_found_again_changes_nothing(store: Store, corrections: Corrections, row: Row) -> None:
+    bring_to(store, "submitted")
+    failure = (ASSET, "job", store.now(), "iconik's analysis failed")
+    assert corrections.fail_submitted(*failure)
+    assert not corrections.fail_submitted(*failure)
+    corrections.retry(ASSET, 0)
+    assert not corrections.fail_submitted(*failure)
+    store.claim_due(600, 7 * DAY)
+    store.mark_submitted(ASSET, "job2")
+    assert not corrections.fail_submitted(*failure)
+    assert row()["status"] == "submitted"
+
+
+def test_a_closed_proxy_waits_a_day_for_its_create_and_nothing_else_is_deleted(
+    store: Store, corrections: Corrections, clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(corrections_module, "BATCH_SIZE", 2)
+    for _ in range(3):
+        bring_to(store, "awaiting_create", new_id())
+    bring_to(store, "awaiting_proxy")
+    clock.now += DAY
+    assert corrections.delete_awaiting_create() == 0
+    clock.now += 0.001
+    assert [corrections.delete_awaiting_create() for _ in range(3)] == [2, 1, 0]
+    assert [row["object_id"] for row in rows(tmp_path / "items.db")] == [ASSET]

@@ -1,0 +1,295 @@
+import os
+import resource
+import shutil
+import sqlite3
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+import database
+from database import StoreError, StoreUnavailable, listener_runs, lock_path
+from errors import ListenerError
+from store import Store
+from support import ASSET, OTHER_ASSET, new_id, rows
+
+
+def test_what_is_stored_is_synced_to_the_disk_before_the_method_returns(store: Store) -> None:
+    [mode] = store.database.run("PRAGMA journal_mode")
+    [synchronous] = store.database.run("PRAGMA synchronous")
+    assert (mode[0], synchronous[0]) == ("wal", 2)
+
+
+def test_two_stores_may_be_used_by_many_threads_and_a_person(store: Store, tmp_path: Path) -> None:
+    with closing(Store(tmp_path / "items.db")) as person:
+        assert person.add_asset(ASSET, None) == "awaiting_proxy"
+        assert store.proxy_closed(ASSET) == "ready"
+
+
+def test_a_write_waits_for_another_program_then_gives_up_and_leaves_no_trace(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store.database, "_max_wait", 0.05)
+    with closing(sqlite3.connect(tmp_path / "items.db", isolation_level=None)) as person:
+        person.execute("BEGIN IMMEDIATE")
+        with pytest.raises(StoreUnavailable, match="locked"):
+            store.add_asset(ASSET, None)
+        assert store.overview() == []  # reading goes on
+        person.execute("COMMIT")
+        assert store.add_asset(ASSET, None) == "awaiting_proxy"
+
+
+def test_the_wait_for_other_threads_and_other_programs_is_one_wait(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [timeout] = store.database.run("PRAGMA busy_timeout")
+    assert timeout[0] == 5000
+    store.database._mutex.acquire()
+    waiting = threading.Thread(target=store.database.run, args=("SELECT 1",))
+    waiting.start()
+    monkeypatch.setattr("database.time.monotonic", lambda start=database.time.monotonic(): start + 3)
+    store.database._mutex.release()
+    waiting.join()
+    # In steps of a quarter of a second: what is left of five seconds after a wait of three.
+    assert store.database._busy_milliseconds <= 2250
+
+
+def test_one_thread_waits_for_another_no_longer_than_five_seconds(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert database.BUSY_SECONDS == 5
+    monkeypatch.setattr(store.database, "_max_wait", 0.02)
+    with store.database._exclusively(), pytest.raises(StoreUnavailable, match="locked"):
+        store.overview()
+
+
+def test_an_impatient_database_does_not_wait(store: Store, tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / "items.db", isolation_level=None)) as person, store.database.impatient():
+        person.execute("BEGIN IMMEDIATE")
+        with pytest.raises(StoreUnavailable, match="locked"):
+            store.add_asset(ASSET, None)
+    assert store.database._max_wait == 5
+
+
+def test_a_transaction_is_written_whole_or_not_at_all(store: Store) -> None:
+    with pytest.raises(ZeroDivisionError), store.database.transaction() as db:
+        db.execute("INSERT INTO state VALUES ('a', '1')")
+        _ = 1 / 0
+    assert store.state("a") is None
+    with pytest.raises(StoreUnavailable), store.database.transaction() as db:
+        db.execute("INSERT INTO state VALUES ('a', '1')")
+        db.execute("INSERT INTO nonsense VALUES (1)")
+    assert store.state("a") is None
+    store.set_state("a", "2")
+
+
+# One listener
+
+
+def test_a_second_listener_is_refused_until_the_first_has_ended(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database, "LOCK_SECONDS", 0.02)
+    with pytest.raises(StoreError, match="another listener is running on it"):
+        Store(tmp_path / "items.db", listener=True)
+    store.close()
+    Store(tmp_path / "items.db", listener=True).close()
+
+
+def test_whether_a_listener_runs_can_be_told_without_disturbing_it(store: Store, tmp_path: Path) -> None:
+    path = tmp_path / "items.db"
+    lock_path(path).chmod(0o444)
+    assert listener_runs(path)
+    store.close()
+    assert not listener_runs(path)
+    assert not listener_runs(tmp_path / "other.db")
+    assert not lock_path(tmp_path / "other.db").exists()
+
+
+# Files that are gone, or damaged
+
+
+@pytest.mark.parametrize("name", ["items.db", "items.db-wal"])
+def test_a_file_that_is_deleted_is_noticed_by_the_next_write(store: Store, tmp_path: Path, name: str) -> None:
+    store.add_asset(ASSET, None)
+    (tmp_path / name).unlink()
+    with pytest.raises(StoreUnavailable, match=r"items\.db: was deleted or replaced under the listener: stop it"):
+        store.add_asset(OTHER_ASSET, None)
+    with pytest.raises(StoreUnavailable):
+        store.health()
+
+
+def test_a_file_that_is_replaced_is_noticed_by_the_next_write(store: Store, tmp_path: Path) -> None:
+    shutil.copy(tmp_path / "items.db", tmp_path / "copy")
+    (tmp_path / "copy").rename(tmp_path / "items.db")
+    with pytest.raises(StoreUnavailable, match="was deleted or replaced"):
+        store.add_asset(ASSET, None)
+
+
+def test_a_restore_beside_an_old_wal_ends_in_a_clear_line_not_in_service(tmp_path: Path) -> None:
+    path = tmp_path / "items.db"
+    store = Store(path, listener=True)
+    for _ in range(2000):
+        store.add_asset(new_id(), "a.mov")
+    store.database.run("PRAGMA wal_checkpoint(TRUNCATE)")
+    shutil.copy(path, tmp_path / "backup")
+    for _ in range(2000):
+        store.add_asset(new_id(), "b.mov")
+    shutil.copy(f"{path}-wal", tmp_path / "old-wal")
+    store.database.run("DELETE FROM items")
+    store.database.run("VACUUM")
+    store.close()
+    shutil.copy(tmp_path / "backup", path)
+    content = bytearray(path.read_bytes())
+    content[8192:] = bytes(reversed(content[8192:]))
+    path.write_bytes(content)
+    shutil.copy(tmp_path / "old-wal", f"{path}-wal")
+    with pytest.raises(ListenerError, match=r"items\.db is damaged|items\.db.*malformed"):
+        Store(path, listener=True)
+
+
+def test_after_a_clean_stop_a_start_does_not_read_the_whole_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "items.db"
+    Store(path, listener=True).close()
+    checked = []
+    monkeypatch.setattr(database, "_check_whole", lambda db, path: checked.append(path))
+    Store(path, listener=True).close()
+    assert checked == []
+    subprocess.run([sys.executable, "-c", KILLED, str(path)], cwd=Path(database.__file__).parent, check=False)
+    Store(path, listener=True).close()
+    assert checked == [path]
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from store import Store
+Store(Path(sys.argv[1]), listener=True).add_asset("x", None)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_the_wal_shrinks_again_after_a_reader_is_gone(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [limit] = store.database.run("PRAGMA journal_size_limit")
+    assert limit[0] == database.MAX_WAL_BYTES
+    store.database.run("PRAGMA journal_size_limit = 100000")
+    wal = tmp_path / "items.db-wal"
+    with closing(sqlite3.connect(tmp_path / "items.db", isolation_level=None)) as person:
+        person.execute("BEGIN")
+        person.execute("SELECT * FROM items").fetchall()
+        for _ in range(200):
+            store.add_asset(new_id(), "x" * 200)
+        assert wal.stat().st_size > 1_000_000
+    store.database.run("PRAGMA wal_checkpoint(RESTART)")
+    store.add_asset(ASSET, None)
+    assert wal.stat().st_size <= 100_000
+
+
+# Places
+
+
+def test_only_the_listener_creates_a_database(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="does not exist: the listener creates it"):
+        Store(tmp_path / "items.db")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_empty_file_becomes_a_database(tmp_path: Path) -> None:
+    (tmp_path / "items.db").touch()
+    Store(tmp_path / "items.db", listener=True).close()
+    assert rows(tmp_path / "items.db") == []
+
+
+def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match=rf"the folder {tmp_path}/missing does not exist"):
+        Store(tmp_path / "missing" / "items.db", listener=True)
+
+
+def test_a_folder_is_not_a_database(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(ListenerError, match=r"folder"):
+        Store(tmp_path / "folder", listener=True)
+
+
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be another user")
+AS_NOBODY = """
+import os, sys
+from pathlib import Path
+from database import StoreUnavailable
+from errors import ListenerError
+from store import Store
+os.setgid(65534); os.setuid(65534)
+try:
+    Store(Path(sys.argv[1]), listener=sys.argv[2] == "listener").set_state("a", "1")
+except ListenerError as error:
+    print(error)
+"""
+
+
+@pytest.fixture
+def as_nobody(tmp_path: Path) -> Callable[[str], str]:
+    """What a user without rights is told who opens the database."""
+    for folder in (tmp_path, *tmp_path.parents[:2]):
+        folder.chmod(0o755)
+
+    def run(role: str) -> str:
+        command = [sys.executable, "-c", AS_NOBODY, str(tmp_path / "items.db"), role]
+        done = subprocess.run(
+            command, cwd=Path(database.__file__).parent, capture_output=True, text=True, timeout=30, check=False
+        )
+        assert done.stderr == ""
+        return done.stdout
+
+    return run
+
+
+@as_root
+def test_a_folder_of_another_user_is_named_with_its_owner(as_nobody: Callable[[str], str], tmp_path: Path) -> None:
+    assert as_nobody("listener").startswith(f"{tmp_path} belongs to root, and nobody cannot write it: sudo chown ")
+
+
+@as_root
+@pytest.mark.parametrize("name", ["items.db", "items.db.lock"])
+def test_a_file_of_another_user_is_named_with_its_owner(
+    as_nobody: Callable[[str], str], tmp_path: Path, name: str
+) -> None:
+    Store(tmp_path / "items.db", listener=True).close()
+    for file in (tmp_path, *tmp_path.iterdir()):
+        os.chown(file, 65534, 65534)
+    os.chown(tmp_path / name, 0, 0)
+    line = as_nobody("listener")
+    assert line.startswith(f"{tmp_path / name} belongs to root, and nobody cannot write it: sudo chown nobody ")
+    assert line.count("\n") == 1
+
+
+@as_root
+def test_what_root_creates_belongs_to_the_folders_owner(as_nobody: Callable[[str], str], tmp_path: Path) -> None:
+    os.chown(tmp_path, 65534, 65534)
+    Store(tmp_path / "items.db", listener=True).close()
+    assert {file.stat().st_uid for file in tmp_path.iterdir()} == {65534}
+    assert as_nobody("listener") == ""
+
+
+def test_on_a_full_disk_nothing_is_stored_and_the_error_stays_until_a_write_succeeds(
+    store: Store, tmp_path: Path
+) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, ((tmp_path / "items.db-wal").stat().st_size, limits[1]))
+    try:
+        with pytest.raises(StoreUnavailable):
+            store.add_asset(ASSET, None)
+        assert store.database.error
+        store.overview()  # reading goes on, and says nothing of writing
+        assert store.database.error
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    store.add_asset(ASSET, None)
+    assert store.database.error is None
