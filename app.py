@@ -34,6 +34,7 @@ import systemd
 from circuit_breaker import CircuitBreaker
 from config import Config, load
 from errors import ListenerError
+from iconik_catalog import IconikCatalog
 from iconik_client import IconikClient
 from log import set_up_logging
 from reconciler import Reconciler
@@ -63,7 +64,7 @@ def serve(config: Config) -> None:
         client = IconikClient(config.iconik)
         breaker = CircuitBreaker(config.submitter)
         submitter = Submitter(store, client, breaker, config)
-        reconciler = Reconciler(store, client, breaker, submitter, config)
+        reconciler = Reconciler(store, IconikCatalog(client), breaker, submitter, config)
         listening = Listening(store, submitter, breaker, config.listener.webhook_secret, config.reconciler.min_age)
         server = Server(create_app(listening), config.listener.host, config.listener.port)
         for number in (signal.SIGTERM, signal.SIGINT):

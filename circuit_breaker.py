@@ -9,13 +9,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from config import SubmitterConfig
+from iconik_client import IconikError, IconikRateLimited
 from text import utc_text
 
 log = logging.getLogger("iconik_listener")
 
 MAX_FAILURES = 10  # different items that fail in a row before the breaker opens
 MAX_OPEN_SECONDS = 60.0
-MAX_JITTER = 1.25
+MAX_JITTER = 1.2
 
 
 def backoff(attempts: int, first: float, longest: float) -> float:
@@ -39,18 +40,9 @@ class Permission:
         """iconik answered the POST."""
         self.breaker._succeeded(self)
 
-    def failed(self, object_id: str, reason: str) -> None:
-        """iconik did not do for this item what it was asked to."""
-        self.breaker._failed(self, object_id, reason)
-
-    def probe_failed(self, reason: str) -> None:
-        """A call failed that is not an attempt at an item: that says something only if it was the probe."""
-        if self.is_probe:
-            self.breaker._failed(self, "", reason)
-
-    def rate_limited(self, reason: str, seconds: float | None) -> None:
-        """iconik answered 429, and asked to be left alone for that long if it said so."""
-        self.breaker._open(self, reason, seconds)
+    def failed(self, error: IconikError, object_id: str | None = None) -> None:
+        """iconik did not do what it was asked to for that item. Without one, that counts for a probe and a 429 only."""
+        self.breaker._failed(self, error, object_id)
 
 
 class CircuitBreaker:
@@ -129,30 +121,30 @@ class CircuitBreaker:
                 self.paused_since = self.reason = None
                 self._change()
 
-    def _failed(self, permission: Permission, object_id: str, reason: str) -> None:
+    def _failed(self, permission: Permission, error: IconikError, object_id: str | None) -> None:
         with self._changed:
             if permission.generation != self._generation:
                 return
-            self._failed_items.add(object_id)
-            if permission.is_probe or len(self._failed_items) >= MAX_FAILURES:
-                self._open(permission, reason, None)
+            if object_id:
+                self._failed_items.add(object_id)
+            if isinstance(error, IconikRateLimited):
+                self._open(error.summary, error.retry_after)
+            elif permission.is_probe or len(self._failed_items) >= MAX_FAILURES:
+                self._open(error.summary, None)
 
-    def _open(self, permission: Permission, reason: str, seconds: float | None) -> None:
-        with self._changed:
-            if permission.generation != self._generation:
-                return
-            self._openings += 1
-            longest = max(MAX_OPEN_SECONDS, self._config.retry_delay)
-            delay = seconds or backoff(self._openings, self._config.retry_delay, longest)
-            self._open_until = self._clock() + delay
-            if self.paused_since is None:
-                self.paused_since = utc_text(time.time())
-                log.warning("The circuit breaker opens: %s. Nothing is sent for %.0f s", reason, delay)
-            elif reason != self.reason:
-                log.warning("The circuit breaker stays open (since %s): now %s", self.paused_since, reason)
-            self.reason = reason
-            self._failed_items.clear()
-            self._change()
+    def _open(self, reason: str, seconds: float | None) -> None:
+        self._openings += 1
+        longest = max(MAX_OPEN_SECONDS, self._config.retry_delay)
+        delay = seconds or backoff(self._openings, self._config.retry_delay, longest)
+        self._open_until = self._clock() + delay
+        if self.paused_since is None:
+            self.paused_since = utc_text(time.time())
+            log.error("The circuit breaker opens: %s. Nothing is sent for %.0f s", reason, delay)
+        elif reason != self.reason:
+            log.error("The circuit breaker stays open (since %s): now %s", self.paused_since, reason)
+        self.reason = reason
+        self._failed_items.clear()
+        self._change()
 
     def _change(self) -> None:
         self._generation += 1

@@ -14,9 +14,7 @@ What is known of iconik's API, and from where, is in docs/iconik.md.
 """
 
 import json
-from collections.abc import Iterator, Mapping
-from datetime import datetime, timezone
-from email.utils import parsedate_to_datetime
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
 
@@ -26,7 +24,6 @@ from text import one_line
 from transport import Answer, Transport, TransportError
 from version import __version__
 
-MAX_RETRY_AFTER = 3600.0  # seconds
 PAGE_SIZE = 100
 Json = dict[str, Any]
 
@@ -69,7 +66,9 @@ class IconikServerError(IconikUnavailable):
 
 
 class IconikClient:
-    """iconik's API for one application. Any number of threads may share it.
+    """iconik's API for one application: the calls of an item's way to its job, and `call` for the others.
+
+    Any number of threads may share it.
 
     Every method raises an IconikError if the call did not succeed.
     """
@@ -91,7 +90,7 @@ class IconikClient:
 
     def asset(self, asset_id: str) -> Json:
         """The asset: `id`, `title`, `type`, `status`, `analyze_status`."""
-        asset = self._call("GET", f"assets/v1/assets/{quote(asset_id, safe='')}/", "can_read_assets")
+        asset = self.call("GET", f"assets/v1/assets/{quote(asset_id, safe='')}/", "can_read_assets")
         if str(asset.get("id")).lower() != asset_id:  # anything else could be read as "not analyzed yet"
             raise IconikUnavailable("iconik answered 200 without the asset")
         return asset
@@ -99,7 +98,7 @@ class IconikClient:
     def analyze(self, asset_id: str) -> str | None:
         """Start an analyze job, which iconik bills. Returns the job's UUID; None if the answer does not name it."""
         path = f"transcode/v1/analyze/assets/{quote(asset_id, safe='')}/{self._profile}"
-        job_id = self._call("POST", path, "can_analyze_content", body={}).get("id")
+        job_id = self.call("POST", path, "can_analyze_content", body={}).get("id")
         return one_line(job_id) if isinstance(job_id, str) else None
 
     def has_closed_proxy(self, asset_id: str) -> bool:
@@ -107,7 +106,7 @@ class IconikClient:
         path = f"files/v1/assets/{quote(asset_id, safe='')}/proxies/"
         query = {"per_page": str(PAGE_SIZE), "generate_signed_url": "false"}
         while True:
-            proxies = self._list("GET", path, "can_read_proxies", query)
+            proxies = self.objects("GET", path, "can_read_proxies", query)
             if any(proxy.get("status") == "CLOSED" for proxy in proxies):
                 return True
             last_id = str(proxies[-1].get("id")) if len(proxies) == PAGE_SIZE else None
@@ -115,88 +114,12 @@ class IconikClient:
                 return False
             query["last_id"] = last_id
 
-    def assets_created(self, since: str, until: str) -> Iterator[list[Json]]:
-        """The assets created in that time (UTC, ISO 8601), oldest first, in pages: `id`, `title`, `date_created`.
-
-        An asset may come twice, on two pages.
-        """
-        body = _search_body(since, until)
-        while page := self._search(body, 1):
-            yield page
-            if len(page) < PAGE_SIZE:
-                return
-            after, date = page[-1].get("_sort"), str(page[-1].get("date_created"))
-            if not after or after == body.get("search_after"):
-                raise IconikUnavailable("iconik's search does not lead to its next page")
-            if len(after) < 2:  # only the date: search_after would skip the rest of those created at that moment
-                yield from self._assets_created_at(date)
-            body["search_after"] = after
-
-    def _assets_created_at(self, date: str) -> Iterator[list[Json]]:
-        number = 1
-        while page := self._search(_search_body(date, date), number):
-            yield page
-            number += 1
-
-    def count_assets_created(self, since: str, until: str) -> int:
-        """How many assets were created in that time (UTC, ISO 8601)."""
-        query = {"per_page": "1", **SEARCH_QUERY}
-        total = self._call("POST", "search/v1/search/", "can_search", query, _search_body(since, until)).get("total")
-        return total if isinstance(total, int) else 0
-
-    def failed_analyze_jobs(self, since: str) -> Iterator[list[Json]]:
-        """The ANALYZE jobs that failed since then (UTC, ISO 8601), in pages: `id`, `object_id`, `error_message`, …"""
-        query = {"type": "ANALYZE", "status": "FAILED", "object_type": "assets", "date_modified": since}
-        query |= {"sort": "date_modified,asc", "per_page": str(PAGE_SIZE), "facets": "false"}
-        number = 1
-        while page := self._list("GET", "jobs/v1/jobs/", "can_read_jobs", query | {"page": str(number)}):
-            yield page
-            if len(page) < PAGE_SIZE:
-                return
-            number += 1
-
-    def automations(self) -> list[Json]:
-        """iconik's own automations: `name`, `status`, `triggers`, `actions`."""
-        return self._list("GET", "automations/v1/automations/", "can_read_automations")
-
-    def user(self) -> str:
-        """Who the credentials belong to: an e-mail address or, failing that, a name or a UUID."""
-        user = self._call("GET", "users/v1/users/current/", "")
-        return one_line(str(user.get("email") or user.get("first_name") or user.get("id")))
-
-    def roles(self) -> set[str]:
-        """The roles that the credentials have."""
-        roles = self._call("GET", "users/v1/users/current/roles/", "").get("objects")
-        return {role for role in roles if isinstance(role, str)} if isinstance(roles, list) else set()
-
-    def analysis_profiles(self) -> list[Json]:
-        """The analysis profiles: `id`, `name`, `enabled`, `is_default`."""
-        return self._list("GET", "files/v1/analysis/profiles/", "", {"per_page": str(PAGE_SIZE)})
-
-    def webhooks(self) -> list[Json]:
-        """The webhook definitions, as in iconik's WebhookSchema."""
-        return self._list("GET", "notifications/v1/webhooks/", "can_read_webhooks")
-
-    def save_webhook(self, webhook: Json, webhook_id: str | None = None) -> None:
-        """Create a webhook definition, or update the one with that id."""
-        method, path = ("PUT", f"{quote(webhook_id, safe='')}/") if webhook_id else ("POST", "")
-        self._call(method, f"notifications/v1/webhooks/{path}", "can_write_webhooks", body=webhook, may_be_empty=True)
-
-    def delete_webhook(self, webhook_id: str) -> None:
-        """Delete a webhook definition."""
-        path = f"notifications/v1/webhooks/{quote(webhook_id, safe='')}/"
-        self._call("DELETE", path, "can_delete_webhooks", may_be_empty=True)
-
-    def _search(self, body: Json, page: int) -> list[Json]:
-        query = {"per_page": str(PAGE_SIZE), "page": str(page), **SEARCH_QUERY}
-        return self._list("POST", "search/v1/search/", "can_search", query, body)
-
-    def _list(
+    def objects(
         self, method: str, path: str, role: str, query: Mapping[str, str] | None = None, body: Json | None = None
     ) -> list[Json]:
         """The `objects` of an answer. iconik answers 404 where there are none, or no such page."""
         try:
-            objects = self._call(method, path, role, query, body).get("objects")
+            objects = self.call(method, path, role, query, body).get("objects")
         except IconikRefused as error:
             if error.status != 404:
                 raise
@@ -205,7 +128,7 @@ class IconikClient:
             raise IconikUnavailable("iconik answered 200 without the list")
         return [one for one in objects if isinstance(one, dict)]
 
-    def _call(
+    def call(
         self,
         method: str,
         path: str,
@@ -229,18 +152,6 @@ class IconikClient:
         return content or {}
 
 
-SEARCH_QUERY = {"generate_signed_url": "false", "save_search_history": "false"}
-
-
-def _search_body(since: str, until: str) -> Json:
-    return {
-        "doc_types": ["assets"],
-        "filter": {"operator": "AND", "terms": [{"name": "date_created", "range": {"min": since, "max": until}}]},
-        "sort": [{"name": "date_created", "order": "asc"}],
-        "include_fields": ["id", "title", "date_created"],
-    }
-
-
 def _json_object(answer: Answer) -> Json | None:
     """The answer's body, if it came whole and is a JSON object."""
     try:
@@ -254,7 +165,6 @@ def _error(answer: Answer, content: Json | None, role: str) -> IconikError:
     status = answer.status
     summary = f"iconik answered {status}"
     message = _message(content) or one_line(answer.reason)
-    retry_after = _retry_after(answer.headers.get("Retry-After"))
     kind: type[IconikError] = IconikUnavailable
     if status in (401, 403):
         summary += ": app_id and auth_token are not accepted" + (f", or lack the role {role}" if role else "")
@@ -266,7 +176,7 @@ def _error(answer: Answer, content: Json | None, role: str) -> IconikError:
         kind = IconikServerError
     elif status >= 400 and status != 408 and content and content.get("errors"):
         kind = IconikRefused
-    return kind(summary, message, status=status, retry_after=retry_after)
+    return kind(summary, message, status=status, retry_after=answer.retry_after)
 
 
 def _message(content: Json | None) -> str:
@@ -277,17 +187,3 @@ def _message(content: Json | None) -> str:
     if not isinstance(errors, list):
         errors = [errors] if errors else []
     return one_line("; ".join(str(error) for error in errors))
-
-
-def _retry_after(value: str | None) -> float | None:
-    """Seconds from now, read from seconds or an HTTP date; None unless that lies in the future."""
-    try:
-        seconds = float(value or "")
-    except ValueError:
-        try:
-            date = parsedate_to_datetime(value or "")
-        except (ValueError, TypeError, OverflowError):
-            return None
-        date = date if date.tzinfo else date.replace(tzinfo=timezone.utc)
-        seconds = (date - datetime.now(timezone.utc)).total_seconds()
-    return min(seconds, MAX_RETRY_AFTER) if seconds > 0 else None

@@ -29,8 +29,7 @@ CREATE TABLE items (
 -- Each row is in exactly one of these, so nothing that the service asks takes longer because there are more items.
 CREATE INDEX items_awaiting_proxy  ON items (next_attempt_at, created_at) WHERE status = 'awaiting_proxy';
 CREATE INDEX items_awaiting_create ON items (proxy_closed_at)             WHERE status = 'awaiting_create';
-CREATE INDEX items_new             ON items (next_attempt_at, created_at) WHERE status = 'ready' AND last_attempt_at IS NULL;
-CREATE INDEX items_tried           ON items (next_attempt_at, created_at) WHERE status = 'ready' AND last_attempt_at IS NOT NULL;
+CREATE INDEX items_ready           ON items (last_attempt_at IS NOT NULL, next_attempt_at, created_at) WHERE status = 'ready';
 CREATE INDEX items_submitting      ON items (created_at)                  WHERE status = 'submitting';
 CREATE INDEX items_submitted       ON items (submitted_at)                WHERE status = 'submitted';
 CREATE INDEX items_skipped         ON items (created_at)                  WHERE status = 'skipped';
@@ -49,16 +48,13 @@ CREATE VIEW problems AS
     ORDER BY status, next_attempt_at;
 
 CREATE VIEW summary AS
-    SELECT status, sum(items) AS items, min(oldest) AS oldest FROM (
-        SELECT 'awaiting_proxy' AS status, count(*) AS items, min(created_at) AS oldest FROM items WHERE status = 'awaiting_proxy'
-        UNION ALL SELECT 'awaiting_create', count(*), min(proxy_closed_at) FROM items WHERE status = 'awaiting_create'
-        UNION ALL SELECT 'ready', count(*), min(created_at) FROM items WHERE status = 'ready' AND last_attempt_at IS NULL
-        UNION ALL SELECT 'ready', count(*), min(created_at) FROM items WHERE status = 'ready' AND last_attempt_at IS NOT NULL
-        UNION ALL SELECT 'submitting', count(*), min(created_at) FROM items WHERE status = 'submitting'
-        UNION ALL SELECT 'submitted', count(*), NULL FROM items WHERE status = 'submitted'
-        UNION ALL SELECT 'skipped', count(*), NULL FROM items WHERE status = 'skipped'
-        UNION ALL SELECT 'failed', count(*), min(created_at) FROM items WHERE status = 'failed')
-    GROUP BY status HAVING sum(items) > 0 ORDER BY status;
+    SELECT status, count(*) AS items, min(created_at) AS oldest FROM items WHERE status = 'awaiting_proxy' GROUP BY status
+    UNION ALL SELECT status, count(*), min(proxy_closed_at) FROM items WHERE status = 'awaiting_create' GROUP BY status
+    UNION ALL SELECT status, count(*), min(created_at) FROM items WHERE status = 'ready' GROUP BY status
+    UNION ALL SELECT status, count(*), min(created_at) FROM items WHERE status = 'submitting' GROUP BY status
+    UNION ALL SELECT status, count(*), NULL FROM items WHERE status = 'submitted' GROUP BY status
+    UNION ALL SELECT status, count(*), NULL FROM items WHERE status = 'skipped' GROUP BY status
+    UNION ALL SELECT status, count(*), min(created_at) FROM items WHERE status = 'failed' GROUP BY status;
 
 PRAGMA application_id = 1768124011;  -- "icnk" in ASCII: this file is iconik-listener's
 PRAGMA user_version = 2;

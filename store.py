@@ -11,6 +11,9 @@ from text import seconds_of, utc_text
 
 UNCHANGED = "unchanged"
 # SQL: when an item may be attempted again at the earliest. Its last attempt may have reached iconik without an answer.
+# SQL: the ready items that were never attempted, and those that were; written as the index items_ready has it.
+NEW = "status = 'ready' AND (last_attempt_at IS NOT NULL) = 0"
+TRIED = "status = 'ready' AND (last_attempt_at IS NOT NULL) = 1"
 SOONEST = "max(:now, coalesce(later(last_attempt_at, :retry_delay), :now))"
 
 
@@ -44,12 +47,7 @@ class Store:
         clock: Callable[[], float] = time.time,
         progress: Progress = lambda line: None,
     ) -> None:
-        """
-        :param listener: be the one listener on this file: create it or migrate it if need be, and keep all others out
-        :param clock: seconds since 1970
-        :param progress: is told in a line what takes long
-        :raises StoreError: the file is not ours or is damaged, or another listener runs on it; it was left as it was
-        """
+        """`clock`: seconds since 1970. All else, and the StoreError that this may raise, is Database's."""
         self._clock = clock
         self.database = Database(path, listener=listener, progress=progress)
 
@@ -98,7 +96,7 @@ class Store:
             db.execute(
                 f"""UPDATE items SET next_attempt_at = min(next_attempt_at, {SOONEST}),
                     ready_at = min(:now, coalesce(later(ready_at, seconds_between(last_attempt_at, :now)), :now))
-                WHERE status = 'ready' AND last_attempt_at IS NOT NULL""",  # noqa: S608
+                WHERE {TRIED}""",  # noqa: S608
                 values,
             )
         return interrupted
@@ -122,15 +120,15 @@ class Store:
     def seconds_until_due(self) -> float | None:
         """Seconds until claim_due has something; 0 if it has now, None if that is not known."""
         [row] = self.database.run(
-            """SELECT min(due) AS due FROM (
-                SELECT min(next_attempt_at) AS due FROM items WHERE status = 'ready' AND last_attempt_at IS NOT NULL
-                UNION ALL SELECT min(next_attempt_at) FROM items WHERE status = 'awaiting_proxy')"""
+            f"""SELECT min(due) AS due, min(due) <= :now AS is_due FROM (
+                SELECT min(next_attempt_at) AS due FROM items WHERE {TRIED}
+                UNION ALL SELECT min(next_attempt_at) FROM items WHERE status = 'awaiting_proxy')""",  # noqa: S608
+            now=self.now(),
         )
-        if row["due"] is None or row["due"] <= self.now():
-            return None if row["due"] is None else 0.0
-        # A person may have written a time of another form there. It is compared as text, as claim_due does.
-        seconds = (seconds_of(row["due"]) or 0) - self._clock()
-        return seconds if seconds > 0 else None
+        if row["is_due"]:
+            return 0.0
+        due = seconds_of(row["due"])  # a person may have written something else there
+        return due - self._clock() if due and due > self._clock() else None
 
     def disbelieve_clock(self, retry_delay: float, max_delay: float, max_age: float) -> None:
         """Make due what is due later than any delay of ours: the clock ran ahead when that was written.
@@ -139,14 +137,15 @@ class Store:
         :param max_age: the longest that one waits to be asked about
         """
         self.database.run(
-            """UPDATE items SET next_attempt_at = :soon, ready_at = min(ready_at, :now)
-            WHERE status = 'ready' AND last_attempt_at IS NOT NULL AND next_attempt_at > :latest""",
+            f"""UPDATE items SET next_attempt_at = :soon, ready_at = min(ready_at, :now)
+            WHERE {TRIED} AND next_attempt_at > :latest""",  # noqa: S608
             now=self.now(),
             soon=self.now(retry_delay),
             latest=self.now(max_delay),
         )
         self.database.run(
-            "UPDATE items SET next_attempt_at = :now WHERE status = 'awaiting_proxy' AND next_attempt_at > :latest",
+            """UPDATE items SET next_attempt_at = :now, created_at = min(created_at, :now)
+            WHERE status = 'awaiting_proxy' AND next_attempt_at > :latest""",
             now=self.now(),
             latest=self.now(max_age),
         )
@@ -219,10 +218,6 @@ class Store:
         """For each status that there is: how many `items`, and since when the `oldest` of them is here."""
         return self.database.run("SELECT * FROM summary")
 
-    def problems(self, limit: int) -> list[Row]:
-        """What failed or is being retried, as in the view of that name."""
-        return self.database.run("SELECT * FROM problems LIMIT :limit", limit=limit)
-
     def health(self) -> dict[str, Any]:
         """How many items are `ready`, `submitting` and `failed`, and since when the `oldest_due_at` has been due.
 
@@ -231,26 +226,15 @@ class Store:
         if self.database.error:
             self.set_state("written_at", self.now())
         [row] = self.database.run(
-            """SELECT (SELECT count(*) FROM items WHERE status = 'ready' AND last_attempt_at IS NULL)
-                    + (SELECT count(*) FROM items WHERE status = 'ready' AND last_attempt_at IS NOT NULL) AS ready,
+            f"""SELECT (SELECT count(*) FROM items WHERE status = 'ready') AS ready,
                 (SELECT count(*) FROM items WHERE status = 'submitting') AS submitting,
                 (SELECT count(*) FROM items WHERE status = 'failed') AS failed,
-                (SELECT min(due) FROM (SELECT min(next_attempt_at) AS due FROM items
-                        WHERE status = 'ready' AND last_attempt_at IS NULL
-                    UNION ALL SELECT min(next_attempt_at) FROM items
-                        WHERE status = 'ready' AND last_attempt_at IS NOT NULL)
-                    WHERE due <= :now) AS oldest_due_at""",
+                (SELECT min(due) FROM (SELECT min(next_attempt_at) AS due FROM items WHERE {NEW}
+                    UNION ALL SELECT min(next_attempt_at) FROM items WHERE {TRIED})
+                    WHERE due <= :now) AS oldest_due_at""",  # noqa: S608
             now=self.now(),
         )
         return dict(row)
-
-    def latest(self, count: int) -> list[Row]:
-        """The items that came last, oldest first, with all their columns."""
-        return self.database.run(
-            """SELECT * FROM (SELECT * FROM items ORDER BY coalesce(created_at, proxy_closed_at) DESC LIMIT :count)
-            ORDER BY coalesce(created_at, proxy_closed_at)""",
-            count=count,
-        )
 
     def now(self, delay: float = 0) -> str:
         """The time, or that in `delay` seconds, as text."""
@@ -267,12 +251,12 @@ ON CONFLICT (object_id) DO UPDATE
 
 _CLAIM = """UPDATE items
 SET status = 'submitting', attempts = attempts + 1, last_attempt_at = :now, next_attempt_at = NULL
-WHERE object_id = (SELECT object_id FROM items WHERE status = 'ready' AND last_attempt_at IS NULL
+WHERE object_id = (SELECT object_id FROM items WHERE {new}
     ORDER BY next_attempt_at {order}, created_at {order} LIMIT 1)
 {returning}"""
 _RETURNING = "RETURNING object_id, status, attempts, in_doubt, coalesce(seconds_between(ready_at, :now), 0) AS age"
-CLAIM_NEW = _CLAIM.format(order="", returning=_RETURNING)
-CLAIM_NEWEST = _CLAIM.format(order="DESC", returning=_RETURNING)
+CLAIM_NEW = _CLAIM.format(new=NEW, order="", returning=_RETURNING)
+CLAIM_NEWEST = _CLAIM.format(new=NEW, order="DESC", returning=_RETURNING)
 
 CLAIM_DUE = f"""UPDATE items SET
     next_attempt_at = CASE WHEN status = 'awaiting_proxy' AND 2 * seconds_between(created_at, :now) <= :max_age
@@ -283,7 +267,7 @@ CLAIM_DUE = f"""UPDATE items SET
 WHERE object_id = (
     SELECT object_id FROM (
         SELECT * FROM (SELECT object_id, next_attempt_at FROM items
-            WHERE status = 'ready' AND last_attempt_at IS NOT NULL AND next_attempt_at <= :now
+            WHERE {TRIED} AND next_attempt_at <= :now
             ORDER BY next_attempt_at, created_at LIMIT 1)
         UNION ALL
         SELECT * FROM (SELECT object_id, next_attempt_at FROM items

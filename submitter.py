@@ -11,7 +11,6 @@ from circuit_breaker import MAX_JITTER, CircuitBreaker, Permission, backoff
 from config import Config
 from database import StoreUnavailable
 from iconik_client import (
-    MAX_RETRY_AFTER,
     IconikClient,
     IconikDenied,
     IconikError,
@@ -22,6 +21,7 @@ from iconik_client import (
 )
 from store import Item, Store
 from text import command, one_line
+from transport import MAX_RETRY_AFTER
 
 log = logging.getLogger("iconik_listener")
 
@@ -49,8 +49,8 @@ class Submitter:
         self._skip_types = config.iconik.skip_types
         # What is in trouble may make its calls hang: it leaves half of the workers to what is new.
         self._old_ones = threading.Semaphore((self._config.workers + 1) // 2)
-        self._changed = threading.Condition()
-        self._stopping = False
+        self._stopping = threading.Event()
+        self._woken = threading.Condition()
         self._wakes = 0
         self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(self._config.workers)]
         self.last_error: str | None = None  # the last answer's, without anything from outside
@@ -68,9 +68,9 @@ class Submitter:
 
     def wake(self) -> None:
         """Something became due."""
-        with self._changed:
+        with self._woken:
             self._wakes += 1
-            self._changed.notify()
+            self._woken.notify()
 
     def is_alive(self) -> bool:
         """Whether every worker's thread is running."""
@@ -81,9 +81,9 @@ class Submitter:
 
         What is not answered by then is asked for at the next start.
         """
-        with self._changed:
-            self._stopping = True
-            self._changed.notify_all()
+        self._stopping.set()
+        with self._woken:
+            self._woken.notify_all()
         self._breaker.stop()
         deadline = time.monotonic() + STOP_SECONDS
         for thread in self._threads:
@@ -91,15 +91,15 @@ class Submitter:
                 thread.join(max(0, deadline - time.monotonic()))
 
     def _work(self) -> None:
-        while not self._stopping:
+        while not self._stopping.is_set():
             wakes = self._wakes
             try:
                 seconds = self._work_once()
             except StoreUnavailable as error:
                 log.error("%s. Nothing can be submitted", error, extra={"topic": ("claim", str(error))})
                 seconds = min(self._config.retry_delay, POLL_SECONDS)
-            with self._changed:
-                self._changed.wait_for(lambda: self._stopping or self._wakes != wakes, seconds)  # noqa: B023
+            with self._woken:
+                self._woken.wait_for(lambda: self._stopping.is_set() or self._wakes != wakes, seconds)  # noqa: B023
 
     def _work_once(self) -> float:
         """Do what is to be done next, if there is something. Returns the seconds until it is worth looking again."""
@@ -110,7 +110,9 @@ class Submitter:
             item = self._store.claim_new(newest=permission.is_probe)
             if item:
                 outcome = self._submit(item, permission)
-            elif self._old_ones.acquire(blocking=False):
+            elif not self._old_ones.acquire(blocking=False):
+                return POLL_SECONDS  # those who may do it go on with what is due
+            else:
                 try:
                     outcome = self._continue(permission)
                 finally:
@@ -131,8 +133,7 @@ class Submitter:
         longest = max(self._config.max_retry_delay * MAX_JITTER, MAX_RETRY_AFTER)
         self._store.disbelieve_clock(self._config.retry_delay, longest, max(self._max_age, self._min_age, longest))
         due = self._store.seconds_until_due()
-        # Something that is due already is left to those who may do it: half of the workers.
-        return POLL_SECONDS if not due else min(due + 0.001, POLL_SECONDS)
+        return POLL_SECONDS if due is None else min(due + 0.001, POLL_SECONDS)
 
     def _submit(self, item: Item, permission: Permission) -> Outcome:
         """One attempt at one item: the one place where the asset, and iconik's answers, are decided on."""
@@ -148,26 +149,17 @@ class Submitter:
                 outcome = Outcome(write, f"Submitted Analyze Job for {item.object_id}")
             self.last_error = None
             return outcome
-        except IconikRateLimited as error:
-            self.last_error = error.summary
-            permission.rate_limited(error.summary, error.retry_after)
-            return self._later(item, error, self._breaker.seconds_until_half_open(), counts=False)
         except IconikRefused as error:
             self.last_error = error.summary
             if has_posted:
                 permission.succeeded()  # it is a sign of life
             return self._failed(item, str(error))
         except IconikError as error:
-            self.last_error = error.summary
-            permission.failed(item.object_id, error.summary)
-            in_doubt = has_posted and (error.status is None or error.status in (200, 408) or error.status >= 500)
-            return self._retried(item, error, in_doubt=in_doubt, was_probe=permission.is_probe)
-        except Exception as error:  # a mistake of ours: it must neither end this thread nor spin
+            return self._retried(item, error, permission, has_posted)
+        except Exception as mistake:  # one of ours: it must neither end this thread nor spin
             log.exception("%s: unexpected", item.object_id)
-            self.last_error = f"unexpected {type(error).__name__}, see the log"
-            permission.failed(item.object_id, self.last_error)
-            wrapped = IconikUnavailable(self.last_error)
-            return self._retried(item, wrapped, in_doubt=has_posted, was_probe=permission.is_probe)
+            wrapped = IconikUnavailable(f"unexpected {type(mistake).__name__}, see the log")
+            return self._retried(item, wrapped, permission, has_posted)
 
     def _settled(self, item: Item, asset: Json) -> Outcome | None:
         """What the asset itself says is to become of its item. None: the job is to be posted."""
@@ -195,20 +187,23 @@ class Submitter:
         write = partial(self._store.mark_failed, item.object_id, error)
         return Outcome(write, f"{item.object_id} failed: {error}. {remedy}", logging.ERROR)
 
-    def _retried(self, item: Item, error: IconikError, *, in_doubt: bool, was_probe: bool) -> Outcome:
+    def _retried(self, item: Item, error: IconikError, permission: Permission, has_posted: bool) -> Outcome:
         """After its own backoff, which a probe does not double, and not before iconik wants it; not for ever."""
-        if item.age > self._config.give_up_after:
+        self.last_error = error.summary
+        permission.failed(error, item.object_id)
+        counts = not (permission.is_probe or isinstance(error, IconikRateLimited))
+        if isinstance(error, IconikRateLimited):
+            delay = self._breaker.seconds_until_half_open()
+        elif item.age > self._config.give_up_after:
             return self._failed(item, f"given up after {item.attempts} attempts: {error}")
-        attempts = max(1, item.attempts - was_probe)
-        delay = backoff(attempts, self._config.retry_delay, self._config.max_retry_delay)
-        return self._later(item, error, max(delay, error.retry_after or 0), in_doubt=in_doubt, counts=not was_probe)
-
-    def _later(
-        self, item: Item, error: IconikError, delay: float, *, in_doubt: bool = False, counts: bool = True
-    ) -> Outcome:
-        level = logging.ERROR if isinstance(error, IconikDenied) else logging.WARNING
+        else:
+            attempts = max(1, item.attempts - permission.is_probe)
+            delay = backoff(attempts, self._config.retry_delay, self._config.max_retry_delay)
+            delay = max(delay, error.retry_after or 0)
+        is_answer = error.status is not None and 300 <= error.status < 500 and error.status != 408
+        in_doubt = has_posted and not is_answer
         write = partial(self._store.postpone, item.object_id, delay, str(error), in_doubt=in_doubt, counts=counts)
-        return Outcome(write, f"{item.object_id}: {error}. Next attempt in {delay:.0f} s", level)
+        return Outcome(write, f"{item.object_id}: {error}. Next attempt in {delay:.0f} s", _level(error))
 
     def _ask(self, item: Item, permission: Permission) -> Outcome:
         """Ask iconik for a proxy whose webhook did not come."""
@@ -219,14 +214,11 @@ class Submitter:
         except IconikRefused as error:  # about this asset; it is due again when it is twice as old
             return Outcome(lambda: None, f"{object_id}: its proxies cannot be read: {error}", logging.WARNING)
         except IconikError as error:
-            if isinstance(error, IconikRateLimited):
-                permission.rate_limited(error.summary, error.retry_after)
-            else:
-                permission.probe_failed(error.summary)
+            permission.failed(error)
             delay = max(self._config.max_retry_delay, error.retry_after or 0)
             write = partial(self._store.postpone_question, object_id, delay, self._max_age)
             line = f"{object_id}: its proxies cannot be read: {error}. Next question in {delay:.0f} s"
-            return Outcome(write, line, logging.WARNING)
+            return Outcome(write, line, _level(error))
         line = f"Found object {object_id} in finished proxy queue: iconik has its proxy, the webhook was missed"
         return Outcome(partial(self._store.proxy_closed, object_id), line)
 
@@ -235,7 +227,7 @@ class Submitter:
         if outcome.line:
             log.log(outcome.level, outcome.line)
         while True:
-            was_stopping = self._stopping
+            was_stopping = self._stopping.is_set()
             try:
                 outcome.write()
                 return
@@ -244,5 +236,9 @@ class Submitter:
             if was_stopping:
                 log.error("An outcome was not written: the next start asks iconik for it")
                 return
-            with self._changed:
-                self._changed.wait_for(lambda: self._stopping, min(self._config.retry_delay, POLL_SECONDS))
+            self._stopping.wait(min(self._config.retry_delay, POLL_SECONDS))
+
+
+def _level(error: IconikError) -> int:
+    """The log's: what is wrong with the credentials needs a person."""
+    return logging.ERROR if isinstance(error, IconikDenied) else logging.WARNING

@@ -13,6 +13,8 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from datetime import datetime, timezone
+from email.utils import parsedate_to_datetime
 from http.cookiejar import DefaultCookiePolicy
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,7 @@ MAX_ANSWER = 16 * 1024 * 1024  # bytes of a 2xx
 MAX_ERROR = 64 * 1024  # bytes of any other answer
 READ_SIZE = 64 * 1024
 CONNECT_SECONDS = 5.0
+MAX_RETRY_AFTER = 3600.0  # seconds
 IDLE_SECONDS = 30.0  # after which a connection is not used again: the server may be closing it at that moment
 
 
@@ -50,6 +53,21 @@ class Answer:
     headers: Mapping[str, str]
     body: bytes
     is_whole: bool
+
+    @property
+    def retry_after(self) -> float | None:
+        """The seconds that Retry-After, in either of its forms, asks to wait, but at most an hour; None if none."""
+        value = self.headers.get("Retry-After", "")
+        try:
+            seconds = float(value)
+        except ValueError:
+            try:
+                date = parsedate_to_datetime(value)
+            except (ValueError, TypeError, OverflowError):
+                return None
+            date = date if date.tzinfo else date.replace(tzinfo=timezone.utc)
+            seconds = (date - datetime.now(timezone.utc)).total_seconds()
+        return min(seconds, MAX_RETRY_AFTER) if seconds > 0 else None
 
 
 class Transport:

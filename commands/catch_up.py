@@ -13,9 +13,10 @@ from commands.items import MIN_PAUSE, number_of
 from config import load
 from corrections import Corrections
 from database import listener_runs
-from iconik_client import IconikClient, Json
+from iconik_catalog import IconikCatalog, created_until, ids_and_titles
+from iconik_client import IconikClient
 from store import Store
-from text import UUID, local_text, one_line, seconds_of, title_of, utc_text
+from text import local_text, one_line, seconds_of, utc_text
 
 STATE = "catch_up"  # the key in items.db's state: which catch-up was begun, and how far it has come
 
@@ -55,16 +56,16 @@ def catch_up(path: Path, since: float, until: float | None, dry_run: bool, yes: 
     config = load(path)
     if since >= (until or time.time()):
         raise click.UsageError("--since must be before --until, and not in the future")
-    client = IconikClient(config.iconik)
+    catalog = IconikCatalog(IconikClient(config.iconik))
     with closing(Store(config.listener.database)) as store:
         begun = {"since": utc_text(since), "until": utc_text(until) if until else None}
         period = Period(_resumed(store, begun) or utc_text(since), utc_text(until or time.time()))
-        count = client.count_assets_created(*period)
+        count = catalog.count_assets_created(*period)
         click.echo(f"From   {_in_both(period.since)}\nuntil  {_in_both(period.until)}\n{_assets(count)} created.")
         if dry_run:
-            _list(client, Corrections(store), period)
+            _list(catalog, Corrections(store), period)
         elif count and _is_agreed(yes):
-            added = _add(client, Corrections(store), period, count, begun)
+            added = _add(catalog, Corrections(store), period, count, begun)
             store.set_state(STATE, "")
             does = "asks" if listener_runs(config.listener.database) else "will, once it is started, ask"
             click.echo(f"{_assets(added)} added. The listener {does} for their proxies and has them analyzed.")
@@ -95,30 +96,25 @@ def _resumed(store: Store, begun: dict[str, str | None]) -> str | None:
         return None
 
 
-def _identified(page: list[Json]) -> list[tuple[str, str | None]]:
-    assets = [(str(asset.get("id")).lower(), title_of(asset)) for asset in page]
-    return [(object_id, title) for object_id, title in assets if UUID.fullmatch(object_id)]
-
-
 def _add(
-    client: IconikClient, corrections: Corrections, period: Period, count: int, begun: dict[str, str | None]
+    catalog: IconikCatalog, corrections: Corrections, period: Period, count: int, begun: dict[str, str | None]
 ) -> int:
     added = 0
     with click.progressbar(length=count, label="Adding") as progress:
-        for page in client.assets_created(*period):
+        for page in catalog.assets_created(*period):
             started = time.monotonic()
-            seen_until = seconds_of(page[-1].get("date_created"))
-            state = json.dumps({"begun": begun, "seen_until": seen_until and utc_text(seen_until)})
-            added += corrections.add_assets(_identified(page), {STATE: state} if seen_until else {})
+            seen_until = created_until(page)
+            state = json.dumps({"begun": begun, "seen_until": seen_until})
+            added += corrections.add_assets(ids_and_titles(page), {STATE: state} if seen_until else {})
             progress.update(len(page))
             time.sleep(max(MIN_PAUSE, 3 * (time.monotonic() - started)))  # the listener has to write as well
     return added
 
 
-def _list(client: IconikClient, corrections: Corrections, period: Period) -> None:
+def _list(catalog: IconikCatalog, corrections: Corrections, period: Period) -> None:
     listed = 0
-    for page in client.assets_created(*period):
-        for (object_id, title), asset in zip(_identified(page), page):
+    for page in catalog.assets_created(*period):
+        for (object_id, title), asset in zip(ids_and_titles(page), page):
             if not corrections.is_known(object_id):
                 click.echo(f"{object_id}  {local_text(asset.get('date_created'))}  {one_line(title or '')}")
                 listed += 1

@@ -15,6 +15,7 @@ from commands.items import number_of
 from commands.running import running_listener
 from config import Config, ConfigError, load
 from database import StoreError, StoreUnavailable
+from iconik_catalog import IconikCatalog
 from iconik_client import IconikClient, IconikError
 from store import Store
 from text import command, local_text, one_line, seconds_of
@@ -159,9 +160,9 @@ def _listener_faults(config: Config, listener: dict[str, Any]) -> list[str]:
 
 
 def _check_iconik(report: Report, config: Config, registered_url: str | None) -> None:
-    client = IconikClient(config.iconik)
-    report.ok(f"iconik answers at {config.iconik.url}, and knows the credentials as those of {client.user()}")
-    roles = client.roles()
+    catalog = IconikCatalog(IconikClient(config.iconik))
+    report.ok(f"iconik answers at {config.iconik.url}, and knows the credentials as those of {catalog.user()}")
+    roles = catalog.roles()
     missing = [role for role in SERVICE_ROLES if role not in roles]
     for role in missing:
         report.wrong(f"the role {role} is missing: {SERVICE_ROLES[role]}")
@@ -170,26 +171,26 @@ def _check_iconik(report: Report, config: Config, registered_url: str | None) ->
     for role in OTHER_ROLES:
         if role not in roles:
             report.remark(f"the role {role} is missing: {OTHER_ROLES[role]}")
-    _check_profile(report, config, client)
+    _check_profile(report, config, catalog)
     if "can_read_automations" in roles:
-        _check_automations(report, client)
+        _check_automations(report, catalog)
     if "can_read_webhooks" in roles:
-        _check_webhooks(report, config, client, registered_url)
+        _check_webhooks(report, config, catalog, registered_url)
 
 
-def _check_profile(report: Report, config: Config, client: IconikClient) -> None:
+def _check_profile(report: Report, config: Config, catalog: IconikCatalog) -> None:
     wanted = config.iconik.analysis_profile
     if not wanted:
         return
-    profiles = client.analysis_profiles()
+    profiles = catalog.analysis_profiles()
     if any(profile.get("is_default") if wanted == "default" else profile.get("id") == wanted for profile in profiles):
         report.ok(f"the analysis profile {wanted} is there")
     else:
         report.wrong(f"iconik has no analysis profile {wanted}: see analysis_profile in config.ini")
 
 
-def _check_automations(report: Report, client: IconikClient) -> None:
-    for automation in client.automations():
+def _check_automations(report: Report, catalog: IconikCatalog) -> None:
+    for automation in catalog.automations():
         actions = automation.get("actions")
         types = (
             [action.get("type") for action in actions if isinstance(action, dict)] if isinstance(actions, list) else []
@@ -199,8 +200,8 @@ def _check_automations(report: Report, client: IconikClient) -> None:
             report.remark(f'the automation "{name}" of iconik analyzes, too: some assets may be analyzed twice')
 
 
-def _check_webhooks(report: Report, config: Config, client: IconikClient, registered_url: str | None) -> None:
-    found, secrets = client.webhooks(), config.listener.webhook_secret
+def _check_webhooks(report: Report, config: Config, catalog: IconikCatalog, registered_url: str | None) -> None:
+    found, secrets = catalog.webhooks(), config.listener.webhook_secret
     own = ours(found, registered_url, secrets) or of_our_kinds(found)
     for kind in KINDS:
         definition = f"assets, {kind.operations[0]}, {kind.realm}"

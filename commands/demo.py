@@ -83,7 +83,7 @@ def _wait_for(database: Path, count: int) -> None:
 
 def _rows(database: Path) -> list[Row]:
     with closing(Store(database)) as store:
-        return store.latest(10)
+        return store.database.run("SELECT * FROM items ORDER BY created_at")
 
 
 def _relay(log: TextIO, address: "Queue[str]") -> None:

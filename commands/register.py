@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 import click
 
 from config import Config, load
+from iconik_catalog import IconikCatalog
 from iconik_client import IconikClient
 from store import Store
 from text import one_line
@@ -30,12 +31,12 @@ def register(path: Path, url: str, remove: bool, insecure: bool) -> None:
     config = load(path)
     url = url.rstrip("/")
     _check_url(url, insecure or remove)
-    client = IconikClient(config.iconik)
-    same = [webhook for webhook in of_our_kinds(client.webhooks()) if webhook.url == url + webhook.kind.path]
+    catalog = IconikCatalog(IconikClient(config.iconik))
+    same = [webhook for webhook in of_our_kinds(catalog.webhooks()) if webhook.url == url + webhook.kind.path]
     if remove:
-        _remove(client, same, url)
+        _remove(catalog, same, url)
     else:
-        _save(client, same, url, config)
+        _save(catalog, same, url, config)
     _note(config, url, remove)
 
 
@@ -49,7 +50,7 @@ def _check_url(url: str, may_be_http: bool) -> None:
         raise click.UsageError("URL must be without /create or /proxy: they are added")
 
 
-def _save(client: IconikClient, same: list[WebhookDefinition], url: str, config: Config) -> None:
+def _save(catalog: IconikCatalog, same: list[WebhookDefinition], url: str, config: Config) -> None:
     secret = config.listener.webhook_secret[0] if config.listener.webhook_secret else ""
     if not secret:
         click.echo("note: no webhook_secret is set in config.ini: the webhooks are registered without", err=True)
@@ -58,14 +59,14 @@ def _save(client: IconikClient, same: list[WebhookDefinition], url: str, config:
             desired = WebhookDefinition.desired(kind, url + kind.path, secret, existing)
             changed = [key for key, value in desired.fields.items() if (existing.get(key) or "") != (value or "")]
             if changed:
-                client.save_webhook(desired.fields, existing.get("id"))
+                catalog.save_webhook(desired.fields, existing.get("id"))
             was = f"updated (it was {one_line(str(existing.get('status')))})" if existing else "created"
             click.echo(f"{desired.url}: {was if changed else 'as it should be'}")
 
 
-def _remove(client: IconikClient, same: list[WebhookDefinition], url: str) -> None:
+def _remove(catalog: IconikCatalog, same: list[WebhookDefinition], url: str) -> None:
     for webhook in same:
-        client.delete_webhook(webhook.id)
+        catalog.delete_webhook(webhook.id)
         click.echo(f"{webhook.url}: deleted")
     if not same:
         click.echo(f"iconik has no webhooks of this listener at {one_line(url)}", err=True)

@@ -25,7 +25,7 @@ def status(path: Path, as_json: bool) -> None:
     """Show the running listener, how many items are where, and those that failed or are being retried."""
     config = load(path)
     with closing(Store(config.listener.database)) as store:
-        listener, overview, problems = running_listener(store), store.overview(), store.problems(MAX_PROBLEMS + 1)
+        listener, overview, problems = running_listener(store), store.overview(), _problems(store)
     if as_json:
         statuses = {row["status"]: {"items": row["items"], "oldest": row["oldest"]} for row in overview}
         found = {"listener": listener, "statuses": statuses, "problems": [dict(row) for row in problems]}
@@ -39,6 +39,11 @@ def status(path: Path, as_json: bool) -> None:
         _show_problem(config, row)
     if len(problems) > MAX_PROBLEMS:
         click.echo("\nThere are more: sqlite3 items.db 'select * from problems'")
+
+
+def _problems(store: Store) -> list[Row]:
+    """One more than are shown, to tell whether there are more."""
+    return store.database.run("SELECT * FROM problems LIMIT :limit", limit=MAX_PROBLEMS + 1)
 
 
 def _listener_line(listener: dict[str, Any] | None) -> str:

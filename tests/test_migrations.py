@@ -337,13 +337,13 @@ def test_what_does_not_fit_any_more_is_left_out_and_told(
 
 def test_peoples_tables_make_room_for_those_of_the_listener(people: Callable[[str], list[str]], path: Path) -> None:
     lines = people(
-        """CREATE TABLE State (a); INSERT INTO State VALUES (1); CREATE TABLE items_new (b);
-        CREATE TABLE mine (c); CREATE INDEX items_tried ON mine (c)"""
+        """CREATE TABLE State (a); INSERT INTO State VALUES (1); CREATE TABLE items_skipped (b);
+        CREATE TABLE mine (c); CREATE INDEX items_submitted ON mine (c)"""
     )
     assert sum("is named" in line for line in lines) == 2
     with closing(sqlite3.connect(path)) as db:
         assert db.execute("SELECT a FROM state_before_2").fetchall() == [(1,)]
-        assert db.execute("SELECT b FROM items_new_before_2").fetchall() == []
+        assert db.execute("SELECT b FROM items_skipped_before_2").fetchall() == []
     with closing(Store(path, listener=True)) as store:
         store.set_state("a", "1")
 

@@ -12,21 +12,12 @@ from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
 from circuit_breaker import CircuitBreaker
+from iconik_client import IconikRateLimited
 from log import LogFormatter, OnceAMinute
 from resources import Listening, create_app
 from store import Store
 from submitter import Submitter
-from support import (
-    ARTICLE_CREATE,
-    ARTICLE_PROXY,
-    ASSET,
-    OTHER_ASSET,
-    create_event,
-    new_id,
-    proxy_event,
-    rows,
-    wait_until,
-)
+from support import ARTICLE_CREATE, ARTICLE_PROXY, ASSET, OTHER_ASSET, create_event, proxy_event, rows, wait_until
 from version import __version__
 
 SECRET = "s3cret"
@@ -382,7 +373,7 @@ def test_health_tells_when_the_last_webhook_of_iconik_came(post: Post, web: Flas
 def open_breaker(breaker: CircuitBreaker) -> None:
     with breaker.permission() as permission:
         assert permission is not None
-        permission.rate_limited("iconik answered 429", 0.05)
+        permission.failed(IconikRateLimited("iconik answered 429", retry_after=0.05))
 
 
 def test_health_tells_of_a_pause_since_when_and_why(

@@ -423,7 +423,7 @@ def test_the_views_show_problems_and_a_summary(store: Store, tmp_path: Path) -> 
         problems = db.execute("SELECT object_id, status, error FROM problems").fetchall()
         assert sorted(problems) == sorted([(ASSET, "failed", "refused"), (OTHER_ASSET, "ready", "503")])
         summary = db.execute("SELECT status, items FROM summary").fetchall()
-        assert summary == [("awaiting_proxy", 2), ("failed", 1), ("ready", 2)]
+        assert summary == [("awaiting_proxy", 2), ("ready", 2), ("failed", 1)]
 
 
 def test_the_articles_query_keeps_working(store: Store, tmp_path: Path) -> None:

@@ -1,0 +1,283 @@
+"""The pages for people say what the code does, and the code has the shape that ARCHITECTURE.md gives it."""
+
+import ast
+import configparser
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import fields
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+
+import commands
+from app import cli
+from commands.check import OTHER_ROLES, SERVICE_ROLES
+from config import IconikConfig, ListenerConfig, ReconcilerConfig, SubmitterConfig
+from support import run
+from version import __version__
+
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/*.md")), ROOT / "benchmarks" / "README.md"]
+MODULES = sorted(ROOT.glob("*.py"))
+COMMANDS = sorted(ROOT.glob("commands/*.py"))
+SERVICE = [path for path in (*MODULES, *COMMANDS, *sorted(ROOT.glob("deploy/*.py"))) if path.name != "sandbox.py"]
+# A webhook's way to its job: it is to be read in half an hour.
+WAY_TO_THE_JOB = ("resources.py", "store.py", "submitter.py", "circuit_breaker.py", "iconik_client.py", "schema.sql")
+MAX_WAY_LINES = 1099
+MAX_FILE_LINES = 350
+MAX_FUNCTION_LINES = 50
+SECTIONS: dict[str, Any] = {
+    "iconik": IconikConfig,
+    "listener": ListenerConfig,
+    "submitter": SubmitterConfig,
+    "reconciler": ReconcilerConfig,
+}
+LINK = re.compile(r"\]\(([^()\s]+)\)")
+
+
+def name(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def text(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
+
+
+def section(page: Path, heading: str) -> str:
+    """What stands under a heading, up to the next one of the same or a higher level."""
+    pattern = rf"^(#+) {re.escape(heading)}\n(.*?)(?=^#{{1,2}} |\Z)"
+    found = re.search(pattern, text(page), re.MULTILINE | re.DOTALL)
+    assert found, f"{name(page)} has no section {heading!r}"
+    return found[2]
+
+
+def table(markdown: str) -> list[list[str]]:
+    """The cells of all tables' rows but their heads; a `\\|` does not end a cell."""
+    lines = [line for line in markdown.splitlines() if line.startswith("|")]
+    rules = [index for index, line in enumerate(lines) if re.fullmatch(r"[|\s:-]+", line)]
+    heads = {index - 1 for index in rules} | set(rules)
+    rows = [re.split(r"(?<!\\)\|", line)[1:-1] for index, line in enumerate(lines) if index not in heads]
+    return [[cell.replace("\\|", "|").strip() for cell in row] for row in rows]
+
+
+def code_in(cell: str) -> list[str]:
+    return re.findall(r"`([^`]+)`", cell)
+
+
+def operators_pages() -> str:
+    """The README and the pages of docs/ that it links to."""
+    linked = {ROOT / target.partition("#")[0] for target in LINK.findall(text(README))}
+    return "\n".join(text(page) for page in (README, *sorted(linked)) if page.parent == ROOT / "docs" or page == README)
+
+
+def lines_without_blocks(page: Path) -> str:
+    return re.sub(r"^```.*?^```$", "", text(page), flags=re.MULTILINE | re.DOTALL)
+
+
+# What the pages say.
+
+
+def test_the_readme_begins_with_the_demo_and_the_tests_each_as_one_command() -> None:
+    install = "python3 -m venv .venv && .venv/bin/pip install -q -r"
+    blocks = re.findall(r"^```\w*\n(.*?)^```$", text(README), re.MULTILINE | re.DOTALL)
+    assert blocks[:2] == [
+        f"{install} requirements.txt && .venv/bin/python app.py demo\n",
+        f"{install} requirements-dev.txt && .venv/bin/pytest\n",
+    ]
+    assert len(text(README).partition("```")[0].split("\n\n")) < 5, "a title and a short paragraph, no more"
+
+
+def parameters() -> list[Any]:
+    def of(command: click.Command) -> Iterator[Any]:
+        yield pytest.param(command.name, "", id=str(command.name))
+        for parameter in command.params:
+            if isinstance(parameter, click.Option):
+                yield pytest.param(command.name, parameter.opts[0], id=f"{command.name} {parameter.opts[0]}")
+
+    return [parameter for command in commands.ALL for parameter in of(command)]
+
+
+@pytest.mark.parametrize(("command", "option"), parameters())
+def test_each_command_and_each_of_its_options_is_documented(command: str, option: str) -> None:
+    pattern = rf"\b{command}\b[^\n]*(?<!\S|\w){option}\b" if option else rf"^\| `[^`]*\b{command}\b"
+    pattern = pattern.replace(rf"(?<!\S|\w){option}", rf"[\s`\[]{option}") if option else pattern
+    assert re.search(pattern, operators_pages(), re.MULTILINE), f"the README does not tell of {command} {option}"
+
+
+def test_the_options_of_the_program_itself_are_documented() -> None:
+    pages = operators_pages()
+    for parameter in cli.params:
+        assert f"`{parameter.opts[0]}" in pages or f" {parameter.opts[0]} " in pages, parameter.opts
+
+
+def test_every_command_that_the_pages_name_exists() -> None:
+    known = {command.name for command in commands.ALL}
+    named = re.findall(
+        r"\biconik-listener ([a-z][a-z-]+)", "\n".join(re.findall(r"`[^`]+`|^ *\S.*$", operators_pages()))
+    )
+    assert {word for word in re.findall(r"`iconik-listener ([a-z-]+)", operators_pages())} <= known
+    assert named
+
+
+def test_every_key_stands_in_the_example_with_its_default_and_in_no_other_form() -> None:
+    example = configparser.ConfigParser(interpolation=None, default_section="")
+    example.read_string(text(ROOT / "config.example.ini"))
+    defaults = {
+        section: {key.name: key.metadata["default"] or "" for key in fields(keys)} for section, keys in SECTIONS.items()
+    }
+    assert {section: dict(example[section]) for section in example.sections()} == defaults
+    assigned = re.findall(r"^[#\s]*(\w+) *=", text(ROOT / "config.example.ini"), re.MULTILINE)
+    assert Counter(assigned) == Counter(key for keys in defaults.values() for key in keys)
+
+
+def test_every_role_stands_in_the_readme_with_what_is_lost_without_it() -> None:
+    rows = {code_in(row[0])[0]: row[-1] for row in table(section(README, "The token and its roles"))}
+    assert rows == {**SERVICE_ROLES, **OTHER_ROLES}
+
+
+def test_every_status_stands_in_the_readme() -> None:
+    [check] = re.findall(r"CHECK \(status IN \((.*?)\n    \)\)", text(ROOT / "schema.sql"), re.DOTALL)
+    statuses = re.findall(r"'(\w+)'", check)
+    assert len(statuses) == 7
+    assert [code_in(row[0])[0] for row in table(section(README, "What items.db holds"))] == statuses
+
+
+def printed_by_the_code() -> str:
+    """Every text in the service's code, a line each; what is filled in is an ellipsis."""
+    texts = []
+    for path in SERVICE:
+        for node in ast.walk(ast.parse(text(path))):
+            if isinstance(node, ast.JoinedStr):
+                parts = [part.value if isinstance(part, ast.Constant) else "…" for part in node.values]
+                texts.append("".join(map(str, parts)))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                texts.append(re.sub(r"%(?:\.\d)?[sdfg]", "…", node.value))
+    return "\n".join(texts)
+
+
+def messages() -> list[Any]:
+    rows = table(section(README, "What you see, what it means, what to do"))
+    return [pytest.param(message, id=message) for row in rows for message in code_in(row[0])]
+
+
+@pytest.mark.parametrize("message", messages())
+def test_each_message_that_the_readme_explains_is_one_of_the_codes(message: str) -> None:
+    said = printed_by_the_code()
+    parts = [part.strip(" .:") for part in message.removeprefix("WRONG  ").removeprefix("note   ").split("…")]
+    missing = [part for part in parts if part not in said]
+    assert any(parts) and not missing, f"the code does not say {missing}"
+
+
+def test_the_demo_prints_what_the_readme_shows() -> None:
+    shown = section(README, "See it at work").partition("```\n")[2].partition("```")[0]
+    printed = run("demo", cwd=ROOT).stdout
+    assert sorted(masked(printed)) == sorted(masked(shown))
+
+
+def masked(output: str) -> list[str]:
+    """The lines without what is different each time."""
+    patterns = (
+        r"\d{4}-\d\d-\d\dT[\d:.]+Z",
+        r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}",
+        r"/\S+/items\.db",
+        r"(?<=:)\d+",
+    )
+    for pattern in patterns:
+        output = re.sub(pattern, "…", output)
+    return [line for line in output.splitlines() if line]
+
+
+def test_the_changelog_begins_with_this_version() -> None:
+    assert re.findall(r"^## (\S+)", text(ROOT / "CHANGELOG.md"), re.MULTILINE)[0] == __version__
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors that GitHub gives the headings."""
+    headings = re.findall(r"^#+ (.*)$", lines_without_blocks(page), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def links() -> list[Any]:
+    found = [(page, link) for page in PAGES for link in LINK.findall(lines_without_blocks(page))]
+    return [pytest.param(page, link, id=f"{name(page)} {link}") for page, link in found if "://" not in link]
+
+
+@pytest.mark.parametrize(("page", "link"), links())
+def test_each_link_leads_somewhere(page: Path, link: str) -> None:
+    path, _, anchor = link.partition("#")
+    target = (page.parent / path).resolve() if path else page
+    assert target.exists(), f"{name(page)}: there is no {path}"
+    assert not anchor or anchor in anchors(target), f"{name(page)}: there is no heading for #{anchor}"
+
+
+# The shape of the code.
+
+
+def files_table() -> list[str]:
+    """The files of ARCHITECTURE.md's table, top to bottom, and left to right within a row."""
+    return [file for row in table(section(ROOT / "ARCHITECTURE.md", "Files")) for file in code_in(row[0])]
+
+
+def place(path: Path) -> tuple[int, int]:
+    """Where a module stands in the table. A package's __init__ stands above the package's modules."""
+    files, file = files_table(), name(path)
+    is_init = path.name == "__init__.py"
+    if file in files:
+        return files.index(file), 0
+    folder = f"{path.parent.name}/"
+    assert path.parent != ROOT and folder in files, f"{file} is not in ARCHITECTURE.md's table"
+    return files.index(folder), 0 if is_init else 1
+
+
+def imported(path: Path) -> Iterator[tuple[int, Path]]:
+    """The project's modules that a module imports anywhere in its code, with the line."""
+    for node in ast.walk(ast.parse(text(path))):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name(path)}:{node.lineno}: imports name the module in full"
+            names = [str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)]
+        for module in names:
+            base = ROOT.joinpath(*module.split("."))
+            for target in (base.with_suffix(".py"), base / "__init__.py"):
+                if target.exists():
+                    yield getattr(node, "lineno", 0), target
+
+
+def test_each_file_of_the_table_exists_and_each_module_stands_in_it_once() -> None:
+    files = files_table()
+    assert [file for file in files if not (ROOT / file).exists()] == []
+    assert [name(path) for path in MODULES if files.count(name(path)) != 1] == []
+    assert all(place(path) for path in COMMANDS)
+
+
+@pytest.mark.parametrize("path", [*MODULES, *COMMANDS], ids=name)
+def test_imports_run_downwards_only(path: Path) -> None:
+    upwards = [
+        f"{name(path)}:{line} imports {name(target)}, which does not stand below it"
+        for line, target in imported(path)
+        if place(target) <= place(path)
+    ]
+    assert upwards == []
+
+
+@pytest.mark.parametrize("path", SERVICE, ids=name)
+def test_no_function_is_longer_than_a_screen_and_no_file_than_seven(path: Path) -> None:
+    source = text(path)
+    functions = [
+        node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    ]
+    lengths = {node.name: (node.end_lineno or 0) - node.lineno + 1 for node in functions}
+    assert {function: lines for function, lines in lengths.items() if lines > MAX_FUNCTION_LINES} == {}
+    assert len(source.splitlines()) <= MAX_FILE_LINES
+
+
+def test_the_way_of_a_webhook_to_its_job_is_read_in_half_an_hour() -> None:
+    lengths = {file: len(text(ROOT / file).splitlines()) for file in WAY_TO_THE_JOB}
+    assert sum(lengths.values()) <= MAX_WAY_LINES, lengths
