@@ -1,14 +1,14 @@
 """iconik-listener: has each new asset of iconik's analyzed as soon as its proxy is there.
 
-How it works, from the webhook to the job:
+The way of an asset from its webhooks to its job, and the module for each step:
 
-- `resources`: iconik's events come in at /create and /proxy, and are answered 200 once they are
-- `store`: in items.db, where each asset is an item with a status. It wakes the
-- `submitter`: its worker threads claim what is ready, and post an analyze job for it, if the
-- `circuit_breaker` permits that, through the
-- `iconik_client`: every call to iconik.
+1. `resources`: iconik's events come in at /create and /proxy. Each is answered 200 once it is stored.
+2. `store`: items.db has a row for each asset. Once its create and a closed proxy have both come, it is `ready`.
+3. `submitter`: worker threads take what is ready, look at the asset at iconik, and post its analyze job.
+4. `circuit_breaker`: whether requests to iconik may go out at the moment.
+5. `iconik_client`: the requests themselves.
 
-What no webhook told is found by the `reconciler`. The command line's other commands are in `commands`.
+The `reconciler` asks iconik for what no webhook told. What an operator types is in `commands`.
 """
 
 import logging
@@ -46,8 +46,8 @@ from version import __version__
 
 log = logging.getLogger("iconik_listener")
 
-MAX_CALL_EXCESS = 30.0  # seconds beyond its timeout after which a call to iconik counts as hanging
-STARTING_SECONDS = 60.0  # that systemd grants once more, each time that a long start shows progress
+MAX_CALL_EXCESS = 120.0  # seconds beyond its timeout after which a call hangs: the system's resolver may take a minute
+STARTING_SECONDS = 300.0  # that systemd is asked for each time that a long start shows progress
 
 
 def serve(config: Config) -> None:
@@ -74,8 +74,9 @@ def serve(config: Config) -> None:
         _announce(server, store, config)
 
         def show_life() -> None:
-            threads_live = submitter.is_alive() and reconciler.is_alive()
-            if threads_live and client.longest_call() < config.iconik.timeout + MAX_CALL_EXCESS:
+            if (seconds := client.longest_call()) > config.iconik.timeout + MAX_CALL_EXCESS:
+                log.error("A call to iconik has hung for %.0f s: restart the listener, if systemd does not", seconds)
+            elif submitter.is_alive() and reconciler.is_alive():
                 systemd.notify("WATCHDOG=1", f"STATUS={breaker.describe()}")
 
         server.run(show_life, systemd.watchdog_interval())
@@ -83,8 +84,8 @@ def serve(config: Config) -> None:
         systemd.notify("STOPPING=1")
         with store.database.impatient():  # what was read is answered, with a 503 if somebody holds the database
             server.drain()
+        submitter.stop()  # and the circuit breaker, for which the reconciler may be waiting
         reconciler.stop()
-        submitter.stop()
     finally:
         store.close()
 

@@ -16,13 +16,11 @@ log = logging.getLogger("iconik_listener")
 
 MAX_FAILURES = 10  # different items that fail in a row before the breaker opens
 MAX_OPEN_SECONDS = 60.0
-MAX_JITTER = 1.2
 
 
 def backoff(attempts: int, first: float, longest: float) -> float:
-    """Seconds to wait after so many attempts: `first`, doubled with each up to `longest`, and some more by chance."""
-    delay = min(first * 2.0 ** min(attempts - 1, 60), longest)
-    return delay * random.uniform(1, MAX_JITTER)  # noqa: S311
+    """Seconds to wait after so many attempts: `first`, doubled with each, and some more by chance, up to `longest`."""
+    return min(first * 2.0 ** min(attempts - 1, 60) * random.uniform(1, 1.2), longest)  # noqa: S311
 
 
 @dataclass(frozen=True)
@@ -34,6 +32,7 @@ class Permission:
 
     is_probe: bool
     generation: int
+    given_at: float  # by the breaker's clock
     breaker: "CircuitBreaker"
 
     def succeeded(self) -> None:
@@ -103,11 +102,11 @@ class CircuitBreaker:
     def _wait(self) -> Permission | None:
         with self._changed:
             while not self._stopped:
-                state = self.state
-                if state == "closed" or (state == "half-open" and not self._probe_is_out):
-                    self._probe_is_out = state == "half-open"
-                    return Permission(self._probe_is_out, self._generation, self)
-                self._changed.wait(self.seconds_until_half_open() or None)
+                seconds = self.seconds_until_half_open()
+                if not seconds and not self._probe_is_out:
+                    self._probe_is_out = self._openings > 0
+                    return Permission(self._probe_is_out, self._generation, self._clock(), self)
+                self._changed.wait(seconds or None)
             return None
 
     def _succeeded(self, permission: Permission) -> None:
@@ -127,15 +126,17 @@ class CircuitBreaker:
                 return
             if object_id:
                 self._failed_items.add(object_id)
-            if isinstance(error, IconikRateLimited):
-                self._open(error.summary, error.retry_after)
-            elif permission.is_probe or len(self._failed_items) >= MAX_FAILURES:
-                self._open(error.summary, None)
+            asked_to_wait = error.retry_after if isinstance(error, IconikRateLimited) else None
+            if permission.is_probe or isinstance(error, IconikRateLimited) or len(self._failed_items) >= MAX_FAILURES:
+                self._open(error.summary, asked_to_wait, self._clock() - permission.given_at)
 
-    def _open(self, reason: str, seconds: float | None) -> None:
+    def _open(self, reason: str, asked_to_wait: float | None, call_seconds: float) -> None:
         self._openings += 1
-        longest = max(MAX_OPEN_SECONDS, self._config.retry_delay)
-        delay = seconds or backoff(self._openings, self._config.retry_delay, longest)
+        first, longest = self._config.retry_delay, max(MAX_OPEN_SECONDS, self._config.retry_delay)
+        # A call that hung is part of the wait, or one that began just before iconik's return would cost a minute more.
+        delay = max(first, backoff(self._openings, first, longest) - call_seconds)
+        if asked_to_wait:  # at first that long, even if it is short; an iconik that says so for ever is not believed
+            delay = asked_to_wait if self._openings == 1 else max(asked_to_wait, delay)
         self._open_until = self._clock() + delay
         if self.paused_since is None:
             self.paused_since = utc_text(time.time())

@@ -1,8 +1,8 @@
 """config.ini: read, checked, typed. One dataclass for each section, one field for each key."""
 
 import configparser
-import math
 import re
+import shlex
 import stat
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
@@ -25,6 +25,7 @@ MOVED = {
     ("sweep", "min_age"): ("reconciler", "min_age"),
     ("sweep", "max_age"): ("reconciler", "max_age"),
 }
+Moved = dict[tuple[str, str], str]  # the section in which a key of MOVED was found, by section and key of today
 
 
 class ConfigError(ListenerError):
@@ -41,14 +42,16 @@ def _url(text: str) -> str:
         raise ValueError("is not a URL") from None
     if parts.scheme not in ("https", "http") or not HOST.fullmatch(host):
         raise ValueError("is not a URL like https://app.iconik.io")
-    if parts.username is not None or text.rstrip("/") != f"{parts.scheme}://{parts.netloc}":
+    if parts.username is not None or text.rstrip("/").lower() != f"{parts.scheme}://{parts.netloc}".lower():
         raise ValueError("may consist of scheme and host only, like https://app.iconik.io")
     if parts.scheme == "http" and not THIS_MACHINE.fullmatch(host):
         raise ValueError("must be https:// (the credentials travel with each request)")
     return text.rstrip("/")
 
 
-def _unquoted(text: str) -> str:
+def _plain(text: str) -> str:
+    if "\n" in text:  # the next line may hold a secret, which no other message must show
+        raise ValueError("is continued by the next line, which begins with a space: remove that space")
     if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'":
         raise ValueError("is in quotes: write it without them")
     return text
@@ -58,7 +61,7 @@ def _header_value(text: str) -> str:
     """A secret that travels as an HTTP header: visible ASCII."""
     if not re.fullmatch(r"[!-~]*", text):
         raise ValueError("may consist of visible ASCII characters only, without spaces")
-    return _unquoted(text)
+    return text
 
 
 def _credential(text: str) -> str:
@@ -68,7 +71,7 @@ def _credential(text: str) -> str:
 
 
 def _secrets(text: str) -> tuple[str, ...]:
-    secrets = tuple(_header_value(secret) for secret in text.split(" ") if secret)
+    secrets = tuple(_header_value(_plain(secret)) for secret in text.split(" ") if secret)
     if len(secrets) > MAX_SECRETS:
         raise ValueError("may hold two secrets at most, separated by a space")
     return secrets
@@ -91,7 +94,7 @@ def _types(text: str) -> frozenset[str]:
 def _text(text: str) -> str:
     if not text or not text.isprintable():
         raise ValueError("is missing" if not text else "contains a character that cannot be printed")
-    return _unquoted(text)
+    return text
 
 
 def _path(text: str) -> Path:
@@ -104,7 +107,7 @@ def _number(parse: Callable[[str], Any], lowest: float, highest: float, unit: st
             value = parse(text)
         except ValueError:
             raise ValueError(f"is {text[:40]!r}: must be a number") from None
-        if not (math.isfinite(value) and lowest <= value <= highest):
+        if not lowest <= value <= highest:  # refuses nan, too
             raise ValueError(f"is {text[:40]!r}: must be {lowest:g} to {highest:.0f}{unit}")
         return value
 
@@ -174,7 +177,7 @@ def load(path: Path) -> Config:
     :raises ConfigError: with one line for the operator
     """
     parser = _parse(path)
-    notes = _read_from_old_places(parser, path)
+    moved = _read_from_old_places(parser)
     sections: dict[str, Any] = {
         "iconik": IconikConfig,
         "listener": ListenerConfig,
@@ -184,20 +187,23 @@ def load(path: Path) -> Config:
     for name in parser.sections():
         if name not in sections:
             raise ConfigError(f"{path}: [{name}]: unknown section")
-    listener = _section(parser, path, "listener", ListenerConfig)
+    listener = _section(parser, path, moved, "listener", ListenerConfig)
     # The path may be relative to the file, or a link: the lock needs the file's one true name.
     listener = replace(listener, database=(path.resolve().parent / listener.database).resolve())
-    submitter = _section(parser, path, "submitter", SubmitterConfig)
+    submitter = _section(parser, path, moved, "submitter", SubmitterConfig)
     if submitter.max_retry_delay < submitter.retry_delay:
         raise ConfigError(f"{path}: [submitter] max_retry_delay: must not be less than retry_delay")
     return Config(
         path=path.resolve(),
-        iconik=_section(parser, path, "iconik", IconikConfig),
+        iconik=_section(parser, path, moved, "iconik", IconikConfig),
         listener=listener,
         submitter=submitter,
-        reconciler=_section(parser, path, "reconciler", ReconcilerConfig),
+        reconciler=_section(parser, path, moved, "reconciler", ReconcilerConfig),
         warnings=tuple(_unwise(path, listener)),
-        notes=tuple(notes),
+        notes=tuple(
+            f"{path}: {key} has moved from [{old_section}] to [{section}]: move it there"
+            for (section, key), old_section in moved.items()
+        ),
     )
 
 
@@ -225,13 +231,13 @@ def _parse(path: Path) -> configparser.ConfigParser:
     return parser
 
 
-def _read_from_old_places(parser: configparser.ConfigParser, path: Path) -> list[str]:
-    """Move what a config.ini of version 1.0 has elsewhere to where it is now. Returns a note for each key."""
-    notes = []
+def _read_from_old_places(parser: configparser.ConfigParser) -> Moved:
+    """Move what a config.ini of version 1.0 has elsewhere to where it is now. Returns where it was."""
+    moved = {}
     for (old_section, key), (section, _) in MOVED.items():
         if not parser.has_option(old_section, key):
             continue
-        notes.append(f"{path}: {key} has moved from [{old_section}] to [{section}]: move it there")
+        moved[section, key] = old_section
         if not parser.has_section(section):
             parser.add_section(section)
         if not parser.has_option(section, key):
@@ -239,10 +245,12 @@ def _read_from_old_places(parser: configparser.ConfigParser, path: Path) -> list
         parser.remove_option(old_section, key)
     if parser.has_section("sweep") and not parser["sweep"]:
         parser.remove_section("sweep")
-    return notes
+    return moved
 
 
-def _section(parser: configparser.ConfigParser, path: Path, name: str, section: Callable[..., Section]) -> Section:
+def _section(
+    parser: configparser.ConfigParser, path: Path, moved: Moved, name: str, section: Callable[..., Section]
+) -> Section:
     written = dict(parser[name]) if parser.has_section(name) else {}
     keys = fields(section)  # type: ignore[arg-type]
     for unknown in written.keys() - {key.name for key in keys}:
@@ -251,16 +259,18 @@ def _section(parser: configparser.ConfigParser, path: Path, name: str, section: 
     for key in keys:
         text = written.get(key.name, key.metadata["default"])
         try:
-            values[key.name] = key.metadata["read"](text or "")
+            values[key.name] = key.metadata["read"](_plain(text or ""))
         except ValueError as error:
-            raise ConfigError(f"{path}: [{name}] {key.name}: {error}") from None
+            old_section = moved.get((name, key.name))
+            place = f"{key.name} (still in [{old_section}])" if old_section else key.name
+            raise ConfigError(f"{path}: [{name}] {place}: {error}") from None
     return section(**values)
 
 
 def _unwise(path: Path, listener: ListenerConfig) -> list[str]:
     warnings = []
     if path.stat().st_mode & stat.S_IROTH:
-        warnings.append(f"{path} holds credentials and everybody can read it: chmod o-r {path}")
+        warnings.append(f"{path} holds credentials and everybody can read it: chmod o-r {shlex.quote(str(path))}")
     if not listener.webhook_secret:
         warnings.append("No webhook_secret is set: anybody who finds the port can have assets analyzed")
     return warnings

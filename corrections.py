@@ -11,15 +11,11 @@ AWAITING_CREATE_SECONDS = 24 * 3600.0  # how long a closed proxy waits for the c
 STATUS_OF = "SELECT status FROM items WHERE object_id = :object_id"
 RETRY = f"""UPDATE items SET status = 'ready', ready_at = :now, attempts = 0, in_doubt = 0,
     last_attempt_at = coalesce(last_attempt_at, :now), next_attempt_at = {SOONEST}"""  # noqa: S608
-HURRY = f"UPDATE items SET next_attempt_at = {SOONEST}"  # noqa: S608
+# What is due already keeps its place.
+HURRY = """UPDATE items SET next_attempt_at =
+    max(min(coalesce(next_attempt_at, :now), :now), coalesce(later(last_attempt_at, :retry_delay), ''))"""
 SKIP = "UPDATE items SET status = 'skipped', error = 'skipped by a person'"
-# What a retry does with each status that it changes, and which items of that status it has not changed yet.
-RETRIES = {
-    "failed": (RETRY, "coalesce(ready_at, '') < :now"),
-    "skipped": (RETRY, "coalesce(ready_at, '') < :now"),
-    "ready": (HURRY, f"last_attempt_at IS NOT NULL AND next_attempt_at > {SOONEST}"),
-    "awaiting_proxy": (HURRY, f"coalesce(next_attempt_at, '~') > {SOONEST}"),
-}
+RETRIES = {"failed": RETRY, "skipped": RETRY, "ready": HURRY, "awaiting_proxy": HURRY}  # what a retry does with each
 SKIPPED = ("failed", "ready", "awaiting_proxy", "awaiting_create")  # what a skip changes
 
 
@@ -38,20 +34,32 @@ class Corrections:
         It is not attempted sooner than `retry_delay` seconds after its last attempt, which may have reached iconik.
         An item that is being submitted, is submitted, or awaits its create stays as it is.
         """
-        return self._change_one(object_id, {status: change for status, (change, _) in RETRIES.items()}, retry_delay)
+        return self._change_one(object_id, RETRIES, retry_delay)
 
-    def retry_batch(self, status: str, since: str, retry_delay: float) -> list[str]:
-        """The same for up to 200 items of that status, but those retried `since` (UTC text). Returns their ids."""
-        change, not_yet = RETRIES[status]
-        return self._change_batch(change, status, not_yet, now=since, retry_delay=retry_delay)
+    def retry_batch(self, object_ids: list[str], status: str, retry_delay: float) -> list[str]:
+        """The same for those of the items that have that status (still). Returns their ids."""
+        return self._change_batch(object_ids, status, RETRIES[status], retry_delay)
 
     def skip(self, object_id: str) -> str:
         """Settle that an asset is not to be analyzed. Returns the status that the item had, or "unknown"."""
         return self._change_one(object_id, dict.fromkeys(SKIPPED, SKIP), 0)
 
-    def skip_batch(self, status: str) -> list[str]:
-        """The same for up to 200 items of that status. Returns their ids."""
-        return self._change_batch(SKIP, status, "1")
+    def skip_batch(self, object_ids: list[str], status: str) -> list[str]:
+        """The same for those of the items that have that status (still). Returns their ids."""
+        return self._change_batch(object_ids, status, SKIP, 0)
+
+    def next_ids(self, status: str, after: str) -> list[str]:
+        """Up to 200 ids of items of that status, in the order of the ids: those that come after `after`.
+
+        Whatever becomes of the items meanwhile, who asks on and on gets each once.
+        """
+        rows = self._database.run(
+            f"""SELECT object_id FROM items WHERE +status = :status AND object_id > :after
+            ORDER BY object_id LIMIT {BATCH_SIZE}""",  # noqa: S608
+            status=status,
+            after=after,
+        )
+        return [row["object_id"] for row in rows]
 
     def _change_one(self, object_id: str, changes: Mapping[str, str], retry_delay: float) -> str:
         values = {"object_id": object_id, "now": self._store.now(), "retry_delay": retry_delay}
@@ -62,13 +70,11 @@ class Corrections:
                 db.execute(f"{changes[status]} WHERE object_id = :object_id", values)
         return status
 
-    def _change_batch(self, change: str, status: str, condition: str, **values: object) -> list[str]:
-        rows = self._database.run(
-            f"""{change} WHERE object_id IN (SELECT object_id FROM items
-                WHERE status = '{status}' AND {condition} LIMIT {BATCH_SIZE}) RETURNING object_id""",  # noqa: S608
-            **values,
-        )
-        return [row["object_id"] for row in rows]
+    def _change_batch(self, object_ids: list[str], status: str, change: str, retry_delay: float) -> list[str]:
+        values = {"status": status, "now": self._store.now(), "retry_delay": retry_delay}
+        statement = f"{change} WHERE object_id = :object_id AND status = :status"
+        with self._database.transaction() as db:
+            return [one for one in object_ids if db.execute(statement, {**values, "object_id": one}).rowcount]
 
     # What iconik told when it was asked.
 

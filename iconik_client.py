@@ -92,7 +92,7 @@ class IconikClient:
         """The asset: `id`, `title`, `type`, `status`, `analyze_status`."""
         asset = self.call("GET", f"assets/v1/assets/{quote(asset_id, safe='')}/", "can_read_assets")
         if str(asset.get("id")).lower() != asset_id:  # anything else could be read as "not analyzed yet"
-            raise IconikUnavailable("iconik answered 200 without the asset")
+            raise IconikUnavailable("iconik answered 200 without the asset", status=200)
         return asset
 
     def analyze(self, asset_id: str) -> str | None:
@@ -125,7 +125,7 @@ class IconikClient:
                 raise
             return []
         if not isinstance(objects, list):
-            raise IconikUnavailable("iconik answered 200 without the list")
+            raise IconikUnavailable("iconik answered 200 without the list", status=200)
         return [one for one in objects if isinstance(one, dict)]
 
     def call(
@@ -147,7 +147,7 @@ class IconikClient:
         if not 200 <= answer.status < 300:
             raise _error(answer, content, role)
         # A 201 says that iconik did it, whatever became of the rest of the answer.
-        if content is None and answer.status != 201 and not may_be_empty:
+        if content is None and answer.status != 201 and (answer.body or not may_be_empty):
             raise IconikUnavailable(f"iconik answered {answer.status} without a JSON object", status=answer.status)
         return content or {}
 

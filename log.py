@@ -9,6 +9,7 @@ from collections import defaultdict
 
 from text import one_line
 
+OUR_LOGGER = "iconik_listener"
 REPEAT_SECONDS = 60
 MAX_TOPICS = 20  # of one kind that are told of in a minute, such as the senders of refused webhooks
 MAX_LINE = 1000
@@ -43,7 +44,8 @@ class LogFormatter(logging.Formatter):
 class OnceAMinute(logging.Filter):
     """Lets a record pass once a minute for each `topic`, a tuple (kind, what is special) given as `extra`.
 
-    A record without a topic always passes.
+    A record of ours without a topic always passes. A library's topic is its message, whatever is put into that:
+    waitress would write two lines for each connection beyond the limit.
     """
 
     def __init__(self) -> None:
@@ -51,7 +53,8 @@ class OnceAMinute(logging.Filter):
         self._passed: dict[str, dict[tuple[str, ...], float]] = defaultdict(dict)
 
     def filter(self, record: logging.LogRecord) -> bool:
-        topic: tuple[str, ...] | None = getattr(record, "topic", None)
+        of_library = None if record.name == OUR_LOGGER else (record.name, str(record.msg))
+        topic: tuple[str, ...] | None = getattr(record, "topic", of_library)
         if topic is None:
             return True
         now = time.monotonic()

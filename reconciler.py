@@ -2,8 +2,7 @@
 
 import logging
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 import webhooks
@@ -27,13 +26,14 @@ PERSON_SECONDS = 5 * 3600.0  # who disables a webhook sooner after it was enable
 SEARCH_LAG = DAY  # by which iconik's search index may be behind
 JOBS_OVERLAP = 3600.0
 PAUSE_SECONDS = 0.05  # between two batches of deletions
+STOP_SECONDS = 1.0
 
 # Keys of items.db's state.
 FIRST_STARTED_AT = "first_started_at"
 ASSETS_SEEN_UNTIL = "assets_seen_until"
 ASSETS_RESUME_AT = "assets_resume_at"  # how far a search has come that is not done
 ASSETS_FLOOR = "assets_floor"  # nothing that was created before is added
-CREATE_WEBHOOK_IS_OFF = "create_webhook_is_off"
+ASSETS_PASSED_OVER = "assets_passed_over"  # at the last look, missed assets were not to be added
 JOBS_SEEN_UNTIL = "jobs_seen_until"
 
 
@@ -52,6 +52,7 @@ class Reconciler:
         self._config = config
         self._stopping = threading.Event()
         self._told: set[str] = set()  # what is said once a start
+        self._missed_assets_are_wanted: bool | None = None  # None: this look could not tell
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def start(self) -> None:
@@ -68,10 +69,10 @@ class Reconciler:
         return self._thread.is_alive()
 
     def stop(self) -> None:
-        """Ask for nothing more, and wait for a moment. A request under way may go on: it can be repeated."""
+        """Ask for nothing more, and wait up to 1 s. A request under way may go on: it can be repeated."""
         self._stopping.set()
         if self._thread.ident is not None:
-            self._thread.join(1)
+            self._thread.join(STOP_SECONDS)
 
     def _run(self) -> None:
         while not self._stopping.is_set():
@@ -81,8 +82,9 @@ class Reconciler:
 
     def reconcile(self) -> bool:
         """Go through all steps once. Returns whether each was done; what was not is worth another try before long."""
-        if not self._config.reconciler.interval:
-            return self._step("deleting old rows", self._delete_old)
+        if not self._config.reconciler.interval:  # a person wants nothing of the other steps
+            done = self._step("missed assets", self._pass_over_missed_assets)
+            return self._step("deleting old rows", self._delete_old) and done
         done = self._step("our webhooks", self._enable_webhooks)
         done &= self._step("missed assets", self._add_missed_assets)
         done &= self._step("failed jobs", self._fail_jobs)
@@ -95,7 +97,7 @@ class Reconciler:
         except Stopped:
             pass
         except IconikDenied as error:
-            self._tell_once(logging.ERROR, f"Reconciling, {name}: left out: {error}")
+            self._tell_once(logging.ERROR, f"Reconciling, {name}: left out: {error}", name + error.summary)
         except (IconikError, StoreUnavailable) as error:
             if not self._stopping.is_set():
                 log.warning(
@@ -125,57 +127,93 @@ class Reconciler:
     # Step 1: our webhooks.
 
     def _enable_webhooks(self) -> None:
-        own = self._own_webhooks()
+        self._missed_assets_are_wanted = None
+        found = self._ask(self._catalog.webhooks)
+        own = webhooks.ours(found, self._store.state(REGISTERED_URL), self._config.listener.webhook_secret)
+        # Judged before anything is changed: iconik's list may show what was just changed as it was.
+        self._missed_assets_are_wanted = any(
+            webhook.kind is CREATE and webhook.lets_all_through and not self._is_left_disabled(webhook)
+            for webhook in own
+        )
         if not own:
             line = "Which webhooks at iconik are this listener's cannot be told, so missed assets are not looked for"
             self._tell_once(logging.WARNING, f"{line}: {command('register', 'URL')}")
+        failure: IconikError | None = None
         for webhook in own:
-            self._keep_enabled(webhook)
-
-    def _own_webhooks(self) -> list[WebhookDefinition]:
-        found = self._ask(self._catalog.webhooks)
-        return webhooks.ours(found, self._store.state(REGISTERED_URL), self._config.listener.webhook_secret)
+            try:
+                self._keep_enabled(webhook)
+            except IconikError as error:  # the other one can do with or without it
+                failure = error
+        if failure:
+            raise failure
 
     def _keep_enabled(self, webhook: WebhookDefinition) -> None:
         """Enable a webhook that iconik disabled for failing, and leave alone one that a person disabled."""
-        enabled_key, person_key = f"webhook_enabled_at {webhook.id}", _left_disabled_key(webhook)
-        if webhook.status != "DISABLED":
-            if self._store.state(person_key):
-                self._store.set_state(person_key, "")
-            if webhook.status == "FAILING":
-                log.warning("iconik cannot deliver to %s: %s", webhook.url, webhook.last_error)
-            return
-        enabled_at = self._store.state(enabled_key)
-        again_so_soon = enabled_at is not None and enabled_at > self._store.now(-PERSON_SECONDS)
-        if not webhook.disabled_by_iconik or again_so_soon or self._store.state(person_key):
-            self._store.set_state(person_key, "1")
+        if webhook.status == "FAILING":
+            log.warning("iconik cannot deliver to %s: %s", webhook.url, webhook.last_error)
+        if self._is_left_disabled(webhook):
             line = f"A person disabled the webhook to {webhook.url}, and it stays so. To enable it:"
             self._tell_once(logging.WARNING, f"{line} {command('register', 'URL')}")
-            return
-        self._ask(lambda: self._catalog.save_webhook(webhook.enabled(), webhook.id))
-        self._store.set_state(enabled_key, self._store.now())
-        log.warning("iconik had disabled the webhook to %s for failing: it is enabled again", webhook.url)
+        elif webhook.status == "DISABLED":
+            self._ask(lambda: self._catalog.save_webhook(webhook.enabled(), webhook.id))
+            self._store.set_state(_enabled_key(webhook), self._store.now())
+            log.warning("iconik had disabled the webhook to %s for failing: it is enabled again", webhook.url)
+
+    def _is_left_disabled(self, webhook: WebhookDefinition) -> bool:
+        """Whether a person disabled the webhook. That is remembered until it is not disabled any more."""
+        key = f"webhook_left_disabled {webhook.id}"
+        was_left = bool(self._store.state(key))
+        if webhook.status != "DISABLED":
+            is_left = False
+        else:
+            enabled_at = self._store.state(_enabled_key(webhook)) or ""
+            again_so_soon = self._store.now(-PERSON_SECONDS) < enabled_at <= self._store.now()
+            is_left = was_left or again_so_soon or not webhook.disabled_by_iconik
+        if is_left != was_left:
+            self._store.set_state(key, "1" if is_left else "")
+        return is_left
 
     # Step 2: missed assets.
 
     def _add_missed_assets(self) -> None:
-        creates = [webhook for webhook in self._own_webhooks() if webhook.kind is CREATE]
-        if not any(one.lets_all_through and not self._store.state(_left_disabled_key(one)) for one in creates):
-            self._store.set_state(CREATE_WEBHOOK_IS_OFF, "1")
-            self._store.set_state(ASSETS_FLOOR, self._store.now())
+        if self._missed_assets_are_wanted is None:
             return
-        if self._store.state(CREATE_WEBHOOK_IS_OFF):  # it was put back at some time since the last look
-            self._store.set_state(ASSETS_FLOOR, self._store.now())
-            self._store.set_state(CREATE_WEBHOOK_IS_OFF, "")
-        now = self._store.now()
-        floor = self._store.state(ASSETS_FLOOR) or self._store.state(FIRST_STARTED_AT) or now
-        seen_until = min(self._store.state(ASSETS_SEEN_UNTIL) or floor, now)
-        resume_at = self._store.state(ASSETS_RESUME_AT) or _later(seen_until, -SEARCH_LAG)
-        since, until = max(floor, resume_at), self._store.now(-self._config.reconciler.min_age)
+        if not self._missed_assets_are_wanted:
+            self._pass_over_missed_assets()
+            return
+        floor, until = self._assets_floor(), self._store.now(-self._config.reconciler.min_age)
+        since = self._noted_time(ASSETS_RESUME_AT)
+        if since is None or since >= until:
+            since = _later(self._noted_time(ASSETS_SEEN_UNTIL) or floor, -SEARCH_LAG)
+        since = max(since, floor)
         if since < until:
             self._add_assets(since, until)
-            self._store.set_state(ASSETS_SEEN_UNTIL, until)
-            self._store.set_state(ASSETS_RESUME_AT, "")
+            self._corrections.add_assets([], {ASSETS_SEEN_UNTIL: until, ASSETS_RESUME_AT: ""})
+
+    def _pass_over_missed_assets(self) -> None:
+        """Add nothing now, nor ever what was created until the first look that adds something again."""
+        if not self._store.state(ASSETS_PASSED_OVER):
+            self._store.set_state(ASSETS_PASSED_OVER, "1")
+
+    def _assets_floor(self) -> str:
+        """When the first asset was created that may be added. That is now if assets were passed over until now."""
+        noted, passed_over = self._store.state(ASSETS_FLOOR), self._store.state(ASSETS_PASSED_OVER)
+        floor = None if passed_over else self._noted_time(ASSETS_FLOOR) or self._noted_time(FIRST_STARTED_AT)
+        floor = floor or self._store.now()
+        if passed_over or floor != noted:
+            self._corrections.add_assets([], {ASSETS_FLOOR: floor, ASSETS_PASSED_OVER: ""})
+        return floor
+
+    def _noted_time(self, key: str) -> str | None:
+        """A time in items.db's state; None if there is none.
+
+        It is never later than now, whatever the clock was when it was noted; what is not a time counts as now.
+        """
+        text, now = self._store.state(key), self._store.now()
+        seconds = seconds_of(text)
+        if not text:
+            return None
+        return now if seconds is None or seconds < 0 else min(utc_text(seconds), now)
 
     def _add_assets(self, since: str, until: str) -> None:
         """Add the assets created in that time, and note after each page how far this has come."""
@@ -195,10 +233,13 @@ class Reconciler:
     def _fail_jobs(self) -> None:
         """What iconik took and could not do afterwards is not finished."""
         now = self._store.now()
-        seen_until = min(self._store.state(JOBS_SEEN_UNTIL) or self._store.state(FIRST_STARTED_AT) or now, now)
+        seen_until = self._noted_time(JOBS_SEEN_UNTIL) or self._noted_time(FIRST_STARTED_AT) or now
         for page in self._pages(self._catalog.failed_analyze_jobs(_later(seen_until, -JOBS_OVERLAP))):
             for job in page:
                 self._fail_job(job)
+            reached = _in_order_until([seconds_of(job.get("date_modified")) for job in page])
+            if reached is not None:
+                self._store.set_state(JOBS_SEEN_UNTIL, utc_text(reached))
         self._store.set_state(JOBS_SEEN_UNTIL, now)
 
     def _fail_job(self, job: Json) -> None:
@@ -213,20 +254,33 @@ class Reconciler:
     # Step 4: old rows.
 
     def _delete_old(self) -> None:
-        while self._corrections.delete_awaiting_create() == BATCH_SIZE:
-            if self._stopping.wait(PAUSE_SECONDS):
-                raise Stopped
+        deleted = 0
+        try:
+            while batch := self._corrections.delete_awaiting_create():
+                deleted += batch
+                if batch == BATCH_SIZE and self._stopping.wait(PAUSE_SECONDS):
+                    raise Stopped
+        finally:
+            if deleted:
+                log.info("Deleted %d items whose create has not come for a day after their proxy", deleted)
 
-    def _tell_once(self, level: int, line: str) -> None:
-        if line not in self._told:
-            self._told.add(line)
+    def _tell_once(self, level: int, line: str, topic: str = "") -> None:
+        """Log a line if none of that topic (without one: no such line) has been logged since the start."""
+        if (topic or line) not in self._told:
+            self._told.add(topic or line)
             log.log(level, line)
 
 
-def _left_disabled_key(webhook: WebhookDefinition) -> str:
-    """The key in items.db's state that says that a person disabled that webhook."""
-    return f"webhook_left_disabled {webhook.id}"
+def _enabled_key(webhook: WebhookDefinition) -> str:
+    """The key in items.db's state under which it is noted when the reconciler enabled that webhook."""
+    return f"webhook_enabled_at {webhook.id}"
+
+
+def _in_order_until(times: Sequence[float | None]) -> float | None:
+    """The last of these times, if they are in order; None if they are not, or one is missing."""
+    known = [time for time in times if time is not None]
+    return known[-1] if known and known == sorted(known) and len(known) == len(times) else None
 
 
 def _later(time_text: str, seconds: float) -> str:
-    return utc_text((seconds_of(time_text) or time.time()) + seconds)
+    return utc_text((seconds_of(time_text) or 0) + seconds)

@@ -124,9 +124,9 @@ class Health(Resource):
             items = listening.store.health()
         except StoreUnavailable:
             return {"message": "The database cannot be read or written"}, 503
+        state = breaker.state
         # Half-open without an item to try it with is as good as closed.
-        waiting = breaker.state == "half-open" and (items["ready"] or items["submitting"])
-        paused = breaker.state == "open" or waiting
+        paused = state == "open" or (state == "half-open" and bool(items["ready"] or items["submitting"]))
         return {
             "status": "paused" if paused else "ok",
             "version": __version__,

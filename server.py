@@ -19,7 +19,7 @@ from errors import ListenerError
 MAX_BODY = 1024 * 1024  # bytes
 MAX_CONNECTIONS = 1000
 RESERVED_DESCRIPTORS = 150  # for the database, the log, and iconik's connections of 32 workers
-TICK_SECONDS = 10.0
+TICK_SECONDS = 30.0
 DRAIN_SECONDS = 8.0
 
 # Measured with 400 clients that drip a byte a second: like this webhooks go on in milliseconds; with
@@ -94,7 +94,7 @@ class Server:
         )
 
     def run(self, on_tick: Callable[[], None], tick_seconds: float = TICK_SECONDS) -> None:
-        """Serve until `stop` is called, and call `on_tick` every `tick_seconds`, or every 10 s if that is shorter."""
+        """Serve until `stop` is called, and call `on_tick` every `tick_seconds`, or every 30 s if that is shorter."""
         tick_seconds = min(tick_seconds, TICK_SECONDS)
         next_tick = 0.0
         while not self._stopping:
@@ -104,9 +104,10 @@ class Server:
             self._serve_once(tick_seconds)
 
     def stop(self) -> None:
-        """Have `run` return. May be called from a signal handler."""
-        self._stopping = True
-        self._waitress.pull_trigger()
+        """Have `run` return. May be called from a signal handler, and again when all is closed already."""
+        if not self._stopping:
+            self._stopping = True
+            self._waitress.pull_trigger()
 
     def drain(self) -> None:
         """Take no more requests, and answer those that were read."""

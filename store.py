@@ -10,11 +10,13 @@ from database import Database, Progress, Row
 from text import seconds_of, utc_text
 
 UNCHANGED = "unchanged"
-# SQL: when an item may be attempted again at the earliest. Its last attempt may have reached iconik without an answer.
 # SQL: the ready items that were never attempted, and those that were; written as the index items_ready has it.
 NEW = "status = 'ready' AND (last_attempt_at IS NOT NULL) = 0"
 TRIED = "status = 'ready' AND (last_attempt_at IS NOT NULL) = 1"
+# SQL: when an item may be attempted again at the earliest. Its last attempt may have reached iconik without an answer.
 SOONEST = "max(:now, coalesce(later(last_attempt_at, :retry_delay), :now))"
+# SQL: when an item became ready, moved on by the time in which nobody tried: from its last attempt until now.
+READY_AT = "min(:now, coalesce(later(ready_at, max(0, seconds_between(last_attempt_at, :now))), :now))"
 
 
 @dataclass(frozen=True)
@@ -88,14 +90,13 @@ class Store:
         values = {"now": self.now(), "retry_delay": retry_delay}
         with self.database.transaction() as db:
             interrupted = db.execute(
-                """UPDATE items SET status = 'ready', in_doubt = 1, last_attempt_at = :now, next_attempt_at = '~',
-                    error = coalesce(error, 'the listener ended before iconik answered')
-                WHERE status = 'submitting'""",
+                f"""UPDATE items SET status = 'ready', in_doubt = 1, last_attempt_at = :now, next_attempt_at = '~',
+                    ready_at = {READY_AT}, error = coalesce(error, 'the listener ended before iconik answered')
+                WHERE status = 'submitting'""",  # noqa: S608
                 values,
             ).rowcount
             db.execute(
-                f"""UPDATE items SET next_attempt_at = min(next_attempt_at, {SOONEST}),
-                    ready_at = min(:now, coalesce(later(ready_at, seconds_between(last_attempt_at, :now)), :now))
+                f"""UPDATE items SET next_attempt_at = min(next_attempt_at, {SOONEST}), ready_at = {READY_AT}
                 WHERE {TRIED}""",  # noqa: S608
                 values,
             )
@@ -261,6 +262,7 @@ CLAIM_NEWEST = _CLAIM.format(new=NEW, order="DESC", returning=_RETURNING)
 CLAIM_DUE = f"""UPDATE items SET
     next_attempt_at = CASE WHEN status = 'awaiting_proxy' AND 2 * seconds_between(created_at, :now) <= :max_age
         THEN later(:now, max(:min_age, seconds_between(created_at, :now))) END,
+    created_at = min(created_at, :now),
     attempts = attempts + (status = 'ready'),
     last_attempt_at = CASE status WHEN 'ready' THEN :now END,
     status = CASE status WHEN 'ready' THEN 'submitting' ELSE status END

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from circuit_breaker import MAX_JITTER, CircuitBreaker, Permission, backoff
+from circuit_breaker import CircuitBreaker, Permission, backoff
 from config import Config
 from database import StoreUnavailable
 from iconik_client import (
@@ -44,9 +44,8 @@ class Submitter:
 
     def __init__(self, store: Store, client: IconikClient, breaker: CircuitBreaker, config: Config) -> None:
         self._store, self._client, self._breaker = store, client, breaker
-        self._config = config.submitter
+        self._config, self._skip_types = config.submitter, config.iconik.skip_types
         self._min_age, self._max_age = config.reconciler.min_age, config.reconciler.max_age
-        self._skip_types = config.iconik.skip_types
         # What is in trouble may make its calls hang: it leaves half of the workers to what is new.
         self._old_ones = threading.Semaphore((self._config.workers + 1) // 2)
         self._stopping = threading.Event()
@@ -60,8 +59,7 @@ class Submitter:
 
         :raises StoreUnavailable: items.db cannot be written
         """
-        interrupted = self._store.recover(self._config.retry_delay)
-        if interrupted:
+        if interrupted := self._store.recover(self._config.retry_delay):
             log.warning("%d items were under way when the listener ended: iconik will be asked", interrupted)
         for thread in self._threads:
             thread.start()
@@ -92,12 +90,13 @@ class Submitter:
 
     def _work(self) -> None:
         while not self._stopping.is_set():
-            wakes = self._wakes
+            wakes, seconds = self._wakes, min(self._config.retry_delay, POLL_SECONDS)
             try:
                 seconds = self._work_once()
             except StoreUnavailable as error:
                 log.error("%s. Nothing can be submitted", error, extra={"topic": ("claim", str(error))})
-                seconds = min(self._config.retry_delay, POLL_SECONDS)
+            except Exception:  # a mistake of ours must neither end this thread nor spin
+                log.exception("Unexpected")
             with self._woken:
                 self._woken.wait_for(lambda: self._stopping.is_set() or self._wakes != wakes, seconds)  # noqa: B023
 
@@ -130,7 +129,7 @@ class Submitter:
         return self._submit(item, permission) if item.status == "submitting" else self._ask(item, permission)
 
     def _seconds_to_wait(self) -> float:
-        longest = max(self._config.max_retry_delay * MAX_JITTER, MAX_RETRY_AFTER)
+        longest = max(self._config.max_retry_delay, MAX_RETRY_AFTER)
         self._store.disbelieve_clock(self._config.retry_delay, longest, max(self._max_age, self._min_age, longest))
         due = self._store.seconds_until_due()
         return POLL_SECONDS if due is None else min(due + 0.001, POLL_SECONDS)
@@ -156,7 +155,7 @@ class Submitter:
             return self._failed(item, str(error))
         except IconikError as error:
             return self._retried(item, error, permission, has_posted)
-        except Exception as mistake:  # one of ours: it must neither end this thread nor spin
+        except Exception as mistake:
             log.exception("%s: unexpected", item.object_id)
             wrapped = IconikUnavailable(f"unexpected {type(mistake).__name__}, see the log")
             return self._retried(item, wrapped, permission, has_posted)
@@ -166,7 +165,7 @@ class Submitter:
         object_id = item.object_id
         if asset.get("status") == "DELETED":
             return self._skipped(item, "the asset is deleted")
-        if asset.get("type") in self._skip_types:
+        if str(asset.get("type")) in self._skip_types:
             return self._skipped(item, f"assets of type {asset['type']} are not analyzed (skip_types in config.ini)")
         analyze_status = asset.get("analyze_status") or "N/A"
         if analyze_status in ANALYZED:
@@ -200,8 +199,7 @@ class Submitter:
             attempts = max(1, item.attempts - permission.is_probe)
             delay = backoff(attempts, self._config.retry_delay, self._config.max_retry_delay)
             delay = max(delay, error.retry_after or 0)
-        is_answer = error.status is not None and 300 <= error.status < 500 and error.status != 408
-        in_doubt = has_posted and not is_answer
+        in_doubt = has_posted and (error.status == 408 or error.status not in range(300, 500))
         write = partial(self._store.postpone, item.object_id, delay, str(error), in_doubt=in_doubt, counts=counts)
         return Outcome(write, f"{item.object_id}: {error}. Next attempt in {delay:.0f} s", _level(error))
 

@@ -2,8 +2,11 @@
 
 import math
 import os
+import re
 import socket
 from contextlib import suppress
+
+SEND_SECONDS = 1.0  # a systemd that does not read its messages must not hold us up
 
 
 def notify(*messages: str) -> None:
@@ -12,6 +15,7 @@ def notify(*messages: str) -> None:
     if address[:1] not in ("/", "@"):
         return
     with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as channel:
+        channel.settimeout(SEND_SECONDS)
         channel.sendto("\n".join(messages).encode(), address.replace("@", "\0", 1) if address[0] == "@" else address)
 
 
@@ -21,9 +25,7 @@ def extend_timeout(seconds: float) -> None:
 
 
 def watchdog_interval() -> float:
-    """Every how many seconds systemd wants a sign of life; infinity if it does not watch this process."""
+    """After how many seconds to show systemd each sign of life, half of its limit; infinity if it does not watch us."""
+    microseconds = os.environ.get("WATCHDOG_USEC", "")
     is_watched = os.environ.get("WATCHDOG_PID") in (None, str(os.getpid()))
-    try:
-        return int(os.environ["WATCHDOG_USEC"]) / 1e6 / 2 if is_watched else math.inf
-    except (KeyError, ValueError):
-        return math.inf
+    return int(microseconds) / 1e6 / 2 if is_watched and re.fullmatch("0*[1-9][0-9]*", microseconds) else math.inf

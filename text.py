@@ -3,6 +3,7 @@
 import os
 import re
 import shlex
+from contextlib import suppress
 from datetime import datetime, timezone
 
 UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE | re.ASCII)
@@ -32,9 +33,10 @@ def utc_text(seconds: float) -> str:
 def local_text(time: object) -> str:
     """Write an ISO 8601 time by this machine's clock, and say by which: `2026-11-23 17:47:00 CET`."""
     seconds = seconds_of(time)
-    if seconds is None:
-        return one_line(str(time))
-    return datetime.fromtimestamp(seconds).astimezone().strftime("%Y-%m-%d %H:%M:%S %Z")
+    with suppress(ValueError, OverflowError):  # by this machine's clock it may be in the year 10000
+        if seconds is not None:
+            return datetime.fromtimestamp(seconds).astimezone().strftime("%Y-%m-%d %H:%M:%S %Z")
+    return one_line(str(time))
 
 
 def seconds_of(text: object, *, local: bool = False) -> float | None:
@@ -47,7 +49,8 @@ def seconds_of(text: object, *, local: bool = False) -> float | None:
         plain = re.sub(r"[zZ]$", "+00:00", str(text))
         plain = re.sub(r"\.(\d+)", lambda fraction: f".{fraction[1]:0<6.6}", plain)
         time = datetime.fromisoformat(plain)
-        return (time if time.tzinfo or local else time.replace(tzinfo=timezone.utc)).timestamp()
+        time = time if time.tzinfo or local else time.replace(tzinfo=timezone.utc)
+        return time.astimezone(timezone.utc).timestamp()  # what is not in the years 1 to 9999 of UTC is no time
     except (ValueError, OverflowError):
         return None
 

@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 from text import one_line
 
 Json = dict[str, Any]
+MAX_URL = 2000  # of a webhook
 SECRET_HEADER = "X-Webhook-Secret"  # noqa: S105 its name
 REGISTERED_URL = "registered_url"  # the key in items.db's state under which `register` notes where our webhooks point
 
@@ -58,7 +59,7 @@ class WebhookDefinition:
             "event_type": "assets",
             "operation": kind.operations[0],
             "realm": kind.realm,
-            "query": found.query if existing and not found._query_problems() else kind.query,
+            "query": found._whole_query if existing and not found._query_problems() else kind.query,
             "status": "ENABLED",
             "headers": {**kept, **({SECRET_HEADER: secret} if secret else {})},
         }
@@ -67,9 +68,9 @@ class WebhookDefinition:
         return cls(kind, fields)
 
     def enabled(self) -> Json:
-        """The same definition, ENABLED, without what only iconik writes."""
+        """The same definition, ENABLED, without what only iconik writes, and without null, which it may not take."""
         kept = ("name", "description", "url", "event_type", "operation", "realm", "object_id", "query", "headers")
-        return {**{key: self.fields[key] for key in kept if key in self.fields}, "status": "ENABLED"}
+        return {**{key: self.fields[key] for key in kept if self.fields.get(key) is not None}, "status": "ENABLED"}
 
     @property
     def id(self) -> str:
@@ -79,7 +80,17 @@ class WebhookDefinition:
     @property
     def url(self) -> str:
         """Where iconik sends the events, as one line and without a slash at the end."""
-        return one_line(str(self.fields.get("url"))).rstrip("/")
+        return one_line(str(self.fields.get("url")), MAX_URL).rstrip("/")
+
+    @property
+    def base_url(self) -> str:
+        """Its URL without the kind's path; empty if it does not have that path."""
+        try:
+            parts = urlsplit(self.url)
+        except ValueError:  # somebody else's may be anything
+            return ""
+        path = parts.path.rstrip("/")
+        return parts._replace(path=path.removesuffix(self.kind.path)).geturl() if path.endswith(self.kind.path) else ""
 
     @property
     def status(self) -> str:
@@ -93,8 +104,8 @@ class WebhookDefinition:
 
     @property
     def query(self) -> str:
-        """Which events iconik sends; empty for all."""
-        return one_line(str(self.fields.get("query") or ""))
+        """Which events iconik sends, as one line; empty for all."""
+        return one_line(self._whole_query)
 
     @property
     def headers(self) -> dict[str, str]:
@@ -129,9 +140,13 @@ class WebhookDefinition:
             problems.append(f"is for one asset only ({one_line(str(self.fields['object_id']))})")
         return problems + self._query_problems()
 
+    @property
+    def _whole_query(self) -> str:
+        return str(self.fields.get("query") or "")
+
     def _query_problems(self) -> list[str]:
         """A query on new assets is a person's choice. One on proxies must let the CLOSED ones through."""
-        lets_closed_through = not self.query or self.kind.query in "".join(self.query.split())
+        lets_closed_through = not self.query or self.kind.query in "".join(self._whole_query.split())
         return [] if self.kind is CREATE or lets_closed_through else [f"has a query of its own: {self.query}"]
 
 
@@ -145,17 +160,19 @@ def of_our_kinds(found: Iterable[Json]) -> list[WebhookDefinition]:
         and fields.get("operation") in kind.operations
         and fields.get("realm") == kind.realm
         and fields.get("status") != "DELETED"
-        and urlsplit(one_line(str(fields.get("url")))).path.rstrip("/").endswith(kind.path)
+        and WebhookDefinition(kind, fields).base_url
     ]
 
 
 def ours(found: Iterable[Json], registered_url: str | None, secrets: tuple[str, ...]) -> list[WebhookDefinition]:
     """This listener's own: those at the URL that `register` noted or, without a note, the only pair with its secret.
 
-    Empty if that cannot be told. Those of another listener, which may have the same secret, are never among them.
+    A pair points at one listener. Empty if that cannot be told. Those of another listener, which may have the same
+    secret, are never among them.
     """
     candidates = of_our_kinds(found)
     if registered_url:
         return [one for one in candidates if one.url == registered_url.rstrip("/") + one.kind.path]
     pair = [one for one in candidates if one.secret in (secrets or ("",))]
-    return pair if [one.kind for one in pair] == list(KINDS) else []
+    is_a_pair = [one.kind for one in pair] == list(KINDS) and pair[0].base_url == pair[1].base_url
+    return pair if is_a_pair else []

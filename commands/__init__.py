@@ -9,3 +9,5 @@ from commands.skip import skip
 from commands.status import status
 
 ALL = (demo, check, register, status, retry, skip, catch_up)
+for _command in ALL:
+    _command.context_settings["help_option_names"] = ["-h", "--help"]

@@ -1,12 +1,12 @@
 """check: the one judge of whether all is well: of the files, of the running listener, and of iconik."""
 
 import socket
-import sys
 import time
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import urlsplit, urlunsplit
 
 import click
 import requests
@@ -14,14 +14,14 @@ import requests
 from commands.items import number_of
 from commands.running import running_listener
 from config import Config, ConfigError, load
-from database import StoreError, StoreUnavailable
+from errors import ListenerError
 from iconik_catalog import IconikCatalog
 from iconik_client import IconikClient, IconikError
 from store import Store
 from text import command, local_text, one_line, seconds_of
 from transport import Transport, TransportError
 from version import __version__
-from webhooks import KINDS, REGISTERED_URL, SECRET_HEADER, WebhookDefinition, of_our_kinds, ours
+from webhooks import CREATE, KINDS, REGISTERED_URL, SECRET_HEADER, WebhookDefinition, of_our_kinds, ours
 
 MAX_DUE_SECONDS = 15 * 60.0  # for which an item that is due may wait
 MAX_WAL_BYTES = 64 * 1024 * 1024
@@ -100,10 +100,7 @@ def _check(report: Report, path: Path) -> None:
     if not config.warnings:
         report.ok(f"{path} is complete, and not everybody can read it")
     registered_url = _check_database(report, config)
-    try:
-        _check_iconik(report, config, registered_url)
-    except IconikError as error:
-        report.wrong(f"{config.iconik.url}: {error}")
+    _check_iconik(report, config, registered_url)
 
 
 def _check_database(report: Report, config: Config) -> str | None:
@@ -120,10 +117,12 @@ def _check_database(report: Report, config: Config) -> str | None:
             wal = database.with_name(database.name + "-wal")
             if wal.exists() and wal.stat().st_size > MAX_WAL_BYTES:
                 size = wal.stat().st_size // 2**20
-                report.remark(f"{wal} has grown to {size} MiB: another program has been reading items.db for long")
+                report.remark(
+                    f"{wal} has grown to {size} MiB: another program has been reading items.db for long; end it"
+                )
             _check_listener(report, config, running_listener(store))
             return store.state(REGISTERED_URL)
-    except (StoreError, StoreUnavailable) as error:
+    except ListenerError as error:
         report.wrong(str(error))
     return None
 
@@ -133,7 +132,8 @@ def _check_listener(report: Report, config: Config, listener: dict[str, Any] | N
         report.wrong(f"no listener is running on {config.listener.database}: start it")
         return
     if "version" not in listener:
-        report.wrong(f"a listener is running and is not well: {one_line(str(listener.get('message')))}")
+        message = one_line(str(listener["message"]))
+        report.wrong(f"a listener is running and is not well: {message}. Its log says more")
         return
     faults = _listener_faults(config, listener)
     for fault in faults:
@@ -152,7 +152,7 @@ def _listener_faults(config: Config, listener: dict[str, Any]) -> list[str]:
         faults.append(f"{config.path} was changed after the listener was started: restart the listener")
     if listener.get("status") == "paused":
         since, reason = local_text(listener["paused_since"]), one_line(str(listener["last_error"]))
-        faults.append(f"the listener is paused since {since}: {reason}")
+        faults.append(f"the listener has been paused since {since}: {reason}")
     due = seconds_of(listener.get("oldest_due_at"))
     if due and time.time() - due > MAX_DUE_SECONDS:
         faults.append(f"an item has been due since {local_text(listener['oldest_due_at'])}: {command('status')}")
@@ -161,8 +161,33 @@ def _listener_faults(config: Config, listener: dict[str, Any]) -> list[str]:
 
 def _check_iconik(report: Report, config: Config, registered_url: str | None) -> None:
     catalog = IconikCatalog(IconikClient(config.iconik))
-    report.ok(f"iconik answers at {config.iconik.url}, and knows the credentials as those of {catalog.user()}")
-    roles = catalog.roles()
+    roles: set[str] | None = None
+    with _asking(report, config):
+        report.ok(f"iconik answers at {config.iconik.url}, and knows the credentials as those of {catalog.user()}")
+        roles = catalog.roles()
+    if roles is None:
+        return
+    _check_roles(report, roles)
+    with _asking(report, config):
+        _check_profile(report, config, catalog)
+    if "can_read_automations" in roles:
+        with _asking(report, config):
+            _check_automations(report, catalog)
+    if "can_read_webhooks" in roles:
+        with _asking(report, config):
+            _check_webhooks(report, config, catalog, registered_url)
+
+
+@contextmanager
+def _asking(report: Report, config: Config) -> Iterator[None]:
+    """A question that iconik does not answer is wrong, and the next one is asked all the same."""
+    try:
+        yield
+    except IconikError as error:
+        report.wrong(f"{config.iconik.url}: {error}")
+
+
+def _check_roles(report: Report, roles: set[str]) -> None:
     missing = [role for role in SERVICE_ROLES if role not in roles]
     for role in missing:
         report.wrong(f"the role {role} is missing: {SERVICE_ROLES[role]}")
@@ -171,11 +196,6 @@ def _check_iconik(report: Report, config: Config, registered_url: str | None) ->
     for role in OTHER_ROLES:
         if role not in roles:
             report.remark(f"the role {role} is missing: {OTHER_ROLES[role]}")
-    _check_profile(report, config, catalog)
-    if "can_read_automations" in roles:
-        _check_automations(report, catalog)
-    if "can_read_webhooks" in roles:
-        _check_webhooks(report, config, catalog, registered_url)
 
 
 def _check_profile(report: Report, config: Config, catalog: IconikCatalog) -> None:
@@ -202,65 +222,90 @@ def _check_automations(report: Report, catalog: IconikCatalog) -> None:
 
 def _check_webhooks(report: Report, config: Config, catalog: IconikCatalog, registered_url: str | None) -> None:
     found, secrets = catalog.webhooks(), config.listener.webhook_secret
-    own = ours(found, registered_url, secrets) or of_our_kinds(found)
-    for kind in KINDS:
-        definition = f"assets, {kind.operations[0]}, {kind.realm}"
-        if not any(webhook.kind is kind for webhook in own):
-            report.wrong(f"iconik has no webhook for {kind.path} ({definition}): {command('register', 'URL')}")
-    hosts = sorted({urlsplit(webhook.url).netloc for webhook in own})
+    own = ours(found, registered_url, secrets)
+    shown = own if own or registered_url else of_our_kinds(found)
+    missing = [kind for kind in KINDS if not any(webhook.kind is kind for webhook in shown)]
+    for kind in missing:
+        what = f"{kind.path} (assets, {kind.operations[0]}, {kind.realm})"
+        at = f" at {registered_url}" if registered_url else ""
+        report.wrong(f"iconik has no webhook for {what}{at}: {_register(registered_url or 'URL')}")
+    if not own and not missing:
+        report.wrong(
+            "which webhooks at iconik are this listener's cannot be told, so those that iconik disables stay disabled,"
+            f" and missed assets are not found: {_register('URL')}"
+        )
+    hosts = sorted({urlsplit(webhook.url).netloc for webhook in shown})
     if len(hosts) > 1:
-        report.wrong(f"the webhooks point at different hosts: {one_line(', '.join(hosts))}")
-    for webhook in own:
-        name = f"the webhook to {webhook.url}"
-        problems = webhook.problems(secrets)
-        for problem in problems:
-            report.wrong(f"{name} {problem}. Once the cause is fixed: {command('register', 'URL')}")
-        if not problems:
-            only = f", for events with {webhook.query}" if webhook.query else ""
-            report.ok(f"{name} is ENABLED{only}")
-        _check_way(report, webhook)
+        report.wrong(f"the webhooks point at different hosts ({one_line(', '.join(hosts))}): {_register('URL')}")
+    for webhook in shown:
+        _check_webhook(report, webhook, secrets)
+
+
+def _check_webhook(report: Report, webhook: WebhookDefinition, secrets: tuple[str, ...]) -> None:
+    name = f"the webhook to {webhook.url}"
+    problems = webhook.problems(secrets)
+    for problem in problems:
+        report.wrong(f"{name} {problem}. Once the cause is fixed: {_register(webhook.base_url)}")
+    if not problems:
+        only = f", for events with {webhook.query}" if webhook.query else ""
+        lost = "; so missed assets are not found" if webhook.query and webhook.kind is CREATE else ""
+        report.ok(f"{name} is ENABLED{only}{lost}")
+    _check_way(report, webhook)
+
+
+def _register(url: str, *options: str) -> str:
+    """The command that puts the webhooks at that URL in order."""
+    insecure = ("--insecure",) if url.startswith("http:") and "--remove" not in options else ()
+    return command("register", *options, *insecure, url)
 
 
 def _check_way(report: Report, webhook: WebhookDefinition) -> None:
     """Send an event where iconik sends its own: through DNS, firewall, TLS and proxy to the listener."""
+    url = webhook.url
     try:
-        parts = urlsplit(webhook.url)
+        parts = urlsplit(url)
         host, port = str(parts.hostname), parts.port or (443 if parts.scheme == "https" else 80)
         socket.getaddrinfo(host, port)
-    except (OSError, ValueError):  # UnicodeError is one
-        report.wrong(f"{webhook.url}: there is no such host")
-        return
-    try:
         socket.create_connection((host, port), WAY_TIMEOUT).close()
+    except (socket.gaierror, ValueError) as error:  # UnicodeError is a ValueError
+        if isinstance(error, socket.gaierror) and error.errno == socket.EAI_AGAIN:
+            report.remark(f"{url} cannot be tried: this machine cannot look up names just now")
+        else:
+            removal = _register(webhook.base_url, "--remove")
+            report.wrong(f"{url}: there is no such host. Register the right one, and remove this: {removal}")
+        return
     except OSError as error:
         reason = one_line(error.strerror or str(error))
-        report.remark(f"{webhook.url} cannot be reached from this machine ({reason}): try it from another one")
+        report.remark(f"{url} cannot be reached from this machine ({reason}): try it from another one")
         return
     try:
-        headers = {"Content-Type": "application/json", SECRET_HEADER: webhook.secret}
-        answer = Transport(f"{parts.scheme}://{parts.netloc}", headers, WAY_TIMEOUT).send(
-            "POST", parts.path, json=TEST_EVENT
-        )
+        # All of its headers, because a gateway on the way may want them.
+        headers = {**webhook.headers, "Content-Type": "application/json"}
+        transport = Transport(f"{parts.scheme}://{parts.netloc}", headers, WAY_TIMEOUT)
+        answer = transport.send("POST", url.removeprefix(f"{parts.scheme}://{parts.netloc}"), json=TEST_EVENT)
     except TransportError as error:
-        report.wrong(f"{webhook.url}: {error}")
+        report.wrong(f"{url}: {error}")
         return
-    if answer.status == 401:
-        report.wrong(f"{webhook.url}: the listener there does not accept the webhook's secret: restart it, or register")
+    if answer.status == 401 and SECRET_HEADER.encode() in answer.body:
+        report.wrong(
+            f"{url}: the listener there does not accept the secret that iconik sends: restart it, or register anew"
+        )
     elif answer.status != 200 or b'"ignored"' not in answer.body:
-        report.wrong(f"{webhook.url}: not this listener answers there, but something else ({answer.status})")
+        report.wrong(f"{url}: something other than this listener answers there ({answer.status})")
     else:
-        report.ok(f"{webhook.url} leads to a listener that accepts its secret")
+        report.ok(f"{url} leads to a listener that accepts its secret")
 
 
 def _ping(url: str, report: Report) -> None:
     """Tell a monitor, by the convention of healthchecks.io. If that fails, that is a line, no more."""
     try:
+        parts = urlsplit(url)
         if report.faults:
-            body = "\n".join(report.faults).encode()
-            answer = requests.post(f"{url.rstrip('/')}/fail", data=body, timeout=PING_TIMEOUT)
+            fail = urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/fail"))
+            answer = requests.post(fail, data="\n".join(report.faults).encode(), timeout=PING_TIMEOUT)
         else:
             answer = requests.get(url, timeout=PING_TIMEOUT)
         if not answer.ok:
-            click.echo(f"The monitor at {urlsplit(url).hostname} answered {answer.status_code}", err=True)
+            click.echo(f"The monitor at {parts.hostname} answered {answer.status_code}", err=True)
     except (requests.RequestException, OSError, ValueError) as error:
-        print(f"The monitor cannot be reached: {type(error).__name__}", file=sys.stderr)
+        click.echo(f"The monitor cannot be told: {type(error).__name__}", err=True)

@@ -1,14 +1,14 @@
 """demo: the listener at work on a stand-in for iconik."""
 
 import re
+import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
-from contextlib import closing
+from collections.abc import Callable, Iterable
+from contextlib import closing, suppress
 from pathlib import Path
-from queue import Empty, Queue
 from sqlite3 import Row
 from threading import Thread
 from typing import TYPE_CHECKING, TextIO
@@ -20,8 +20,7 @@ from store import Store
 if TYPE_CHECKING:
     from sandbox import Sandbox
 
-START_SECONDS = 20
-DEMO_SECONDS = 20
+MAX_SECONDS = 20
 # The reconciler has nothing to do here, and would say that it does not know the webhooks, which come after its start.
 CONFIG = """\
 [iconik]
@@ -45,24 +44,30 @@ def demo() -> None:
     """Show the listener at work on a stand-in for iconik. Needs no account and no config.ini."""
     from sandbox import Sandbox  # the service has no use for it, and little memory
 
+    signals: list[int] = []
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        # An exception, at any point, could leave the listener and the folder behind.
+        signal.signal(number, lambda number, _: signals.append(number))
     with tempfile.TemporaryDirectory() as folder, Sandbox() as sandbox:
         config = Path(folder, "config.ini")
         config.touch(mode=0o600)
         config.write_text(CONFIG.format(sandbox=sandbox), encoding="utf-8")
         click.echo(f"A stand-in for iconik runs at {sandbox.url}")
         command = [sys.executable, str(APP), "--config", str(config)]
-        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as listener:
-            address: Queue[str] = Queue()
+        database = config.with_name("items.db")
+        # In a session of its own, it does not get the terminal's signals.
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as listener:
+            addresses: list[str] = []
             assert listener.stderr  # noqa: S101 it is a pipe
-            relay = Thread(target=_relay, args=(listener.stderr, address))
+            relay = Thread(target=_relay, args=(listener.stderr, addresses))
             relay.start()
             try:
-                sandbox.register(f"http://{address.get(timeout=START_SECONDS)}", {"X-Webhook-Secret": "demo"})
+                _wait_until(lambda: bool(addresses) or listener.poll() is not None, signals)
+                if not addresses:
+                    raise click.ClickException("the listener did not start")
+                sandbox.register(f"http://{addresses[0]}", {"X-Webhook-Secret": "demo"})
                 _upload_three(sandbox)
-                database = config.with_name("items.db")
-                _wait_for(database, len(sandbox.assets))
-            except Empty:
-                raise click.ClickException("the listener did not start") from None
+                _wait_until(lambda: all(row["finished"] == "True" for row in _rows(database)), signals)
             finally:
                 listener.terminate()
                 relay.join()
@@ -74,10 +79,12 @@ def demo() -> None:
         raise click.ClickException("an asset was not analyzed exactly once")
 
 
-def _wait_for(database: Path, count: int) -> None:
-    """Wait until that many items are finished, but not for ever."""
-    deadline = time.monotonic() + DEMO_SECONDS
-    while sum(row["finished"] == "True" for row in _rows(database)) < count and time.monotonic() < deadline:
+def _wait_until(condition: Callable[[], bool], signals: list[int]) -> None:
+    """Wait until that is so, but not for ever, and not once a signal to end has come."""
+    deadline = time.monotonic() + MAX_SECONDS
+    while not condition() and time.monotonic() < deadline:
+        if signals:
+            raise click.Abort
         time.sleep(0.1)
 
 
@@ -86,12 +93,13 @@ def _rows(database: Path) -> list[Row]:
         return store.database.run("SELECT * FROM items ORDER BY created_at")
 
 
-def _relay(log: TextIO, address: "Queue[str]") -> None:
+def _relay(log: TextIO, addresses: list[str]) -> None:
     """Print the listener's log, and tell where it listens."""
     for line in log:
-        click.echo(line, nl=False)
+        with suppress(OSError):  # nobody reads it any more; the listener must not wait for that
+            click.echo(line, nl=False)
         if listening := re.search(r"Listening on (\S+):", line):
-            address.put(listening[1])
+            addresses.append(listening[1])
 
 
 def _upload_three(sandbox: "Sandbox") -> None:
@@ -99,8 +107,8 @@ def _upload_three(sandbox: "Sandbox") -> None:
 
     click.echo("-- plain.mov is uploaded")
     sandbox.set_proxy(sandbox.create_asset("plain.mov"))
-    click.echo("-- overtaken.mov is uploaded; its webhooks come in the wrong order")
-    asset_id = sandbox.create_asset("overtaken.mov", send=False)
+    click.echo("-- swapped.mov is uploaded; its webhooks come in the wrong order")
+    asset_id = sandbox.create_asset("swapped.mov", send=False)
     sandbox.set_proxy(asset_id)
     sandbox.send("create", "entity", asset_id, sandbox.assets[asset_id])
     click.echo("-- unlucky.mov is uploaded; iconik answers 503 when it is first to be analyzed")

@@ -1,10 +1,11 @@
 """What `retry` and `skip` have in common: items named one by one, or all of a status, in batches."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import click
 
+from corrections import Corrections
 from text import one_line
 
 MIN_PAUSE = 0.1  # seconds between two batches, in which the listener can write
@@ -27,25 +28,27 @@ def change_named(
     return 0 if all_changed else 1
 
 
-def change_all(change_batch: Callable[[], list[str]], words: str) -> None:
-    """Change batches of items until there are none left, and say of each item what was done."""
-    changed = 0
-    for object_ids in batches(change_batch):
-        for object_id in object_ids:
+def change_all(
+    corrections: Corrections, status: str, change_batch: Callable[[list[str], str], list[str]], words: str
+) -> None:
+    """Change all items of a status in batches, and say of each what was done.
+
+    :param change_batch: changes those of the items that have that status, and returns their ids
+    """
+    changed, last = 0, ""
+    while object_ids := corrections.next_ids(status, last):
+        started = time.monotonic()
+        for object_id in change_batch(object_ids, status):
             click.echo(f"{object_id} {words}")
-        changed += len(object_ids)
+            changed += 1
+        last = object_ids[-1]
+        pause_after(started)
     click.echo(f"{number_of(changed, 'item')} changed")
 
 
-def batches(write: Callable[[], list[str]]) -> Iterator[list[str]]:
-    """Write batch after batch, until one is empty, and leave the database to the listener for most of the time."""
-    while True:
-        started = time.monotonic()
-        batch = write()
-        if not batch:
-            return
-        yield batch
-        time.sleep(max(MIN_PAUSE, 3 * (time.monotonic() - started)))
+def pause_after(started: float) -> None:
+    """Leave the database to the listener for most of the time, after a write that began at `started` (monotonic)."""
+    time.sleep(max(MIN_PAUSE, 3 * (time.monotonic() - started)))
 
 
 def number_of(count: int, noun: str) -> str:

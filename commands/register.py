@@ -1,5 +1,6 @@
 """register: create, update or remove the two webhooks at iconik."""
 
+import re
 from contextlib import closing
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -28,9 +29,8 @@ def register(path: Path, url: str, remove: bool, insecure: bool) -> None:
     config.ini, and one that is disabled is put back in use. A query that you gave it to have only some assets
     analyzed stays.
     """
+    url = _checked(url, insecure or remove)
     config = load(path)
-    url = url.rstrip("/")
-    _check_url(url, insecure or remove)
     catalog = IconikCatalog(IconikClient(config.iconik))
     same = [webhook for webhook in of_our_kinds(catalog.webhooks()) if webhook.url == url + webhook.kind.path]
     if remove:
@@ -40,14 +40,21 @@ def register(path: Path, url: str, remove: bool, insecure: bool) -> None:
     _note(config, url, remove)
 
 
-def _check_url(url: str, may_be_http: bool) -> None:
-    parts = urlsplit(url)
-    if parts.scheme not in ("https", "http") or not parts.netloc or parts.query or parts.fragment:
+def _checked(url: str, may_be_http: bool) -> str:
+    """The URL as it is to be registered: without a slash at the end, and its host in lower case."""
+    try:
+        parts = urlsplit(url)
+        is_valid = parts.scheme in ("https", "http") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # the port, or a bracket
+        is_valid = False
+    if not is_valid or re.search(r"[^!-~]|[?#]", url):
         raise click.UsageError("URL must be like https://iconik-listener.example.com")
     if parts.scheme == "http" and not may_be_http:
         raise click.UsageError("http:// lets everybody on the way read the secret: use https://, or --insecure")
-    if parts.path.endswith(tuple(kind.path for kind in KINDS)):
+    path = parts.path.rstrip("/")
+    if path.endswith(tuple(kind.path for kind in KINDS)):
         raise click.UsageError("URL must be without /create or /proxy: they are added")
+    return f"{parts.scheme}://{parts.netloc.lower()}{path}"
 
 
 def _save(catalog: IconikCatalog, same: list[WebhookDefinition], url: str, config: Config) -> None:
@@ -75,7 +82,8 @@ def _remove(catalog: IconikCatalog, same: list[WebhookDefinition], url: str) -> 
 def _note(config: Config, url: str, remove: bool) -> None:
     """Note for the listener which webhooks are its own: another one may have the same secret."""
     if not config.listener.database.exists():
-        click.echo("note: the listener has not run yet: after its first start, run this command again", err=True)
+        if not remove:
+            click.echo("note: the listener has not run yet: after its first start, run this command again", err=True)
         return
     with closing(Store(config.listener.database)) as store:
         if not remove:

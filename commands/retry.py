@@ -1,6 +1,7 @@
 """retry: have items attempted again, or asked about, now."""
 
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import click
@@ -10,18 +11,15 @@ from config import load
 from corrections import RETRIES, Corrections
 from store import Store
 
-WORDS = {
-    "failed": "is ready again",
-    "skipped": "is ready: it will be analyzed after all",
-    "ready": "is due now",
-    "awaiting_proxy": "is due now: iconik will be asked for its proxy",
-}
 
-
-def _says(status: str) -> tuple[bool, str]:
-    if status in WORDS:
-        return True, WORDS[status]
-    return False, "is not in items.db" if status == "unknown" else f"is {status}: it stays as it is"
+def _words(retry_delay: float) -> dict[str, str]:
+    """What is said of an item, by the status that it had."""
+    return {
+        "failed": "is ready again",
+        "skipped": "is ready again",
+        "ready": f"is due now, but no sooner than {retry_delay:g} s after its last attempt",
+        "awaiting_proxy": "is due now: iconik will be asked for its proxy",
+    }
 
 
 @click.command()
@@ -39,15 +37,21 @@ def retry(path: Path, object_ids: tuple[str, ...], status: str | None) -> None:
     """Have items submitted again, once the cause is fixed.
 
     What failed or was skipped becomes ready again; what is ready or awaits its proxy is hurried. A running listener
-    takes it up within half a minute. iconik is asked first, so nothing is analyzed twice.
+    takes it up within half a minute, unless it is paused. iconik is asked first, so nothing is analyzed twice.
     """
     if bool(object_ids) == bool(status):
         raise click.UsageError("name the items, or give --all")
     config = load(path)
     delay = config.submitter.retry_delay
+    words = _words(delay)
+
+    def says(status: str) -> tuple[bool, str]:
+        if status in words:
+            return True, words[status]
+        return False, "is not in items.db" if status == "unknown" else f"is {status}: it stays as it is"
+
     with closing(Store(config.listener.database)) as store:
         corrections = Corrections(store)
         if not status:
-            raise SystemExit(change_named(object_ids, lambda one: corrections.retry(one, delay), _says))
-        since = store.now()
-        change_all(lambda: corrections.retry_batch(status, since, delay), WORDS[status])
+            raise SystemExit(change_named(object_ids, lambda one: corrections.retry(one, delay), says))
+        change_all(corrections, status, partial(corrections.retry_batch, retry_delay=delay), words[status])

@@ -1,13 +1,14 @@
 """The listener that is running, as the commands see it: through its lock and its /health."""
 
+import json
 from typing import Any
-
-import requests
 
 from database import listener_runs
 from store import Store
+from transport import Transport, TransportError
 
 HEALTH_TIMEOUT = 10.0  # seconds; it waits up to 5 s for a database that somebody else holds
+FIELDS = {"version", "started_at", "status", "paused_since", "last_error", "last_webhook_at", "oldest_due_at"}
 
 
 def running_listener(store: Store) -> dict[str, Any] | None:
@@ -16,15 +17,21 @@ def running_listener(store: Store) -> dict[str, Any] | None:
     `{"status": "unreachable", "message": …}` if one is running and does not answer, and `{"message": …}` without a
     status if it says that it cannot use its database.
 
-    :raises StoreError, StoreUnavailable: the lock, or the database, cannot be read
+    :raises ListenerError: the lock, or the database, cannot be read
     """
     if not listener_runs(store.database.path):
         return None
-    address = (store.state("listening_at") or "").replace("0.0.0.0:", "127.0.0.1:").replace("[::]:", "[::1]:")
+    address = store.state("listening_at")
+    if not address:
+        return {"status": "unreachable", "message": "it is still starting"}
+    address = address.replace("0.0.0.0:", "127.0.0.1:").replace("[::]:", "[::1]:")
     try:
-        with requests.Session() as session:
-            session.trust_env = False  # it is on this machine: no proxy leads there
-            health = session.get(f"http://{address}/health", timeout=HEALTH_TIMEOUT).json()
-    except (requests.RequestException, ValueError):
-        return {"status": "unreachable", "message": f"http://{address}/health does not answer"}
-    return health if isinstance(health, dict) else {"status": "unreachable", "message": "its /health is not ours"}
+        health = json.loads(Transport(f"http://{address}", {}, HEALTH_TIMEOUT).send("GET", "/health").body)
+    except TransportError as error:
+        reason = f"http://{address}/health: {error}. It may still be starting"
+        return {"status": "unreachable", "message": reason}
+    except ValueError:
+        health = None
+    if isinstance(health, dict) and (health.keys() >= FIELDS or health.keys() == {"message"}):
+        return health
+    return {"status": "unreachable", "message": f"something else answers at http://{address}/health"}

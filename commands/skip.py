@@ -32,4 +32,4 @@ def skip(path: Path, object_ids: tuple[str, ...], status: str | None) -> None:
         corrections = Corrections(store)
         if not status:
             raise SystemExit(change_named(object_ids, corrections.skip, _says))
-        change_all(lambda: corrections.skip_batch(status), "is skipped")
+        change_all(corrections, status, corrections.skip_batch, "is skipped")

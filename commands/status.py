@@ -1,6 +1,7 @@
 """status: how many items are where, and what is wrong."""
 
 import json
+import shlex
 import textwrap
 import time
 from contextlib import closing
@@ -10,6 +11,7 @@ from typing import Any
 
 import click
 
+from commands.items import number_of
 from commands.running import running_listener
 from config import Config, load
 from store import Store
@@ -19,7 +21,7 @@ MAX_PROBLEMS = 100
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="For programs. Times are UTC.")
+@click.option("--json", "as_json", is_flag=True, help="For programs. Times are UTC, and problems 100 at most.")
 @click.pass_obj
 def status(path: Path, as_json: bool) -> None:
     """Show the running listener, how many items are where, and those that failed or are being retried."""
@@ -28,7 +30,8 @@ def status(path: Path, as_json: bool) -> None:
         listener, overview, problems = running_listener(store), store.overview(), _problems(store)
     if as_json:
         statuses = {row["status"]: {"items": row["items"], "oldest": row["oldest"]} for row in overview}
-        found = {"listener": listener, "statuses": statuses, "problems": [dict(row) for row in problems]}
+        shown = [dict(row) for row in problems[:MAX_PROBLEMS]]
+        found = {"listener": listener, "statuses": statuses, "problems": shown}
         click.echo(json.dumps(found, indent=2))
         return
     click.echo(_listener_line(listener))
@@ -38,7 +41,8 @@ def status(path: Path, as_json: bool) -> None:
     for row in problems[:MAX_PROBLEMS]:
         _show_problem(config, row)
     if len(problems) > MAX_PROBLEMS:
-        click.echo("\nThere are more: sqlite3 items.db 'select * from problems'")
+        database = shlex.quote(str(config.listener.database))
+        click.echo(f'\nThere are more. To see them all:\nsqlite3 {database} "SELECT * FROM problems"')  # noqa: S608
 
 
 def _problems(store: Store) -> list[Row]:
@@ -50,10 +54,12 @@ def _listener_line(listener: dict[str, Any] | None) -> str:
     if listener is None:
         return "No listener is running."
     if "version" not in listener:
-        return f"A listener is running, and is not well: {one_line(str(listener.get('message')))}"
+        return textwrap.fill(f"A listener is running, and is not well: {one_line(str(listener['message']))}.", 78)
     parts = [f"The listener ({listener['version']}) has been running since {local_text(listener['started_at'])}."]
     if listener.get("paused_since"):
-        parts.append(f"It is paused since {local_text(listener['paused_since'])}: {listener['last_error']}.")
+        parts.append(
+            f"It has been paused since {local_text(listener['paused_since'])}: {one_line(str(listener['last_error']))}."
+        )
     if listener.get("last_webhook_at"):
         parts.append(f"The last webhook came at {local_text(listener['last_webhook_at'])}.")
     else:
@@ -62,11 +68,10 @@ def _listener_line(listener: dict[str, Any] | None) -> str:
 
 
 def _show_problem(config: Config, row: Row) -> None:
-    attempts = f"{row['attempts']} attempt{'' if row['attempts'] == 1 else 's'}"
-    due = f", next at {local_text(row['next_attempt_at'])}" if row["status"] == "ready" else ""
-    click.echo(f"\n{row['object_id']}  {row['status']}, {attempts}{due}")
-    for text in filter(None, (row["title"], row["error"])):
-        click.echo(textwrap.fill(one_line(text, 1000), 78, initial_indent="  ", subsequent_indent="  "))
+    click.echo(f"\n{one_line(row['object_id'])}  {row['status']}, {number_of(row['attempts'], 'attempt')}")
+    due = f"The next attempt is due at {local_text(row['next_attempt_at'])}." if row["status"] == "ready" else None
+    for text in filter(None, (row["title"], row["error"], due)):
+        click.echo(textwrap.fill(one_line(str(text), 1000), 78, initial_indent="  ", subsequent_indent="  "))
     click.echo(f"  {config.iconik.url}/asset/{row['object_id']}")
 
 
@@ -75,6 +80,6 @@ def _age(time_text: str | None) -> str:
     since = seconds_of(time_text)
     if since is None:  # none is meant, or it was written by hand
         return time_text or ""
-    minutes = int(time.time() - since) // 60
+    minutes = max(0, int(time.time() - since) // 60)  # a clock may have run ahead
     days, hours = divmod(minutes // 60, 24)
     return f"{days} d {hours} h" if days else f"{hours} h {minutes % 60} min" if hours else f"{minutes} min"

@@ -19,6 +19,7 @@ user=iconik-listener
 timers=(iconik-listener-check.timer iconik-listener-backup.timer)
 unit_files=(iconik-listener.service iconik-listener-{check,backup}.{service,timer})
 python=$home/.venv/bin/python
+config_is_new=no
 
 fail() { echo "Error: $*" >&2; exit 1; }
 say() { echo "== $*"; }
@@ -30,9 +31,6 @@ check_machine() {
   checkout=$(cd "$(dirname "$(readlink -f "$0")")/.." && pwd)
   [ "$checkout" = "$(readlink -f "$home")" ] ||
     fail "this checkout must be in $home: sudo git clone $checkout $home && sudo $home/deploy/install.sh"
-  if [ -e "$home/config.ini" ] && [ ! -e "$config" ]; then
-    fail "$home/config.ini is not where the service looks: move it to $config, its items.db to $data, and set database to $data/items.db"
-  fi
 }
 
 apt_install() {
@@ -71,6 +69,9 @@ create_user() {
 }
 
 create_config() {
+  if [ -e "$home/config.ini" ] && [ ! -e "$config" ]; then
+    fail "$home/config.ini is not where the service looks: move it to $config, its items.db to $data, and set database to $data/items.db"
+  fi
   install -d -m 750 -g "$user" "$(dirname "$config")"
   if [ ! -e "$config" ]; then
     say "Creating $config"
@@ -83,6 +84,7 @@ s|^webhook_secret =.*|webhook_secret = $(od -An -v -tx1 -N32 /dev/urandom | tr -
 EOF
     )
     mv "$config.new" "$config"
+    config_is_new=yes
   fi
   chown root:"$user" "$config"
   chmod 640 "$config"
@@ -144,14 +146,12 @@ install_all() {
   error=$(config_error)
   if [ -z "$error" ]; then
     start
-  elif systemctl is-active -q iconik-listener.service; then
-    fail "the service was not restarted, for its configuration would stop it. $error"
-  else
-    say "$("$python" "$home/app.py" --version) is installed, and not started yet: its configuration is not complete."
-    echo "$error"
-    echo "Fill it in, then run this again:"
+  elif [ "$config_is_new" = yes ]; then
+    say "$("$python" "$home/app.py" --version) is installed. Fill in app_id and auth_token, then run this again:"
     echo "  sudo nano $config"
     echo "  sudo $home/deploy/install.sh"
+  else
+    fail "the service was not started anew, for its configuration would stop it. $error"
   fi
 }
 

@@ -1,3 +1,4 @@
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from iconik_client import IconikClient
 from sandbox import Sandbox
 from store import Store
 from submitter import Submitter
-from support import Clock, Listener, make_config
+from support import Clock, Listener, ListenerHere, make_config
 
 settings.register_profile("default", database=None)  # it would be written beside the code
 settings.load_profile("default")
@@ -26,6 +27,16 @@ def sandbox() -> Iterator[Sandbox]:
 @pytest.fixture
 def clock() -> Clock:
     return Clock()
+
+
+@pytest.fixture
+def berlin(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """This machine's clock is that of Berlin: CET, and in summer CEST."""
+    with monkeypatch.context() as patch:
+        patch.setenv("TZ", "CET-1CEST,M3.5.0,M10.5.0")
+        time.tzset()
+        yield
+    time.tzset()
 
 
 @pytest.fixture
@@ -81,3 +92,23 @@ def listeners(tmp_path: Path, sandbox: Sandbox) -> Iterator[Callable[..., Listen
 def listener(listeners: Callable[..., Listener]) -> Listener:
     """A running listener."""
     return listeners().start()
+
+
+@pytest.fixture
+def listeners_here(tmp_path: Path, sandbox: Sandbox) -> Iterator[Callable[..., ListenerHere]]:
+    """The same in this process: Listeners that are quicker to start."""
+    made = []
+
+    def make(**values: object) -> ListenerHere:
+        made.append(ListenerHere(tmp_path, sandbox, **values))
+        return made[-1]
+
+    yield make
+    for listener in made:
+        listener.end()
+
+
+@pytest.fixture
+def listener_here(listeners_here: Callable[..., ListenerHere]) -> ListenerHere:
+    """A running listener in this process."""
+    return listeners_here().start()

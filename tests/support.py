@@ -10,8 +10,8 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable
-from contextlib import redirect_stderr, redirect_stdout
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -19,8 +19,14 @@ from unittest.mock import patch
 import requests
 
 import app
+from circuit_breaker import CircuitBreaker
 from config import Config, load
+from iconik_client import IconikClient
+from resources import Listening, create_app
 from sandbox import Sandbox
+from server import Server
+from store import Store
+from submitter import Submitter
 
 APP = Path(__file__).parent.parent / "app.py"
 SECRET = "s3cret%-with;#oddities"
@@ -150,14 +156,16 @@ class Listener:
         self.url = ""
         self.process: subprocess.Popen[str] | None = None
 
-    def start(self, preexec_fn: Callable[[], None] | None = None) -> "Listener":
-        """Start it, and wait until it listens."""
+    def start(self, preexec_fn: Callable[[], None] | None = None, prelude: str = "") -> "Listener":
+        """Start it, and wait until it listens. `prelude`: Python that the process executes first."""
+        program = ["-c", f"{prelude}\nimport app\napp.main()"] if prelude else [str(APP)]
         self.process = subprocess.Popen(
-            [sys.executable, "-W", "default", str(APP), "--config", str(self.config)],
+            [sys.executable, "-W", "default", *program, "--config", str(self.config)],
             stderr=subprocess.PIPE,
             text=True,
             preexec_fn=preexec_fn,
             cwd=self.config.parent,
+            env={**os.environ, "PYTHONPATH": str(APP.parent)},
         )
         begin = len(self.log)
         self._reader = threading.Thread(target=self._read, args=(self.process,))
@@ -221,6 +229,35 @@ class Listener:
         return subprocess.CompletedProcess(command, code, out.getvalue(), err.getvalue())
 
 
+class ListenerHere(Listener):
+    """The listener in this process, which is quicker to start. Nothing of it is another than app.py's."""
+
+    def start(self, *_: object) -> "ListenerHere":
+        config = load(self.config)
+        self.store = Store(config.listener.database, listener=True)
+        breaker, client = CircuitBreaker(config.submitter), IconikClient(config.iconik)
+        self.submitter = Submitter(self.store, client, breaker, config)
+        secrets, min_age = config.listener.webhook_secret, config.reconciler.min_age
+        app = create_app(Listening(self.store, self.submitter, breaker, secrets, min_age))
+        self.server = Server(app, config.listener.host, config.listener.port)
+        self.store.set_state("listening_at", self.server.address)
+        self.url = f"http://{self.server.address}"
+        self.submitter.start()
+        self.thread = threading.Thread(target=self.server.run, args=(lambda: None,))
+        self.thread.start()
+        return self
+
+    def end(self, how: signal.Signals = signal.SIGTERM) -> int:
+        if self.url:
+            self.server.stop()
+            self.thread.join()
+            self.server.drain()
+            self.submitter.stop()
+            self.store.close()
+            self.url = ""
+        return 0
+
+
 def run(*arguments: str, cwd: Path, **options: Any) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
         [sys.executable, "-W", "error", str(APP), *arguments],
@@ -231,6 +268,15 @@ def run(*arguments: str, cwd: Path, **options: Any) -> "subprocess.CompletedProc
         env={**os.environ, "COLUMNS": "80"},
         **options,
     )
+
+
+@contextmanager
+def held_by_a_person(database: Path) -> Iterator[None]:
+    """Meanwhile, nobody else can write: as with sqlite3 inside a transaction."""
+    with closing(sqlite3.connect(database, isolation_level=None)) as person:
+        person.execute("BEGIN IMMEDIATE")
+        yield
+        person.execute("COMMIT")
 
 
 def rows(database: Path, where: str = "1") -> list[sqlite3.Row]:

@@ -126,15 +126,14 @@ def test_all_of_a_status_are_retried_once_in_batches(
         bring_to(store, status, object_id)
     bring_to(store, "submitting", ASSET)
     clock.now += 4
-    since = store.now()
-    batches = []
-    while batch := corrections.retry_batch(status, since, 10):
-        batches.append(batch)
-        for object_id in batch:  # meanwhile, it fails again
-            if status in ("failed", "skipped") and store.claim_due(600, 7 * DAY):
-                store.mark_failed(object_id, "again")
-        clock.now += 1
-    assert [len(batch) for batch in batches] == [3, 3, 1]
+    batches: list[list[str]] = [[]]
+    while found := corrections.next_ids(status, (batches[-1] or [""])[-1]):
+        batches.append(corrections.retry_batch(found, status, 10))
+        clock.now += 10
+        while item := store.claim_due(600, 7 * DAY):  # meanwhile, it fails again, or iconik has no proxy
+            if item.status == "submitting":
+                store.mark_failed(item.object_id, "again")
+    assert [len(batch) for batch in batches] == [0, 3, 3, 1]
     assert {object_id for batch in batches for object_id in batch} == ids
 
 
@@ -170,8 +169,40 @@ def test_all_of_a_status_are_skipped_in_batches(
     for _ in range(5):
         bring_to(store, "failed", new_id())
     bring_to(store, "ready")
-    assert [len(corrections.skip_batch("failed")) for _ in range(3)] == [3, 2, 0]
+    first = corrections.next_ids("failed", "")
+    assert corrections.skip_batch(first, "failed") == first
+    second = corrections.next_ids("failed", first[-1])
+    assert corrections.skip_batch(second, "failed") == second
+    assert [len(first), len(second), len(corrections.next_ids("failed", second[-1]))] == [3, 2, 0]
     assert {row["status"]: row["items"] for row in store.overview()} == {"ready": 1, "skipped": 5}
+
+
+def test_of_a_batch_only_what_has_the_status_still_is_changed(store: Store, corrections: Corrections, row: Row) -> None:
+    bring_to(store, "failed")
+    bring_to(store, "failed", OTHER_ASSET)
+    found = corrections.next_ids("failed", "")
+    corrections.retry(ASSET, 0)
+    assert corrections.skip_batch(found, "failed") == [OTHER_ASSET]
+    assert row()["status"] == "ready"
+
+
+def test_retry_leaves_what_is_due_already_in_its_place(store: Store, corrections: Corrections, clock: Clock) -> None:
+    for object_id in (ASSET, OTHER_ASSET):
+        bring_to(store, "new", object_id)
+        clock.now += 1
+    corrections.retry(ASSET, 10)
+    item = store.claim_new()
+    assert item is not None
+    assert item.object_id == ASSET
+
+
+def test_the_next_ids_are_found_by_the_primary_key_alone(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the status's index, each batch would sort all items of that status."""
+    monkeypatch.setattr(corrections_module, "BATCH_SIZE", 3)
+    plan = store.database.run(
+        "EXPLAIN QUERY PLAN SELECT object_id FROM items WHERE +status = 'failed' AND object_id > '' ORDER BY object_id"
+    )
+    assert [row["detail"] for row in plan] == ["SEARCH items USING PRIMARY KEY (object_id>?)"]
 
 
 # What iconik told

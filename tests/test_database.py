@@ -5,6 +5,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -51,7 +52,8 @@ def test_the_wait_for_other_threads_and_other_programs_is_one_wait(
     store.database._mutex.acquire()
     waiting = threading.Thread(target=store.database.run, args=("SELECT 1",))
     waiting.start()
-    monkeypatch.setattr("database.time.monotonic", lambda start=database.time.monotonic(): start + 3)
+    now = time.monotonic()
+    monkeypatch.setattr("database.time.monotonic", lambda: now + 3)
     store.database._mutex.release()
     waiting.join()
     # In steps of a quarter of a second: what is left of five seconds after a wait of three.
@@ -123,6 +125,16 @@ def test_a_file_that_is_deleted_is_noticed_by_the_next_write(store: Store, tmp_p
         store.health()
 
 
+@pytest.mark.parametrize("name", ["items.db", "items.db-wal"])
+def test_a_file_that_is_deleted_is_noticed_without_a_write(store: Store, tmp_path: Path, name: str) -> None:
+    store.add_asset(ASSET, None)
+    (tmp_path / name).unlink()
+    with pytest.raises(StoreUnavailable, match="was deleted"):
+        store.health()
+    with pytest.raises(StoreUnavailable, match="was deleted"):
+        store.add_asset(ASSET, None)  # it would change nothing, and its answer be 200
+
+
 def test_a_file_that_is_replaced_is_noticed_by_the_next_write(store: Store, tmp_path: Path) -> None:
     shutil.copy(tmp_path / "items.db", tmp_path / "copy")
     (tmp_path / "copy").rename(tmp_path / "items.db")
@@ -130,25 +142,43 @@ def test_a_file_that_is_replaced_is_noticed_by_the_next_write(store: Store, tmp_
         store.add_asset(ASSET, None)
 
 
-def test_a_restore_beside_an_old_wal_ends_in_a_clear_line_not_in_service(tmp_path: Path) -> None:
+def test_a_restore_beside_an_old_wal_does_not_end_in_service(tmp_path: Path) -> None:
     path = tmp_path / "items.db"
-    store = Store(path, listener=True)
-    for _ in range(2000):
-        store.add_asset(new_id(), "a.mov")
-    store.database.run("PRAGMA wal_checkpoint(TRUNCATE)")
-    shutil.copy(path, tmp_path / "backup")
-    for _ in range(2000):
-        store.add_asset(new_id(), "b.mov")
-    shutil.copy(f"{path}-wal", tmp_path / "old-wal")
-    store.database.run("DELETE FROM items")
-    store.database.run("VACUUM")
-    store.close()
+    with closing(Store(path, listener=True)) as store:
+        store.database.run("PRAGMA synchronous = OFF")
+        for number in range(2000):
+            store.add_asset(new_id(), "a.mov")
+            if number == 500:
+                with closing(sqlite3.connect(tmp_path / "backup")) as backup:
+                    store.database._connection.backup(backup)
+        store.database.run("PRAGMA wal_checkpoint(TRUNCATE)")
+        for _ in range(100):
+            store.add_asset(new_id(), "b.mov")
+        shutil.copy(f"{path}-wal", tmp_path / "old-wal")  # what a kill leaves behind
     shutil.copy(tmp_path / "backup", path)
-    content = bytearray(path.read_bytes())
-    content[8192:] = bytes(reversed(content[8192:]))
-    path.write_bytes(content)
     shutil.copy(tmp_path / "old-wal", f"{path}-wal")
-    with pytest.raises(ListenerError, match=r"items\.db is damaged|items\.db.*malformed"):
+    refused_as_damaged(path)
+
+
+def test_an_index_that_lacks_a_row_does_not_end_in_service(tmp_path: Path) -> None:
+    """This too is what such a restore leads to, and PRAGMA quick_check does not see it."""
+    path = tmp_path / "items.db"
+    Store(path, listener=True).close()
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        index = db.execute("SELECT * FROM sqlite_master WHERE name = 'items_awaiting_proxy'").fetchone()
+        db.execute("PRAGMA writable_schema = ON")
+        db.execute("DELETE FROM sqlite_master WHERE name = 'items_awaiting_proxy'")
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.execute("INSERT INTO items (object_id, status) VALUES (?, 'awaiting_proxy')", [ASSET])
+        db.execute("PRAGMA writable_schema = ON")
+        db.execute("INSERT INTO sqlite_master VALUES (?, ?, ?, ?, ?)", index)
+        shutil.copy(f"{path}-wal", tmp_path / "old-wal")
+    shutil.copy(tmp_path / "old-wal", f"{path}-wal")
+    refused_as_damaged(path)
+
+
+def refused_as_damaged(path: Path) -> None:
+    with pytest.raises(StoreError, match=r"items\.db is damaged \(.+\): restore a backup, as the README says$"):
         Store(path, listener=True)
 
 

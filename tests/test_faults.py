@@ -1,27 +1,29 @@
 """Nothing lost, nothing twice: the real listener under what can happen to it."""
 
 import json
+import os
 import random
 import re
 import resource
 import signal
 import socket
-import sqlite3
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import pytest
 import requests
 
+from circuit_breaker import CircuitBreaker
 from config import SubmitterConfig
 from iconik_client import IconikUnavailable
 from sandbox import Fault, Sandbox
-from submitter import Pauses
-from support import ASSET, SECRET, Clock, Listener, create_event, new_id, proxy_event, wait_until
+from support import ASSET, SECRET, Clock, Listener, create_event, held_by_a_person, new_id, proxy_event, wait_until
 
 LINE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z (INFO|WARNING|ERROR) [^\n]+\n")
 
@@ -71,52 +73,38 @@ class Uploads:
                 self.answered.add(asset_id)
 
 
-def kill_at_random_moments(listeners: Callable[..., Listener], sandbox: Sandbox, kills: int) -> None:
+def restart_at_random_moments(
+    listeners: Callable[..., Listener], sandbox: Sandbox, how: signal.Signals, times: int
+) -> None:
     # iconik must have taken a request that was cut off by the time it is asked about it: see the README.
     sandbox.latency = 0.02
     listener = listeners(submitter__retry_delay=0.3, submitter__max_retry_delay=1).start()
     with Uploads(listener, sandbox) as uploads:
-        for _ in range(kills):
+        for _ in range(times):
             enough = len(uploads.answered) + random.randint(1, 30)
             wait_until(lambda: len(uploads.answered) >= enough)  # noqa: B023
-            listener.end(signal.SIGKILL)
+            assert listener.end(how) == (0 if how == signal.SIGTERM else -how)
             listener.start()
-    print(f"{kills} kills, {uploads.sent} assets sent, {len(uploads.answered)} answered 200, {len(sandbox.jobs)} jobs")
+    print(f"{uploads.sent} assets sent, {len(uploads.answered)} answered 200, {len(sandbox.jobs)} jobs")
     analyzed_once(listener, sandbox, uploads.answered)
 
 
-def test_killed_while_assets_stream_in(listeners: Callable[..., Listener], sandbox: Sandbox) -> None:
-    kill_at_random_moments(listeners, sandbox, 3)
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_each_asset_is_analyzed_once_though_the_process_ends_while_webhooks_stream_in(
+    listeners: Callable[..., Listener], sandbox: Sandbox, how: signal.Signals
+) -> None:
+    restart_at_random_moments(listeners, sandbox, how, 2 if how == signal.SIGKILL else 1)
 
 
 @pytest.mark.long
-def test_killed_many_times_while_assets_stream_in(listeners: Callable[..., Listener], sandbox: Sandbox) -> None:
-    kill_at_random_moments(listeners, sandbox, 40)
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_each_asset_is_analyzed_once_however_often_the_process_ends(
+    listeners: Callable[..., Listener], sandbox: Sandbox, how: signal.Signals
+) -> None:
+    restart_at_random_moments(listeners, sandbox, how, 15)
 
 
-@pytest.mark.long
-def test_ended_and_started_while_assets_stream_in(listeners: Callable[..., Listener], sandbox: Sandbox) -> None:
-    sandbox.latency = 0.02
-    listener = listeners().start()
-    with Uploads(listener, sandbox) as uploads:
-        for _ in range(20):
-            enough = len(uploads.answered) + random.randint(1, 30)
-            wait_until(lambda: len(uploads.answered) >= enough)  # noqa: B023
-            assert listener.run().returncode == 1  # a second start on the same database
-            assert listener.end() == 0
-            listener.start()
-    analyzed_once(listener, sandbox, uploads.answered)
-
-
-# Another program in items.db
-
-
-@contextmanager
-def held_by_a_person(database: Path) -> Iterator[None]:
-    with closing(sqlite3.connect(database, isolation_level=None)) as person:
-        person.execute("BEGIN IMMEDIATE")
-        yield
-        person.execute("COMMIT")
+# items.db that cannot be written
 
 
 @pytest.mark.long
@@ -129,49 +117,62 @@ def test_items_db_held_for_3_seconds_is_noticed_by_nobody(listener: Listener, sa
         wait_until(lambda: len(uploads.answered) > after)
     assert len(uploads.answered) == uploads.sent
     analyzed_once(listener, sandbox, uploads.answered)
-    assert not listener.logged("ERROR")
+    assert not listener.logged(" ERROR ")
 
 
-@pytest.mark.long
-def test_items_db_held_for_longer_gets_503_and_then_goes_on_as_before(listener: Listener, sandbox: Sandbox) -> None:
-    sandbox.latency = 0.5
-    listener.upload(ASSET)
-    assert sandbox.wait_for(lambda: len(sandbox.requests) == 1)  # its outcome will come while nothing can be written
-    with held_by_a_person(listener.database):
-        late = new_id()
+@pytest.mark.parametrize(
+    "prelude", ["import database; database.BUSY_SECONDS = 0.3", pytest.param("", marks=pytest.mark.long)]
+)
+def test_items_db_held_for_longer_gets_503_and_then_goes_on_as_before(
+    listeners: Callable[..., Listener], sandbox: Sandbox, prelude: str
+) -> None:
+    listener, late = listeners().start(prelude=prelude), new_id()
+    with ExitStack() as person:
+        with iconik_at_work(listener, sandbox):
+            person.enter_context(held_by_a_person(listener.database))
         assert listener.post("/create", create_event(late)).status_code == 503
-        assert sandbox.wait_for(lambda: sandbox.jobs == [ASSET])
+        wait_until(lambda: listener.logged("An outcome waits to be written"))
         assert listener.post("/proxy", proxy_event(late)).status_code == 503
+        assert listener.rows() != []  # reading goes on
     listener.upload(late)
     analyzed_once(listener, sandbox, {ASSET, late})
-    assert len([request for request in sandbox.requests if ASSET in request]) == 1
-    assert listener.logged("An outcome waits to be written")
+    assert len(analyze_calls(sandbox)) == 2
 
 
-def test_a_disk_that_is_full_and_then_is_not(listeners: Callable[..., Listener], sandbox: Sandbox) -> None:
+def test_a_disk_that_is_full_and_then_is_not(listener: Listener, sandbox: Sandbox) -> None:
     unlimited = resource.RLIM_INFINITY
-    sandbox.latency = 0.3
-    listener = listeners().start()
     assert listener.process
-    listener.upload(ASSET)
-    assert sandbox.wait_for(lambda: len(sandbox.requests) == 1)  # its outcome will come while the disk is full
-    size = max(file.stat().st_size for file in listener.database.parent.glob("items.db*"))
-    resource.prlimit(listener.process.pid, resource.RLIMIT_FSIZE, (size, unlimited))
-    answered: set[str] = set()
-    refused: set[str] = set()
-    while not refused:
-        asset_id = new_id()
-        status = listener.post("/create", create_event(asset_id, title="x" * 250)).status_code
-        assert status in (200, 503)
-        (answered if status == 200 else refused).add(asset_id)
-    assert sandbox.wait_for(lambda: sandbox.jobs == [ASSET])
+    with iconik_at_work(listener, sandbox):
+        size = max(file.stat().st_size for file in listener.database.parent.glob("items.db*"))
+        resource.prlimit(listener.process.pid, resource.RLIMIT_FSIZE, (size, unlimited))
+        answered: set[str] = set()
+        refused: set[str] = set()
+        while not refused:
+            asset_id = new_id()
+            status = listener.post("/create", create_event(asset_id, title="x" * 250)).status_code
+            assert status in (200, 503)
+            (answered if status == 200 else refused).add(asset_id)
     wait_until(lambda: listener.logged("An outcome waits to be written"))
-    assert requests.get(listener.url + "/health", timeout=20).status_code == 200
+    assert requests.get(f"{listener.url}/health", timeout=20).status_code == 503
     resource.prlimit(listener.process.pid, resource.RLIMIT_FSIZE, (unlimited, unlimited))
+    assert requests.get(f"{listener.url}/health", timeout=20).status_code == 200
     listener.upload(*answered, *refused)
     analyzed_once(listener, sandbox, {ASSET, *answered, *refused})
-    assert len([request for request in sandbox.requests if ASSET in request]) == 1
+    assert len(analyze_calls(sandbox)) == len(sandbox.jobs)
     assert listener.end() == 0
+
+
+@contextmanager
+def iconik_at_work(listener: Listener, sandbox: Sandbox) -> Iterator[None]:
+    """An item is being submitted, and iconik answers to that only after the block."""
+    with sandbox.changed:
+        listener.upload(ASSET)
+        wait_until(lambda: listener.rows("status = 'submitting'"))
+        yield
+
+
+def analyze_calls(sandbox: Sandbox) -> list[str]:
+    return [request for request in sandbox.requests if "/analyze/" in request]
 
 
 # iconik's faults
@@ -194,84 +195,89 @@ FAULTS = [
     Fault(status=403),
     Fault(status=302, headers={"Location": ELSEWHERE}),
     Fault(status=307, headers={"Location": ELSEWHERE}),
+    Fault(status=200, body=b"<html><body>Down for maintenance</body></html>"),
+    Fault(status=404, body=b"<html><body>Not Found</body></html>"),
 ]
 
 
 @pytest.mark.long
-def test_every_fault_of_iconik_before_and_after_it_did_the_work(
+def test_every_fault_of_iconik_before_and_after_it_did_the_work_once_and_twice_in_a_row(
     listeners: Callable[..., Listener], sandbox: Sandbox
 ) -> None:
-    listener = listeners(submitter__timeout=0.3, submitter__retry_delay=0.01, submitter__max_retry_delay=0.02).start()
+    listener = listeners(iconik__timeout=0.3, submitter__retry_delay=0.01, submitter__max_retry_delay=0.02).start()
     ids = set()
-    for fault in FAULTS:
-        for after_work in (False, True):
-            for times in (1, 2):
-                asset_id = new_id()
-                ids.add(asset_id)
-                fault.match, fault.after_work, fault.times = f"analyze/assets/{asset_id}", after_work, times
-                sandbox.faults[:] = [fault]
-                listener.upload(asset_id)
-                wait_until(lambda: listener.rows(f"object_id = '{asset_id}' AND status = 'submitted'"))  # noqa: B023
+    for fault, request, after_work, times in product(FAULTS, ("GET", "POST"), (False, True), (1, 2)):
+        asset_id = new_id()
+        ids.add(asset_id)
+        match = f"v1/assets/{asset_id}" if request == "GET" else f"analyze/assets/{asset_id}"
+        sandbox.faults[:] = [replace(fault, match=match, after_work=after_work, times=times)]
+        listener.upload(asset_id)
+        wait_until(lambda: listener.rows(f"object_id = '{asset_id}' AND status = 'submitted'"))  # noqa: B023
+        assert sandbox.faults[0].times < times
     print(f"{len(ids)} faults, {len(sandbox.jobs)} jobs")
     analyzed_once(listener, sandbox, ids)
 
 
-@pytest.mark.parametrize("body", [b"", b"<html>", b"[]", b"{}", b'{"id": null}'])
-def test_a_job_taken_with_an_answer_that_makes_no_sense(listener: Listener, sandbox: Sandbox, body: bytes) -> None:
-    sandbox.faults.append(Fault("POST", status=201, body=body, after_work=True))
-    listener.upload(ASSET)
-    analyzed_once(listener, sandbox, {ASSET})
-    assert len(sandbox.requests) == 1
+def test_a_job_taken_with_an_answer_that_makes_no_sense_is_submitted(listener: Listener, sandbox: Sandbox) -> None:
+    ids = []
+    for body in (b"", b"<html>", b"[]", b"{}", b'{"id": null}', b'{"id": ["x"]}'):
+        ids.append(new_id())
+        sandbox.faults.append(Fault(f"analyze/assets/{ids[-1]}", status=201, body=body, after_work=True))
+    listener.upload(*ids)
+    analyzed_once(listener, sandbox, set(ids))
+    assert len(analyze_calls(sandbox)) == len(ids)
 
 
 def test_an_asset_that_iconik_does_not_know_fails_and_is_left_alone(listener: Listener, sandbox: Sandbox) -> None:
-    listener.post("/create", create_event())
-    listener.post("/proxy", proxy_event())
-    wait_until(lambda: listener.rows("status = 'failed'"))
-    listener.post("/create", create_event())
-    listener.post("/proxy", proxy_event())
+    for _ in range(2):
+        listener.post("/create", create_event())
+        listener.post("/proxy", proxy_event())
+        wait_until(lambda: listener.rows("status = 'failed'"))
     other = new_id()
     listener.upload(other)
     analyzed_once(listener, sandbox, {other})
-    assert len(sandbox.requests) == 2
-    assert listener.logged(f"{ASSET} failed: iconik answered 404: Asset {ASSET} doesn't exist")
+    assert len([request for request in sandbox.requests if ASSET in request]) == 1
+    assert listener.logged(f"ERROR {ASSET} failed: iconik answered 404: Asset {ASSET} doesn't exist. Once the cause")
 
 
-def test_webhooks_are_answered_while_iconik_is_not(listeners: Callable[..., Listener], sandbox: Sandbox) -> None:
-    listener = listeners(submitter__timeout=60).start()
-    sandbox.faults.append(Fault(hang=True, times=float("inf")))
+def test_webhooks_are_answered_while_iconik_does_not_answer(
+    listeners: Callable[..., Listener], sandbox: Sandbox
+) -> None:
+    listener = listeners(iconik__timeout=60).start()
+    sandbox.faults.append(Fault("v1/assets/", hang=True, times=float("inf")))
     listener.upload(*(new_id() for _ in range(8)))  # more than there are workers
-    assert sandbox.wait_for(lambda: len(sandbox.requests) == 4)
+    wait_until(lambda: len(listener.rows("status = 'submitting'")) == 4)
     listener.upload(*(new_id() for _ in range(50)))
-    health = requests.get(listener.url + "/health").json()
+    health = requests.get(f"{listener.url}/health").json()
     assert (health["submitting"], health["ready"]) == (4, 54)
     sandbox.stopping.set()
 
 
-def test_an_outage_costs_no_item_and_is_asked_about_one_request_at_a_time(
-    listeners: Callable[..., Listener], sandbox: Sandbox
-) -> None:
-    listener = listeners(submitter__max_retry_delay=0.05).start()
-    sandbox.faults.append(Fault(status=503, times=float("inf")))
-    ids = {new_id() for _ in range(10)}
+def test_an_outage_costs_no_item_and_ends_by_itself(listener: Listener, sandbox: Sandbox) -> None:
+    sandbox.faults.append(Fault("v1/assets/", status=503, times=float("inf")))
+    ids = {new_id() for _ in range(12)}
     listener.upload(*ids)
-    assert sandbox.wait_for(lambda: len(sandbox.requests) >= 15)
+    wait_until(lambda: listener.logged("ERROR The circuit breaker opens: iconik answered 503"))
+    assert requests.get(f"{listener.url}/health").json()["status"] == "paused"
     sandbox.faults.clear()
     analyzed_once(listener, sandbox, ids)
+    assert listener.logged("INFO iconik takes jobs again: the circuit breaker closes")
+    assert requests.get(f"{listener.url}/health").json()["status"] == "ok"
     assert listener.rows("status = 'failed'") == []
 
 
-def test_an_outage_of_a_day_is_a_handful_of_requests_a_minute(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_outage_of_a_day_is_a_request_a_minute(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("random.uniform", lambda low, high: low)
-    pauses = Pauses(SubmitterConfig(workers=4, timeout=30, retry_delay=10, max_retry_delay=900), clock)
-    begin, sent = clock.now, []
+    config = SubmitterConfig(workers=4, retry_delay=10, max_retry_delay=900, give_up_after=604800)
+    breaker, begin, sent = CircuitBreaker(config, clock), clock.now, []
     while clock.now < begin + 24 * 3600:
-        turn = pauses.enter()
-        assert turn is not None
-        sent.append(clock.now - begin)
-        clock.now += pauses.begin(turn, "analyze", IconikUnavailable("iconik answered 503"))
-    assert max(sum(1 for moment in sent if start <= moment < start + 60) for start in sent) == 3
-    assert len(sent) == 7 + (24 * 3600 - 1270) // 900 + 1
+        with breaker.permission() as permission:
+            assert permission is not None
+            sent.append(clock.now - begin)
+            permission.failed(IconikUnavailable("iconik answered 503"), new_id())
+        clock.now += breaker.seconds_until_half_open()
+    assert len([moment for moment in sent if moment < 3600]) < 80
+    assert len([moment for moment in sent if moment >= 3600]) == 23 * 60
 
 
 # What the world sends
@@ -280,6 +286,48 @@ def test_an_outage_of_a_day_is_a_handful_of_requests_a_minute(clock: Clock, monk
 def connect(listener: Listener) -> socket.socket:
     host, port = listener.url.removeprefix("http://").split(":")
     return socket.create_connection((host, int(port)), timeout=20)
+
+
+@pytest.mark.parametrize(("descriptors", "connections"), [(200, 120), pytest.param(1024, 1100, marks=pytest.mark.long)])
+def test_more_connections_than_file_descriptors_stop_nothing_and_cost_nothing(
+    listeners: Callable[..., Listener], sandbox: Sandbox, descriptors: int, connections: int
+) -> None:
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, descriptors))
+
+    listener = listeners(submitter__workers=32).start(limit)
+    with descriptors_for(connections), ExitStack() as stack:
+        first = requests.Session()
+        stack.enter_context(first)
+        assert first.get(f"{listener.url}/health").ok
+        for _ in range(connections):
+            stack.enter_context(closing(connect(listener)))
+        wait_until(lambda: listener.logged("reached the connection limit, no longer accepting new connections"))
+        sandbox.create_asset("a.mov", ASSET, send=False)
+        for path, event in (("/create", create_event()), ("/proxy", proxy_event())):
+            assert first.post(listener.url + path, json=event, headers={"X-Webhook-Secret": SECRET}).ok
+        analyzed_once(listener, sandbox, {ASSET})
+        begin, used = time.monotonic(), cpu_seconds(listener)
+        wait_until(lambda: time.monotonic() > begin + 0.4)
+        assert cpu_seconds(listener) - used < 0.2  # it would use all of it, if it tried to accept and could not
+    other = new_id()
+    listener.upload(other)
+    analyzed_once(listener, sandbox, {ASSET, other})
+
+
+@contextmanager
+def descriptors_for(connections: int) -> Iterator[None]:
+    """This process may have so many, and what else it needs."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, connections + 500), hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def cpu_seconds(listener: Listener) -> float:
+    assert listener.process
+    fields = Path(f"/proc/{listener.process.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 @pytest.mark.long

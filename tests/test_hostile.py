@@ -45,14 +45,14 @@ def log(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
 
 
 @given(path=paths, body=st.binary(max_size=300) | texts.map(lambda text: text.encode("utf-8", "surrogatepass")))
-@settings(BASE, max_examples=200)
+@settings(BASE, max_examples=100)
 def test_any_bytes(web: FlaskClient, tmp_path: Path, path: str, body: bytes) -> None:
     assert web.post(path, data=body).status_code == 400
     assert rows(tmp_path / "items.db") == []
 
 
 @given(path=paths, value=values, headers=st.dictionaries(st.just("Content-Type"), st.sampled_from(["", "text/xml"])))
-@settings(BASE, max_examples=200)
+@settings(BASE, max_examples=100)
 def test_any_json(web: FlaskClient, tmp_path: Path, path: str, value: Any, headers: dict[str, str]) -> None:
     answer = web.post(path, data=json.dumps(value), headers=headers)
     assert answer.status_code in (200, 400)
@@ -61,7 +61,7 @@ def test_any_json(web: FlaskClient, tmp_path: Path, path: str, value: Any, heade
 
 
 @given(path=paths, field=st.sampled_from(FIELDS), value=values)
-@settings(BASE, max_examples=300)
+@settings(BASE, max_examples=150)
 def test_any_value_in_any_field(web: FlaskClient, tmp_path: Path, path: str, field: str, value: Any) -> None:
     event = create_event() if "create" in path else proxy_event()
     answer = web.post(path, data=json.dumps({**event, field: value}))
@@ -70,7 +70,7 @@ def test_any_value_in_any_field(web: FlaskClient, tmp_path: Path, path: str, fie
 
 
 @given(title=values)
-@settings(BASE, max_examples=200)
+@settings(BASE, max_examples=100)
 def test_any_title(web: FlaskClient, store: Store, tmp_path: Path, title: Any) -> None:
     store.database.run("DELETE FROM items")
     assert web.post("/create", data=json.dumps(create_event(title=title))).json == {

@@ -1,137 +1,279 @@
+import logging
 import socket
 import threading
 import time
-from collections.abc import Iterable, Iterator
-from email.utils import formatdate
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime, timedelta, timezone
+from email.utils import format_datetime
+from pathlib import Path
 
 import pytest
-import requests
 
-import iconik_client
+from config import Config
+from errors import ListenerError
 from iconik_client import (
-    IconikBroken,
+    PAGE_SIZE,
     IconikClient,
     IconikDenied,
     IconikError,
     IconikRateLimited,
     IconikRefused,
+    IconikServerError,
     IconikUnavailable,
-    one_line,
 )
 from sandbox import Fault, Sandbox
-from support import ASSET, OTHER_ASSET, new_id
+from support import ASSET, OTHER_ASSET, wait_until
+from version import __version__
 
 PROFILE = "d0d0d0d0-0000-11e7-a36b-0a580a00054a"
 HTML = b"<html><body>Bad <b>Gateway</b></body></html>"
+WHY_NOT = b'{"errors": ["Why not"]}'
+NOT_AN_OBJECT = [HTML, b"", b"null", b"[1]", b'"text"', b"5", b'{"id": "cu', b"\xff\xfe", b"[" * 100_000]
+Configs = Callable[..., Config]
 
 
-def client_with(sandbox: Sandbox, **values: str | float) -> IconikClient:
-    return IconikClient(**{"url": sandbox.url, "app_id": sandbox.app_id, "auth_token": sandbox.auth_token, **values})  # type: ignore[arg-type]
+@contextmanager
+def answering(*parts: bytes) -> Iterator[tuple[str, list[bytes]]]:
+    """A server that answers one request with these bytes and closes. Gives its URL, and a list for the request."""
+    requests: list[bytes] = []
+
+    def serve() -> None:
+        with server, server.accept()[0] as connection:
+            connection.settimeout(5)
+            request = b""
+            while not request.endswith(b"{}" if request.startswith(b"POST") else b"\r\n\r\n"):
+                request += connection.recv(65536)
+            requests.append(request)
+            for part in parts:
+                connection.sendall(part)
+
+    server = socket.create_server(("127.0.0.1", 0))
+    server.settimeout(5)
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.getsockname()[1]}", requests
+    thread.join()
+
+
+def failure(call: Callable[[str], object]) -> IconikError:
+    """What a call about an asset fails with: one line."""
+    with pytest.raises(IconikError) as caught:
+        call(ASSET)
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).startswith(caught.value.summary)
+    return caught.value
+
+
+# The requests
 
 
 @pytest.mark.parametrize(
     ("profile", "path"), [("", ""), ("default", "profiles/default/"), (PROFILE, f"profiles/{PROFILE}/")]
 )
-def test_analyze_posts_one_job_for_each_form_of_analysis_profile(sandbox: Sandbox, profile: str, path: str) -> None:
+def test_analyze_posts_one_job_for_each_form_of_analysis_profile(
+    sandbox: Sandbox, configs: Configs, profile: str, path: str
+) -> None:
     sandbox.create_asset("a.mov", ASSET)
     sandbox.profiles.append({"id": PROFILE})
-    job_id = client_with(sandbox, analysis_profile=profile).analyze(ASSET)
+    job_id = IconikClient(configs(iconik__analysis_profile=profile).iconik).analyze(ASSET)
     assert sandbox.requests == [f"POST /API/transcode/v1/analyze/assets/{ASSET}/{path}"]
     assert sandbox.jobs == [ASSET]
-    assert job_id is not None
-    assert len(job_id) == 36
+    assert job_id == sandbox.latest_job[ASSET]
 
 
-def test_every_request_carries_the_four_headers_of_iconik(sandbox: Sandbox, client: IconikClient) -> None:
-    seen: list[dict[str, str]] = []
-
-    class Recorder(requests.Session):
-        def request(self, *args: object, **kwargs: object) -> requests.Response:
-            seen.append(dict(kwargs["headers"]))  # type: ignore[call-overload]
-            return super().request(*args, **kwargs)  # type: ignore[arg-type]
-
-    client._local.session, client._local.used = Recorder(), time.monotonic()
-    sandbox.create_asset("a.mov", ASSET)
-    client.analyze_status(ASSET)
-    client.analyze(ASSET)
-    for headers in seen:
+def test_every_request_carries_the_four_headers_of_iconik_and_says_who_asks(configs: Configs, sandbox: Sandbox) -> None:
+    calls: list[tuple[Callable[[IconikClient], object], bytes]] = [
+        (lambda client: client.analyze(ASSET), b'HTTP/1.1 201 Created\r\n\r\n{"id": "j"}'),
+        (lambda client: client.asset(ASSET), b'HTTP/1.1 200 OK\r\n\r\n{"id": "%s"}' % ASSET.encode()),
+        (lambda client: client.has_closed_proxy(ASSET), b'HTTP/1.1 200 OK\r\n\r\n{"objects": []}'),
+    ]
+    for call, answer in calls:
+        with answering(answer) as (url, requests):
+            call(IconikClient(configs(iconik__url=url).iconik))
+        head, _, body = requests[0].decode().partition("\r\n\r\n")
+        headers = dict(line.split(": ", 1) for line in head.split("\r\n")[1:])
         assert headers["App-ID"] == sandbox.app_id
         assert headers["Auth-Token"] == sandbox.auth_token
         assert headers["Accept"] == headers["Content-Type"] == "application/json"
-    assert len(seen) == 2
+        assert headers["User-Agent"] == f"iconik-listener/{__version__}"
+        assert body == ("{}" if head.startswith("POST") else "")
 
 
-def test_analyze_status_is_read(sandbox: Sandbox, client: IconikClient) -> None:
-    sandbox.create_asset("a.mov", ASSET)
-    assert client.analyze_status(ASSET) == "N/A"
+@pytest.mark.parametrize("asset_id", ["../../users/v1", "a/b", "a?b", "a#b", "%2e"])
+def test_an_id_cannot_leave_its_place_in_the_path(sandbox: Sandbox, client: IconikClient, asset_id: str) -> None:
+    for call in (client.analyze, client.asset, client.has_closed_proxy):
+        try:
+            call(asset_id)
+        except IconikRefused as error:
+            assert error.status == 404
+    paths = [request.split("?")[0] for request in sandbox.requests]
+    assert [path.count("/") for path in paths] == [7, 6, 7]
+    assert paths[0].startswith("POST /API/transcode/v1/analyze/assets/")
+
+
+def test_no_credentials_but_iconiks_are_sent(configs: Configs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "netrc").write_text("default login somebody password netrc-password\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    with answering(b'HTTP/1.1 201 Created\r\n\r\n{"id": "j"}') as (url, requests):
+        assert IconikClient(configs(iconik__url=url).iconik).analyze(ASSET) == "j"
+    assert b"authorization" not in requests[0].lower()
+
+
+# An asset
+
+
+def test_an_asset_is_read(sandbox: Sandbox, client: IconikClient) -> None:
+    sandbox.create_asset("a.mov", ASSET, type="SUBCLIP")
+    asset = client.asset(ASSET)
+    shown = [asset[key] for key in ("id", "title", "type", "status", "analyze_status")]
+    assert shown == [ASSET, "a.mov", "SUBCLIP", "ACTIVE", "N/A"]
+    assert sandbox.requests == [f"GET /API/assets/v1/assets/{ASSET}/"]
     client.analyze(ASSET)
-    assert client.analyze_status(ASSET) == "REQUESTED"
+    assert client.asset(ASSET)["analyze_status"] == "REQUESTED"
 
 
-@pytest.mark.parametrize("rest", ["", ', "analyze_status": null'])
-def test_an_asset_without_an_analyze_status_was_not_analyzed(sandbox: Sandbox, client: IconikClient, rest: str) -> None:
-    sandbox.faults.append(Fault(status=200, body=f'{{"id": "{ASSET}"{rest}}}'.encode()))
-    assert client.analyze_status(ASSET) == "N/A"
+def test_an_asset_whose_id_is_in_capitals_is_the_same(sandbox: Sandbox, client: IconikClient) -> None:
+    sandbox.faults.append(Fault(status=200, body=f'{{"id": "{ASSET.upper()}"}}'.encode()))
+    assert client.asset(ASSET)["id"] == ASSET.upper()
 
 
-@pytest.mark.parametrize("body", [b"{}", b'{"id": "another", "analyze_status": "N/A"}'])
+@pytest.mark.parametrize(
+    "body", [b"{}", b'{"id": null}', b'{"id": "%s", "analyze_status": "N/A"}' % OTHER_ASSET.encode(), WHY_NOT]
+)
 def test_an_answer_that_is_not_the_asset_says_nothing_about_it(
     sandbox: Sandbox, client: IconikClient, body: bytes
 ) -> None:
     sandbox.faults.append(Fault(status=200, body=body))
-    with pytest.raises(IconikUnavailable, match="without the asset"):
-        client.analyze_status(ASSET)
+    error = failure(client.asset)
+    assert type(error) is IconikUnavailable
+    assert (str(error), error.status) == ("iconik answered 200 without the asset", 200)
 
 
-def test_a_closed_proxy_is_found_among_others_and_on_later_pages(sandbox: Sandbox, client: IconikClient) -> None:
+# Proxies
+
+
+def test_a_closed_proxy_is_found_among_others(sandbox: Sandbox, client: IconikClient) -> None:
     assert not client.has_closed_proxy(ASSET)  # iconik: 404
-    sandbox.set_proxy(ASSET, "OPEN")
+    for status in ("OPEN", "GROWING", "AWAITED", "FAILED", "ARCHIVED", "MISSING", "REDISCOVERED", "DELETED", "closed"):
+        sandbox.set_proxy(ASSET, status)
     assert not client.has_closed_proxy(ASSET)
-    sandbox.set_proxy(ASSET)
+    sandbox.set_proxy(ASSET, "CLOSED")
+    sandbox.set_proxy(ASSET, "OPEN")
     assert client.has_closed_proxy(ASSET)
-    for _ in range(iconik_client.ITEMS_A_PAGE):
-        sandbox.set_proxy(OTHER_ASSET, "DELETED")
-    assert not client.has_closed_proxy(OTHER_ASSET)
-    sandbox.set_proxy(OTHER_ASSET)
-    assert client.has_closed_proxy(OTHER_ASSET)
+
+
+@pytest.mark.parametrize("before", [PAGE_SIZE - 1, PAGE_SIZE, 2 * PAGE_SIZE + 1])
+def test_a_closed_proxy_is_found_on_a_later_page(sandbox: Sandbox, client: IconikClient, before: int) -> None:
+    for _ in range(before):
+        sandbox.set_proxy(ASSET, "DELETED")
+    assert not client.has_closed_proxy(ASSET)
+    pages = before // PAGE_SIZE + 1
+    path = f"GET /API/files/v1/assets/{ASSET}/proxies/?per_page={PAGE_SIZE}&generate_signed_url=false"
+    last_ids = [proxy["id"] for proxy in sandbox.proxies[ASSET][PAGE_SIZE - 1 :: PAGE_SIZE]]
+    assert sandbox.requests == [path, *(f"{path}&last_id={last_id}" for last_id in last_ids)]
+    assert len(sandbox.requests) == pages
+    sandbox.set_proxy(ASSET, "CLOSED")
+    assert client.has_closed_proxy(ASSET)
+
+
+def test_a_closed_proxy_on_the_first_page_costs_one_request(sandbox: Sandbox, client: IconikClient) -> None:
+    for _ in range(PAGE_SIZE + 1):
+        sandbox.set_proxy(ASSET, "CLOSED")
+    assert client.has_closed_proxy(ASSET)
+    assert len(sandbox.requests) == 1
 
 
 def test_a_server_that_ignores_last_id_is_not_asked_for_ever(sandbox: Sandbox, client: IconikClient) -> None:
-    page = b'{"objects": [%s]}' % b",".join([b'{"id": "x", "status": "OPEN"}'] * iconik_client.ITEMS_A_PAGE)
+    page = b'{"objects": [%s]}' % b",".join([b'{"id": "x", "status": "OPEN"}'] * PAGE_SIZE)
     sandbox.faults.append(Fault(status=200, body=page, times=5))
     assert not client.has_closed_proxy(ASSET)
     assert len(sandbox.requests) == 2
 
 
-@pytest.mark.parametrize("body", [b'{"objects": null}', b'{"objects": ["x", 1]}', b"{}"])
-def test_a_list_of_another_form_is_an_empty_one(sandbox: Sandbox, client: IconikClient, body: bytes) -> None:
+@pytest.mark.parametrize("body", [b"{}", b'{"objects": null}', b'{"objects": {"status": "CLOSED"}}', WHY_NOT])
+def test_an_answer_without_the_list_is_not_an_empty_list(sandbox: Sandbox, client: IconikClient, body: bytes) -> None:
     sandbox.faults.append(Fault(status=200, body=body))
+    error = failure(client.has_closed_proxy)
+    assert type(error) is IconikUnavailable
+    assert (str(error), error.status) == ("iconik answered 200 without the list", 200)
+
+
+def test_what_is_not_an_object_in_a_list_is_read_over(sandbox: Sandbox, client: IconikClient) -> None:
+    sandbox.faults.append(Fault(status=200, body=b'{"objects": ["x", 1, null, {}, {"status": "CLOSED"}]}'))
+    assert client.has_closed_proxy(ASSET)
+    sandbox.faults.append(Fault(status=200, body=b'{"objects": ["x", 1, null, {}]}'))
     assert not client.has_closed_proxy(ASSET)
 
 
-@pytest.mark.parametrize(
-    ("status", "kind"),
-    [
-        (401, IconikDenied),
-        (403, IconikDenied),
-        (429, IconikRateLimited),
-        *[(status, IconikUnavailable) for status in (300, 301, 302, 303, 304, 307, 308, 408, 502, 503, 504)],
-        *[(status, IconikBroken) for status in (500, 501, 505, 520, 599)],
-        *[(status, IconikRefused) for status in (400, 404, 405, 409, 410, 422, 499)],
-    ],
-)
-def test_each_status_is_an_error_of_its_kind(
-    sandbox: Sandbox, client: IconikClient, status: int, kind: type[IconikError]
+def test_only_iconiks_own_404_says_that_there_are_no_proxies(sandbox: Sandbox, client: IconikClient) -> None:
+    sandbox.faults.append(Fault(status=404, body=HTML))
+    assert type(failure(client.has_closed_proxy)) is IconikUnavailable
+    sandbox.faults.append(Fault(status=400, body=WHY_NOT))
+    assert type(failure(client.has_closed_proxy)) is IconikRefused
+
+
+# Every answer but success, for every call
+
+
+CALLS = {
+    "analyze": IconikClient.analyze,
+    "asset": IconikClient.asset,
+    "has_closed_proxy": IconikClient.has_closed_proxy,
+}
+each_call = pytest.mark.parametrize("call", CALLS.values(), ids=list(CALLS))
+KINDS = {
+    IconikDenied: [401, 403],
+    IconikRateLimited: [429],
+    IconikUnavailable: [300, 301, 302, 303, 304, 307, 308, 408],
+    IconikServerError: [500, 501, 502, 503, 504, 505, 520, 599],
+    IconikRefused: [400, 402, 405, 409, 410, 422, 451, 499],
+}
+
+
+def test_the_errors_are_a_hierarchy() -> None:
+    parents = {kind: kind.__bases__[0] for kind in KINDS}
+    assert parents == {
+        IconikDenied: IconikUnavailable,
+        IconikServerError: IconikUnavailable,
+        IconikRateLimited: IconikError,
+        IconikUnavailable: IconikError,
+        IconikRefused: IconikError,
+    }
+    assert issubclass(IconikError, ListenerError)
+
+
+@each_call
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_status_is_an_error_of_its_kind_and_keeps_iconiks_message_out_of_its_summary(
+    sandbox: Sandbox, client: IconikClient, call: Callable[[IconikClient, str], object], kind: type[IconikError]
 ) -> None:
-    sandbox.faults.append(Fault(status=status, body=b"" if status == 304 else b'{"errors": ["Why not"]}'))
-    with pytest.raises(IconikError) as caught:
-        client.analyze(ASSET)
-    assert type(caught.value) is kind
-    assert caught.value.status == status
-    assert str(status) in caught.value.summary
-    assert "Why not" not in caught.value.summary
-    if status != 304:
-        assert str(caught.value).endswith(": Why not")
+    for status in KINDS[kind]:
+        sandbox.faults.append(Fault(status=status, body=b"" if status == 304 else WHY_NOT))
+        error = failure(lambda asset_id: call(client, asset_id))
+        assert type(error) is kind
+        assert error.status == status
+        assert error.summary.startswith(f"iconik answered {status}")
+        assert "Why not" not in error.summary
+        assert str(error).endswith(": Why not") == (status >= 400)  # the body of a redirect is not read
+    assert len(sandbox.requests) == len(KINDS[kind])
+
+
+@pytest.mark.parametrize("body", [HTML, b"", b'{"error": "x"}', b'{"errors": []}', b'{"errors": null}', b'["errors"]'])
+def test_a_4xx_that_is_not_iconiks_settles_nothing(sandbox: Sandbox, client: IconikClient, body: bytes) -> None:
+    for status in (400, 404, 405, 410, 422):
+        sandbox.faults.append(Fault(status=status, body=body, times=3))
+        for call in (client.asset, client.analyze, client.has_closed_proxy):
+            error = failure(call)
+            assert (type(error), error.status) == (IconikUnavailable, status)
+
+
+def test_a_404_of_iconiks_is_final(sandbox: Sandbox, client: IconikClient) -> None:
+    for call in (client.asset, client.analyze):
+        error = failure(call)
+        assert type(error) is IconikRefused
+        assert str(error) == f"iconik answered 404: Asset {ASSET} doesn't exist"
+        assert error.summary == "iconik answered 404"
 
 
 @pytest.mark.parametrize(
@@ -139,214 +281,248 @@ def test_each_status_is_an_error_of_its_kind(
     [
         (b'{"errors": ["one", "two"]}', "one; two"),
         (b'{"errors": {"title": "Missing", "id": ["bad"]}}', "title: Missing; id: ['bad']"),
+        (b'{"errors": [{"field": "x"}, 5]}', "{'field': 'x'}; 5"),
         (b'{"errors": "just text"}', "just text"),
-        (b'{"errors": null}', "Bad Request"),
-        (b'["errors"]', "Bad Request"),
+        (b'{"errors": 5}', "5"),
+        (b'{"errors": ["two\\nlines\\u001b[31m\\ud800"]}', "two lines [31m"),
+        (b'{"errors": ["%s"]}' % (b"x" * 5000), "x" * 199 + "…"),
+        ('{"errors": ["Ungültig"]}'.encode(), "Ungültig"),
+        (b'{"errors": []}', "Bad Request"),
         (HTML, "Bad Request"),
         (b"", "Bad Request"),
         (b'{"errors": ["cut', "Bad Request"),
         (b"[" * 100_000, "Bad Request"),
-        (b'{"errors": ["two\\nlines\\u001b[31m"]}', "two lines [31m"),
+        (b"1" * 10_000, "Bad Request"),
     ],
 )
 def test_iconiks_own_message_is_kept_in_one_line(
     sandbox: Sandbox, client: IconikClient, body: bytes, message: str
 ) -> None:
     sandbox.faults.append(Fault(status=400, body=body))
-    with pytest.raises(IconikRefused) as caught:
-        client.analyze(ASSET)
-    assert str(caught.value) == f"iconik answered 400: {message}"
+    assert str(failure(client.analyze)) == f"iconik answered 400: {message}"
 
 
-def test_a_long_message_is_cut(sandbox: Sandbox, client: IconikClient) -> None:
-    sandbox.faults.append(Fault(status=400, body=b'{"errors": ["%s"]}' % (b"x" * 5000)))
-    with pytest.raises(IconikRefused) as caught:
-        client.analyze(ASSET)
-    assert len(str(caught.value)) < 250
-
-
-@pytest.mark.parametrize("role", ["can_analyze_content", "can_read_assets", "can_read_proxies"])
-def test_a_denial_names_the_role_that_the_call_needs(sandbox: Sandbox, client: IconikClient, role: str) -> None:
+@pytest.mark.parametrize(
+    ("call", "role"),
+    [
+        (IconikClient.analyze, "can_analyze_content"),
+        (IconikClient.asset, "can_read_assets"),
+        (IconikClient.has_closed_proxy, "can_read_proxies"),
+    ],
+)
+def test_a_denial_names_the_credentials_and_the_role_that_the_call_needs(
+    sandbox: Sandbox, client: IconikClient, call: Callable[[IconikClient, str], object], role: str
+) -> None:
+    denied = f"app_id and auth_token are not accepted, or lack the role {role}"
     sandbox.roles.clear()
-    calls = {
-        "can_analyze_content": client.analyze,
-        "can_read_assets": client.analyze_status,
-        "can_read_proxies": client.has_closed_proxy,
-    }
-    with pytest.raises(IconikDenied, match=role):
-        calls[role](ASSET)
+    error = failure(lambda asset_id: call(client, asset_id))
+    assert error.summary == f"iconik answered 403: {denied}, or may not touch this asset"
+    assert str(error) == f"{error.summary}: Required roles: {role}"
+    sandbox.auth_token = "another"
+    error = failure(lambda asset_id: call(client, asset_id))
+    assert str(error) == f"iconik answered 401: {denied}: Token is invalid"
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_gateways_denial_is_one_too(sandbox: Sandbox, client: IconikClient, status: int) -> None:
+    sandbox.faults.append(Fault(status=status, body=HTML))
+    assert type(failure(client.analyze)) is IconikDenied
+
+
+# Retry-After
+
+
+def http_date(seconds: float, hours: float = 0) -> str:
+    """That many seconds from now, by a clock that is so many hours ahead of UTC."""
+    zone = timezone(timedelta(hours=hours))
+    return format_datetime(datetime.now(zone) + timedelta(seconds=seconds))
 
 
 @pytest.mark.parametrize(
     ("header", "seconds"),
     [
-        ("7", 7),
-        ("0.5", 0.5),
-        (lambda: formatdate(time.time() + 100, usegmt=True), 100),
-        ("1e9", 3600),
-        ("inf", 3600),
-        ("0", None),
-        ("-5", None),
-        ("nan", None),
-        ("soon", None),
-        ("Wed, 99 Nov 99999 00:00:00 GMT", None),
-        ("Wed, 21 Oct 2015 07:28:00 GMT", None),
-        (None, None),
+        (lambda: "7", 7),
+        (lambda: "0.5", 0.5),
+        (lambda: http_date(100).replace("+0000", "GMT"), 100),
+        (lambda: http_date(60, 5.5), 60),
+        (lambda: http_date(60, -8), 60),
+        (lambda: http_date(60).replace("+0000", "-0000"), 60),
+        (lambda: http_date(999_999), 3600),
+        (lambda: "1e9", 3600),
+        (lambda: "inf", 3600),
+        (lambda: "0", None),
+        (lambda: "-5", None),
+        (lambda: "nan", None),
+        (lambda: "soon", None),
+        (lambda: "", None),
+        (lambda: http_date(-60), None),
+        (lambda: "Wed, 99 Nov 99999 00:00:00 GMT", None),
     ],
 )
-def test_retry_after_is_read_as_seconds_or_date(
-    sandbox: Sandbox, client: IconikClient, header: object, seconds: float | None
+def test_retry_after_is_read_as_seconds_or_as_a_date_of_any_zone(
+    sandbox: Sandbox, client: IconikClient, header: Callable[[], str], seconds: float | None
 ) -> None:
-    value = header() if callable(header) else header
-    sandbox.faults.append(Fault(status=429, headers={} if value is None else {"Retry-After": str(value)}))
-    with pytest.raises(IconikRateLimited) as caught:
-        client.analyze(ASSET)
-    assert caught.value.retry_after == (seconds if seconds is None else pytest.approx(seconds, abs=2))
+    for status in (429, 503):
+        sandbox.faults.append(Fault(status=status, headers={"Retry-After": header()}))
+        error = failure(client.analyze)
+        assert error.retry_after == (seconds if seconds is None else pytest.approx(seconds, abs=2))
 
 
-def test_a_redirect_is_not_followed(sandbox: Sandbox, client: IconikClient) -> None:
+def test_without_retry_after_iconik_does_not_say_how_long_to_wait(sandbox: Sandbox, client: IconikClient) -> None:
+    sandbox.faults.append(Fault(status=429))
+    assert failure(client.analyze).retry_after is None
+
+
+# A success that does not come as it should
+
+
+def test_a_201_to_an_analyze_call_is_a_job_whatever_became_of_the_rest(sandbox: Sandbox, client: IconikClient) -> None:
+    for body in (*NOT_AN_OBJECT, b'{"id": 5}', b'{"id": null}', b"{}", WHY_NOT):
+        sandbox.faults.append(Fault(status=201, body=body))
+        assert client.analyze(ASSET) is None, body
+
+
+@pytest.mark.parametrize(("body", "job_id"), [(b'{"id": "j\\n1"}', "j 1"), (b"{}", None)])
+def test_another_2xx_to_an_analyze_call_is_a_job_if_it_is_a_json_object(
+    sandbox: Sandbox, client: IconikClient, body: bytes, job_id: str | None
+) -> None:
+    sandbox.faults += [Fault(status=200, body=body), Fault(status=202, body=body)]
+    assert [client.analyze(ASSET), client.analyze(ASSET)] == [job_id, job_id]
+
+
+@each_call
+def test_a_maintenance_page_with_200_settles_nothing(
+    sandbox: Sandbox, client: IconikClient, call: Callable[[IconikClient, str], object]
+) -> None:
+    for body in NOT_AN_OBJECT:
+        sandbox.faults.append(Fault(status=200, body=body))
+        error = failure(lambda asset_id: call(client, asset_id))
+        assert type(error) is IconikUnavailable
+        assert (str(error), error.status) == ("iconik answered 200 without a JSON object", 200)
+
+
+@pytest.mark.parametrize("status", [202, 204])
+def test_a_2xx_without_a_body_is_no_job(sandbox: Sandbox, client: IconikClient, status: int) -> None:
+    sandbox.faults.append(Fault(status=status, body=b""))
+    assert str(failure(client.analyze)) == f"iconik answered {status} without a JSON object"
+
+
+@pytest.mark.parametrize("rest", [b"Content-Length: 100\r\n\r\n", b"Transfer-Encoding: chunked\r\n\r\nff\r\n"])
+def test_an_answer_that_is_cut_off_after_its_status_is_a_job_only_with_201(configs: Configs, rest: bytes) -> None:
+    with answering(b"HTTP/1.1 201 Created\r\n" + rest, b'{"id": "j') as (url, _):
+        assert IconikClient(configs(iconik__url=url).iconik).analyze(ASSET) is None
+    for status in (200, 400):
+        with answering(b"HTTP/1.1 %d So\r\n" % status + rest, WHY_NOT) as (url, _):
+            error = failure(IconikClient(configs(iconik__url=url).iconik).analyze)
+        assert (type(error), error.status) == (IconikUnavailable, status)
+
+
+# No answer
+
+
+def test_a_redirect_is_not_followed_and_an_endless_one_is_not_read(sandbox: Sandbox, client: IconikClient) -> None:
     with Sandbox() as elsewhere:
-        sandbox.faults.append(Fault(status=307, headers={"Location": f"{elsewhere.url}/API/"}))
-        with pytest.raises(IconikUnavailable):
-            client.analyze(ASSET)
+        headers = {"Location": f"{elsewhere.url}/API/"}
+        sandbox.faults += [Fault(status=307, headers=headers), Fault(status=302, headers=headers, endless=True)]
+        for status in (307, 302):
+            error = failure(client.analyze)
+            assert (type(error), error.status) == (IconikUnavailable, status)
         assert elsewhere.requests == []
 
 
-@pytest.mark.parametrize("location", ["http://[", "//", "\xff\xfe", "https://a..b/"])
+@pytest.mark.parametrize("location", ["http://[", "//", "\xff\xfe", "https://a..b/", "file:///etc/passwd"])
 def test_a_redirect_to_nonsense_is_survived(sandbox: Sandbox, client: IconikClient, location: str) -> None:
     sandbox.faults.append(Fault(status=302, headers={"Location": location}))
-    with pytest.raises(IconikUnavailable):
-        client.analyze(ASSET)
+    assert failure(client.analyze).status == 302
 
 
-def test_no_connection_is_unavailable_and_says_why() -> None:
+def unanswered(client: IconikClient) -> str:
+    """Why a POST got no answer."""
+    error = failure(client.analyze)
+    assert type(error) is IconikUnavailable
+    assert (error.summary, error.status, error.retry_after) == ("iconik cannot be reached", None, None)
+    return str(error).removeprefix("iconik cannot be reached: ")
+
+
+def test_no_connection_is_told(configs: Configs) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
-        port = unused.getsockname()[1]
-        with pytest.raises(IconikUnavailable, match="Connection refused") as caught:
-            IconikClient(f"http://127.0.0.1:{port}", "a", "t").analyze(ASSET)
-    assert caught.value.summary == "iconik cannot be reached"
+        url = f"http://127.0.0.1:{unused.getsockname()[1]}"
+        assert unanswered(IconikClient(configs(iconik__url=url).iconik)) == "the connection was refused"
+    client = IconikClient(configs(iconik__url="https://no-such-host.invalid").iconik)
+    assert unanswered(client) == "the name no-such-host.invalid is not known"
 
 
-def test_a_connection_that_is_cut_is_unavailable(sandbox: Sandbox, client: IconikClient) -> None:
-    sandbox.faults.append(Fault(cut=True))
-    with pytest.raises(IconikUnavailable, match="cannot be reached"):
-        client.analyze(ASSET)
-
-
-def test_no_answer_in_time_is_unavailable(sandbox: Sandbox) -> None:
-    sandbox.faults.append(Fault(hang=True))
-    with pytest.raises(IconikUnavailable, match="timed out"):
-        client_with(sandbox, timeout=0.05).analyze(ASSET)
-
-
-@pytest.mark.parametrize("body", [HTML, b"", b"null", b"[1]", b'{"id": 5}', b"{}", b"\xff"])
-def test_a_job_without_an_id_is_taken_all_the_same(sandbox: Sandbox, client: IconikClient, body: bytes) -> None:
-    sandbox.faults.append(Fault(status=201, body=body))
-    assert client.analyze(ASSET) is None
-
-
-@pytest.mark.parametrize("body", [HTML, b"", b"null", b"[1]", b"\xff", b"[" * 100_000])
-def test_what_is_read_must_come_as_an_object(sandbox: Sandbox, client: IconikClient, body: bytes) -> None:
-    sandbox.faults.append(Fault(status=200, body=body))
-    with pytest.raises(IconikUnavailable, match="without a JSON object"):
-        client.analyze_status(ASSET)
-
-
-def raw_server(parts: Iterable[bytes]) -> tuple[str, threading.Thread]:
-    """Answers one request with these bytes, each part when the client took the one before."""
-    server = socket.create_server(("127.0.0.1", 0))
-
-    def serve() -> None:
-        with server, server.accept()[0] as connection:
-            connection.recv(65536)
-            try:
-                for part in parts:
-                    connection.sendall(part)
-            except OSError:
-                pass  # the client has seen enough
-
-    thread = threading.Thread(target=serve)
-    thread.start()
-    return f"http://127.0.0.1:{server.getsockname()[1]}", thread
-
-
-def test_a_job_whose_answer_is_cut_after_its_status_is_taken() -> None:
-    url, thread = raw_server([b"HTTP/1.1 201 Created\r\nContent-Length: 100\r\n\r\n", b'{"id": '])
-    assert IconikClient(url, "a", "t").analyze(ASSET) is None
-    thread.join()
-
-
-def test_an_answer_that_never_ends_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(iconik_client, "LONGEST_ANSWER", 1_000_000)
-    sent: list[str] = []
-
-    def endless() -> Iterator[bytes]:
-        yield b"HTTP/1.1 200 OK\r\n\r\n"
-        while len(sent) < 1000:
-            sent.append(" ")
-            yield b" " * 100_000
-
-    url, thread = raw_server(endless())
-    with pytest.raises(IconikUnavailable):
-        IconikClient(url, "a", "t").analyze_status(ASSET)
-    thread.join()
-    assert len(sent) < 500
-
-
-def test_an_answer_that_is_no_http_is_unavailable() -> None:
-    url, thread = raw_server([b"SSH-2.0-OpenSSH_9.2\r\n"])
-    with pytest.raises(IconikUnavailable):
-        IconikClient(url, "a", "t").analyze(ASSET)
-    thread.join()
-
-
-@pytest.mark.parametrize("asset_id", ["../../users/v1", "a/b", "a?b", "a#b", "%2e"])
-def test_an_id_cannot_leave_its_place_in_the_path(sandbox: Sandbox, client: IconikClient, asset_id: str) -> None:
-    with pytest.raises(IconikRefused):
-        client.analyze(asset_id)
-    assert sandbox.requests[0].startswith("POST /API/transcode/v1/analyze/assets/")
-    assert sandbox.requests[0].count("/") == 7
-
-
-def test_a_connection_that_was_idle_for_long_is_not_used_again(
-    sandbox: Sandbox, client: IconikClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_connection_that_is_cut_is_told_and_nothing_is_sent_twice(sandbox: Sandbox, client: IconikClient) -> None:
     sandbox.create_asset("a.mov", ASSET)
-    closed = []
-    client.analyze_status(ASSET)
-    monkeypatch.setattr(client._local.session, "close", lambda: closed.append(True))
-    client.analyze_status(ASSET)
-    assert not closed
-    client._local.used -= iconik_client.IDLE_SECONDS + 1
-    client.analyze_status(ASSET)
-    assert closed
+    client.asset(ASSET)
+    sandbox.faults.append(Fault(cut=True, after_work=True))
+    assert unanswered(client) == "the connection was closed without an answer"
+    assert sandbox.jobs == [ASSET]
+    assert len(sandbox.requests) == 2
 
 
-def test_each_thread_has_a_session_of_its_own(sandbox: Sandbox, client: IconikClient) -> None:
+def test_an_answer_that_is_not_http_is_told(configs: Configs) -> None:
+    with answering(b"SSH-2.0-OpenSSH_9.2\r\n") as (url, _):
+        assert unanswered(IconikClient(configs(iconik__url=url).iconik)) == "the answer is not HTTP"
+
+
+def test_the_timeout_is_one_for_the_whole_answer_however_it_drips(sandbox: Sandbox, configs: Configs) -> None:
+    client = IconikClient(configs(iconik__timeout=0.1).iconik)
+    sandbox.faults += [Fault(hang=True), Fault(status=None, drip=0.02), Fault(status=None, delay=30)]
+    for _ in range(3):
+        started = time.monotonic()
+        assert unanswered(client) == "no answer within 0.1 s"
+        assert time.monotonic() - started < 3
+
+
+def test_a_missing_ca_file_is_told(configs: Configs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "ca.pem"))
+    client = IconikClient(configs(iconik__url="https://127.0.0.1:1").iconik)
+    assert unanswered(client) == f"the CA file {tmp_path}/ca.pem cannot be read"
+
+
+def test_the_longest_call_under_way_is_known(sandbox: Sandbox, configs: Configs) -> None:
+    client = IconikClient(configs().iconik)
+    assert client.longest_call() == 0
     sandbox.create_asset("a.mov", ASSET)
-    sessions = []
-
-    def use() -> None:
-        client.analyze_status(ASSET)
-        sessions.append(client._local.session)
-
-    threads = [threading.Thread(target=use) for _ in range(3)]
-    for thread in threads:
+    with sandbox.changed:  # the sandbox does not answer as long as somebody else has it
+        thread = threading.Thread(target=client.asset, args=(ASSET,))
         thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(set(map(id, sessions))) == 3
+        wait_until(lambda: client.longest_call() > 0)
+    thread.join()
+    assert client.longest_call() == 0
 
 
-def test_no_secret_is_in_a_repr_or_an_error(sandbox: Sandbox) -> None:
-    client = client_with(sandbox, auth_token="hush\n")
-    with pytest.raises(IconikError) as caught:
-        client.analyze(new_id())
-    assert "hush" not in f"{client!r} {caught.value!r} {caught.value}"
+# Secrets
 
 
-def test_text_from_outside_becomes_one_line() -> None:
-    assert one_line("a\r\nb\t\x00\x1b[2J\u2028c\ud800 d") == "a b [2J c d"
-    assert one_line("x" * 300) == "x" * 199 + "…"
-    assert one_line("x" * 200) == "x" * 200
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault(status=401, body=WHY_NOT),
+        Fault(status=500),
+        Fault(status=200, body=HTML),
+        Fault(status=302),
+        Fault(cut=True),
+    ],
+    ids=["denied", "broken", "html", "redirect", "cut"],
+)
+def test_no_secret_is_in_a_message_a_repr_or_the_log(
+    sandbox: Sandbox, configs: Configs, caplog: pytest.LogCaptureFixture, fault: Fault
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    sandbox.faults.append(fault)
+    config = configs(iconik__app_id="hush-hush", iconik__auth_token="hush%hush").iconik
+    client = IconikClient(config)
+    error = failure(client.analyze)
+    told = f"{error!r} {error} {error.summary} {error.args} {vars(error)} {client!r} {config!r} {caplog.text}"
+    assert "hush" not in told
+    assert error.__cause__ is None
+
+
+def test_no_secret_is_told_when_there_is_no_connection(configs: Configs) -> None:
+    client = IconikClient(configs(iconik__url="http://127.0.0.1:1", iconik__auth_token="hush").iconik)
+    error = failure(client.analyze)
+    assert "hush" not in f"{error!r} {error}"
+    assert error.__suppress_context__

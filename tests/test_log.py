@@ -9,7 +9,7 @@ from log import MAX_TOPICS, LogFormatter, OnceAMinute, set_up_logging
 
 
 def record(topic: tuple[str, ...] | None) -> logging.LogRecord:
-    return logging.makeLogRecord({"topic": topic} if topic else {})
+    return logging.makeLogRecord({"name": "iconik_listener", **({"topic": topic} if topic else {})})
 
 
 def test_a_line_of_the_log_is_one_line_with_time_and_level_first() -> None:
@@ -61,6 +61,14 @@ def test_a_topic_passes_once_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_another_reason_is_told_at_once() -> None:
     passes = OnceAMinute().filter
     assert [passes(record(("claim", reason))) for reason in ("locked", "full", "locked")] == [1, 1, 0]
+
+
+def test_a_library_says_the_same_once_a_minute_whatever_is_put_into_it() -> None:
+    once = OnceAMinute()
+    told = []
+    for message, name in [("full", "waitress"), ("free again", "waitress"), ("full", "waitress"), ("full", "other")]:
+        told.append(once.filter(logging.makeLogRecord({"name": name, "msg": f"{message} %s", "args": (len(told),)})))
+    assert told == [True, True, False, True]
 
 
 def test_however_many_senders_are_refused_the_log_and_its_memory_stay_small() -> None:

@@ -1,69 +1,103 @@
-"""The real `python app.py`, as a process."""
+"""The real `python app.py`, as a process: how it starts, what it does for the article's assets, and how it ends."""
 
+import ast
 import json
+import re
+import shutil
 import signal
 import socket
-import sqlite3
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
-from contextlib import closing
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 
 import pytest
 import requests
+from click.testing import CliRunner
 
+import app
 from sandbox import Fault, Sandbox
+from store import Store
 from support import (
     APP,
     ARTICLE_CREATE,
     ARTICLE_PROXY,
     ASSET,
+    OTHER_ASSET,
     SECRET,
     Listener,
     create_event,
+    held_by_a_person,
     new_id,
+    rows,
     run,
     wait_until,
-    write_config,
 )
+from test_migrations import VERSION_1_0, write
+from version import __version__
 
-MIB = 1024 * 1024
-
-
-def curl(url: str, event: object, *options: str) -> str:
-    command = ["curl", "-sS", "-H", f"X-Webhook-Secret: {SECRET}", "--data-binary", "@-", *options, url]
-    return subprocess.run(command, input=json.dumps(event), capture_output=True, text=True, check=True).stdout
+TIME = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z"
 
 
-def test_the_articles_payloads_by_curl_lead_to_one_job_and_a_finished_row(listener: Listener, sandbox: Sandbox) -> None:
-    """The article's two payloads are of two assets; here the proxy is one of the asset that was created."""
+def messages(listener: Listener, begin: int = 0) -> list[str]:
+    """The lines of the log from that one on, without their times."""
+    return [line.partition(" ")[2].rstrip("\n") for line in listener.log[begin:]]
+
+
+# The article's payloads
+
+
+def curl(url: str, event: object) -> str:
+    command = ["curl", "-sS", "-H", f"X-Webhook-Secret: {SECRET}", "--data-binary", "@-", url]
+    answer = subprocess.run(command, input=json.dumps(event), capture_output=True, text=True, check=True).stdout
+    return str(json.loads(answer)["item"])
+
+
+def test_the_articles_payloads_are_of_two_assets_and_a_proxy_of_the_first_leads_to_one_job(
+    listener: Listener, sandbox: Sandbox
+) -> None:
     sandbox.create_asset("1_zps7uj5xqff.jpg", ASSET)
-    assert json.loads(curl(listener.url + "/create", ARTICLE_CREATE))["item"] == "pending"
-    assert json.loads(curl(listener.url + "/proxy", {**ARTICLE_PROXY, "object_id": ASSET}))["item"] == "ready"
+    assert curl(f"{listener.url}/proxy", ARTICLE_PROXY) == "awaiting_create"
+    assert curl(f"{listener.url}/create", ARTICLE_CREATE) == "awaiting_proxy"
+    assert curl(f"{listener.url}/proxy", {**ARTICLE_PROXY, "object_id": ASSET}) == "ready"
     wait_until(lambda: listener.rows("status = 'submitted'"))
-    query = "select object_id, title, finished from items"
+    query = "select object_id, title, finished from items order by finished desc"
     shown = subprocess.run(["sqlite3", listener.database, query], capture_output=True, text=True, check=True).stdout
-    assert shown == f"{ASSET}|1_zps7uj5xqff.jpg|True\n"
-    assert sandbox.requests == [f"POST /API/transcode/v1/analyze/assets/{ASSET}/"]
-    assert [line.partition(" INFO ")[2] for line in listener.log[1:]] == [
-        f"Creating new queue item for object_id {ASSET}\n",
-        f"Found object {ASSET} in finished proxy queue\n",
-        f"Submitting Analyze Job for {ASSET}\n",
-        f"Submitted Analyze Job for {ASSET}\n",
+    assert shown == f"{ASSET}|1_zps7uj5xqff.jpg|True\n{OTHER_ASSET}||False\n"
+    assert [request for request in sandbox.requests if "/assets/" in request] == [
+        f"GET /API/assets/v1/assets/{ASSET}/",
+        f"POST /API/transcode/v1/analyze/assets/{ASSET}/",
+    ]
+    assert [line for line in messages(listener) if ASSET in line] == [
+        f"INFO Creating new queue item for object_id {ASSET}",
+        f"INFO Found object {ASSET} in finished proxy queue",
+        f"INFO Submitting Analyze Job for {ASSET}",
+        f"INFO Submitted Analyze Job for {ASSET}",
     ]
 
 
-def test_the_articles_payloads_as_they_stand_are_of_two_assets_and_analyze_nothing(
-    listener: Listener, sandbox: Sandbox
+# How it starts
+
+
+def test_the_first_line_says_version_address_database_with_its_counts_and_iconik(
+    listeners: Callable[..., Listener], tmp_path: Path, sandbox: Sandbox
 ) -> None:
-    assert json.loads(curl(listener.url + "/create", ARTICLE_CREATE))["item"] == "pending"
-    assert json.loads(curl(listener.url + "/proxy", ARTICLE_PROXY))["item"] == "early"
+    listener = listeners(reconciler__interval=0).start()
+    listener.upload(ASSET)
+    assert listener.post("/create", create_event(OTHER_ASSET)).status_code == 200
+    wait_until(lambda: listener.rows("status = 'submitted'"))
     assert listener.end() == 0
-    assert sandbox.requests == []
-
-
-# Start
+    again = len(listener.log)
+    listener.start()
+    for line, counts in ((listener.log[0], "empty"), (listener.log[again], "1 awaiting_proxy, 1 submitted")):
+        assert re.fullmatch(
+            rf"{TIME} INFO Listening on 127\.0\.0\.1:\d+: iconik-listener {re.escape(__version__)},"
+            rf" database {tmp_path}/items\.db \({counts}\), iconik at {sandbox.url}\n",
+            line,
+        )
 
 
 def test_without_a_configuration_it_says_what_to_do(tmp_path: Path) -> None:
@@ -76,20 +110,19 @@ def test_without_a_configuration_it_says_what_to_do(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(("values", "code"), [({"listener__port": "x"}, 2), ({"listener__database": "no/items.db"}, 1)])
-def test_what_is_wrong_at_the_start_is_one_line(tmp_path: Path, values: dict[str, object], code: int) -> None:
-    path = write_config(tmp_path, listener__webhook_secret="s", **values)
-    result = run("--config", str(path), cwd=tmp_path)
+@pytest.mark.parametrize(
+    ("values", "code", "words"),
+    [
+        ({"listener__port": "x"}, 2, r"\[listener\] port: is 'x': must be a number"),
+        ({"listener__database": "no/items.db"}, 1, "the folder .*/no does not exist: create it"),
+    ],
+)
+def test_what_is_wrong_at_the_start_is_one_line(
+    listeners: Callable[..., Listener], values: dict[str, object], code: int, words: str
+) -> None:
+    result = listeners(**values).run()
     assert result.returncode == code
-    assert result.stderr.startswith(f"Error: {tmp_path}")
-    assert result.stderr.count("\n") == 1
-
-
-def test_a_file_that_is_no_database_is_refused_with_one_line(tmp_path: Path) -> None:
-    path = write_config(tmp_path, listener__webhook_secret="s")
-    (tmp_path / "items.db").write_bytes(b"Dear diary" * 100)
-    result = run("--config", str(path), cwd=tmp_path)
-    assert (result.returncode, result.stderr) == (1, f"Error: {tmp_path}/items.db: file is not a database\n")
+    assert re.fullmatch(f"Error: [^\n]*{words}[^\n]*\n", result.stderr)
 
 
 def test_a_second_listener_is_refused_and_harms_nothing(listener: Listener) -> None:
@@ -98,128 +131,200 @@ def test_a_second_listener_is_refused_and_harms_nothing(listener: Listener) -> N
     assert listener.post("/create", create_event()).status_code == 200
 
 
-def test_a_port_that_is_taken_is_named(listener: Listener, tmp_path: Path) -> None:
-    (tmp_path / "other").mkdir()
-    port = listener.url.rpartition(":")[2]
-    path = write_config(
-        tmp_path / "other", listener__host="127.0.0.1", listener__port=port, listener__webhook_secret="s"
-    )
-    result = run("--config", str(path), cwd=tmp_path)
-    assert (result.returncode, result.stderr) == (
-        1,
-        f"Error: cannot listen on 127.0.0.1, port {port}: Address already in use\n",
-    )
+def test_a_python_that_is_too_old_is_told_which_one_is_needed(tmp_path: Path) -> None:
+    ast.parse(APP.read_text(encoding="utf-8"), feature_version=(3, 8))  # what it could not read it could not say
+    program = f"import runpy, sys; sys.version_info = (3, 9, 2); runpy.run_path({str(APP)!r}, run_name='__main__')"
+    result = subprocess.run([sys.executable, "-S", "-c", program], cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 1
+    assert result.stderr.startswith(f"Error: Python 3.10 or newer is needed; {sys.executable} is ")
 
 
-def test_a_missing_secret_is_warned_of_at_the_start(listeners: Callable[..., Listener]) -> None:
-    assert listeners(listener__webhook_secret="").start().logged("WARNING No webhook_secret is set")
+def test_help_is_there() -> None:
+    result = CliRunner().invoke(app.cli, ["--help"])
+    assert result.exit_code == 0
+    assert "Without a command: listen for iconik's webhooks." in result.output
+    assert CliRunner().invoke(app.cli, ["no-such-command"]).exit_code == 2
 
 
-def test_help_is_there(tmp_path: Path) -> None:
-    result = run("--help", cwd=tmp_path)
-    assert result.returncode == 0
-    assert "demo" in result.stdout
-    assert run("no-such-command", cwd=tmp_path).returncode == 2
+# What it finds in items.db
 
 
-# The server
-
-
-def test_a_body_over_1_mib_is_a_413_in_json_whatever_the_secret(listener: Listener) -> None:
-    fits = json.dumps(create_event()).encode().ljust(MIB)
-    assert requests.post(listener.url + "/create", data=fits, headers={"X-Webhook-Secret": SECRET}).status_code == 200
-    for head in (f"Content-Length: {MIB + 1}", "Transfer-Encoding: chunked"):
-        request = f"POST /create HTTP/1.1\r\nHost: x\r\n{head}\r\n\r\n".encode()
-        if "chunked" in head:
-            request += b"100010\r\n" + b" " * (MIB + 16)
-        answer = exchange(listener, request)
-        assert answer.startswith(b"HTTP/1.1 413 Request Entity Too Large\r\n")
-        assert answer.endswith(b'\r\n\r\n{"message": "Request Entity Too Large"}\n')
-    assert [row["object_id"] for row in listener.rows()] == [ASSET]
-
-
-def test_what_is_no_http_is_a_400_in_json(listener: Listener) -> None:
-    for request in (b"\x16\x03\x01\x02\x00\x01\r\n\r\n", b"POST /create HTTP/1.1\r\nContent-Length: x\r\n\r\n"):
-        answer = exchange(listener, request)
-        assert answer.split(b" ", 1)[1].startswith(b"400 Bad Request\r\n")
-        assert answer.endswith(b'{"message": "Bad Request"}\n')
-
-
-def test_a_refused_sender_is_named_though_it_comes_through_a_proxy(listener: Listener) -> None:
-    headers = {"X-Webhook-Secret": "wrong", "X-Forwarded-For": "203.0.113.9"}
-    for _ in range(3):
-        assert requests.post(listener.url + "/create", json={}, headers=headers).status_code == 401
-    listener.end()
-    [line] = [line for line in listener.log if "WARNING" in line]  # the others within the minute are not told
-    assert "Refused a webhook from 203.0.113.9, 127.0.0.1: its header X-Webhook-Secret is not webhook_secret" in line
-
-
-def test_an_answer_does_not_tell_what_the_server_is(listener: Listener) -> None:
-    answer = requests.get(listener.url + "/health")
-    assert "Server" not in answer.headers
-    assert "waitress" not in exchange(listener, b"nonsense\r\n\r\n").decode()
-
-
-def exchange(listener: Listener, request: bytes) -> bytes:
-    """Send bytes, and read the answer to its end."""
-    host, port = listener.url.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), timeout=20) as connection:
-        connection.sendall(request)
-        answer = b""
-        while part := connection.recv(65536):
-            answer += part
-        return answer
-
-
-def healthy(listener: Listener) -> bool:
-    try:
-        return requests.get(listener.url + "/health", timeout=0.2).ok
-    except requests.Timeout:
-        return False
-
-
-# Stop
-
-
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
-def test_it_ends_with_0_and_records_what_is_under_way(
-    listeners: Callable[..., Listener], sandbox: Sandbox, how: signal.Signals
+def test_a_database_and_a_configuration_of_version_1_0_are_taken_over_by_a_start(
+    listeners: Callable[..., Listener], sandbox: Sandbox
 ) -> None:
+    sandbox.makes_up_assets = True
+    listener = listeners(
+        iconik__timeout=None, submitter__timeout=10, sweep__interval=3600, listener__webhook_secret=None
+    )
+    write(listener.database, VERSION_1_0)
+    submitted_before = {row["object_id"] for row in rows(listener.database, "status = 'submitted'")}
+    due = {row["object_id"] for row in rows(listener.database, "status IN ('ready', 'submitting')")}
+    listener.start()
+    wait_until(lambda: not listener.rows("status IN ('ready', 'submitting')"))
+    assert Counter(sandbox.jobs) == dict.fromkeys(due, 1)
+    assert len(listener.rows("status <> 'awaiting_create'")) == 11  # a lone proxy of the other day is deleted by now
+    assert {row["object_id"] for row in listener.rows("finished = 'True'")} == submitted_before | due
+    assert listener.database.with_name("items.db.before-2").exists()
+    assert f"INFO {listener.database} is upgraded (12 items); what it was before is kept as" in "".join(listener.log)
+    assert messages(listener)[:3] == [
+        "WARNING No webhook_secret is set: anybody who finds the port can have assets analyzed",
+        f"WARNING {listener.config}: timeout has moved from [submitter] to [iconik]: move it there",
+        f"WARNING {listener.config}: interval has moved from [sweep] to [reconciler]: move it there",
+    ]
+
+
+def test_a_file_that_is_not_the_listeners_is_refused_with_one_line_and_left_as_it_is(
+    listeners: Callable[..., Listener],
+) -> None:
+    listener = listeners()
+    listener.database.write_bytes(b"Dear diary" * 100)
+    result = listener.run()
+    assert result.returncode == 1
+    assert re.fullmatch(
+        f"Error: {listener.database} is not the listener's [^\n]*not an SQLite database[^\n]*\n", result.stderr
+    )
+    assert listener.database.read_bytes() == b"Dear diary" * 100
+
+
+def test_a_damaged_file_does_not_end_in_service(listeners: Callable[..., Listener]) -> None:
+    """As after a restore of items.db beside the old items.db-wal, which a kill leaves there."""
+    listener = listeners()
+    wal, old_wal = (listener.database.with_name(name) for name in ("items.db-wal", "old-wal"))
+    with closing(Store(listener.database, listener=True)) as store:
+        store.add_asset(ASSET, "a.mov")
+        [index] = store.database.run("SELECT rootpage FROM sqlite_master WHERE name = 'items_awaiting_proxy'")
+        store.database.run("PRAGMA wal_checkpoint(TRUNCATE)")
+        store.set_state("a", "1")
+        shutil.copy(wal, old_wal)
+    with listener.database.open("r+b") as file:
+        file.seek(4096 * (index["rootpage"] - 1))
+        file.write(b"\xff" * 4096)
+    old_wal.rename(wal)
+    result = listener.run()
+    assert result.returncode == 1
+    line = result.stderr.splitlines()[-1]
+    assert line.startswith(f"Error: {listener.database} is damaged (")
+    assert line.endswith("): restore a backup, as the README says")
+
+
+def test_an_asset_that_comes_back_with_a_backup_is_not_billed_twice(
+    listeners: Callable[..., Listener], sandbox: Sandbox
+) -> None:
+    listener = listeners()
+    with closing(Store(listener.database, listener=True)) as store:
+        store.add_asset(ASSET, "a.mov")
+        store.proxy_closed(ASSET)
+    backup = shutil.copy(listener.database, listener.database.with_name("backup"))
+    sandbox.create_asset("a.mov", ASSET)
+    listener.start()
+    wait_until(lambda: listener.rows("status = 'submitted'"))
+    assert listener.end() == 0
+    shutil.copy(backup, listener.database)
+    [row] = listener.rows("status = 'ready'")
+    assert row["attempts"] == 0
+    listener.start()
+    wait_until(lambda: listener.rows("status = 'submitted'"))
+    assert sandbox.jobs == [ASSET]
+    assert f"INFO Found that iconik has an Analyze Job for {ASSET} already" in messages(listener)
+
+
+def test_a_database_that_is_deleted_under_it_is_told_of_at_once(listener: Listener) -> None:
+    assert listener.post("/create", create_event()).status_code == 200
+    listener.database.unlink()
+    assert requests.get(f"{listener.url}/health").status_code == 503
+    assert listener.post("/create", create_event()).status_code == 503  # though it would change nothing
+    assert listener.post("/create", create_event(OTHER_ASSET)).status_code == 503
+    wait_until(lambda: listener.logged("ERROR"))
+    error = next(line for line in messages(listener) if line.startswith("ERROR"))
+    assert f"{listener.database}: was deleted or replaced under the listener: stop it, put the file back" in error
+
+
+def test_proxies_whose_create_never_came_are_deleted_in_batches_between_which_webhooks_are_answered(
+    listeners: Callable[..., Listener],
+) -> None:
+    old = "2020-01-01T00:00:00.000Z"
+    listener = listeners(reconciler__interval=0)
+    with closing(Store(listener.database, listener=True)) as store, store.database.transaction() as db:
+        statement = "INSERT INTO items (object_id, status, proxy_closed_at) VALUES (?, 'awaiting_create', ?)"
+        db.executemany(statement, [(new_id(), old) for _ in range(1500)])
+    listener.start()
+    left: list[int] = []
+    while not left or left[-1]:
+        assert listener.post("/create", create_event(new_id())).status_code == 200
+        left.append(len(listener.rows(f"proxy_closed_at = '{old}'")))
+    assert len({count for count in left if 0 < count < 1500}) >= 2
+
+
+# How it ends
+
+
+def test_it_ends_with_0_and_records_what_is_under_way(listeners: Callable[..., Listener], sandbox: Sandbox) -> None:
     listener = listeners(submitter__workers=2).start()
-    sandbox.latency = 0.3
-    ids = [new_id() for _ in range(4)]
-    listener.upload(*ids)
-    wait_until(lambda: len(listener.rows("status = 'submitting'")) == 2)
-    assert listener.end(how) == 0
+    with sandbox.changed:  # until this is released, iconik does not answer
+        listener.upload(*(new_id() for _ in range(4)))
+        wait_until(lambda: len(listener.rows("status = 'submitting'")) == 2)
+        interrupt(listener, signal.SIGTERM)
+    assert listener.end() == 0  # though it gets the signal twice
     assert sorted(sandbox.jobs) == sorted(row["object_id"] for row in listener.rows("status = 'submitted'"))
     assert len(listener.rows("status = 'submitted'")) == len(listener.rows("status = 'ready'")) == 2
     assert listener.log[-1].endswith("\n")
     assert not listener.logged("Traceback")
 
 
-def test_a_webhook_under_way_is_answered_before_the_end(listener: Listener) -> None:
-    with closing(sqlite3.connect(listener.database, isolation_level=None)) as person:
-        person.execute("BEGIN IMMEDIATE")
-        host, port = listener.url.removeprefix("http://").split(":")
-        with socket.create_connection((host, int(port)), timeout=20) as connection:
-            body = json.dumps(create_event()).encode()
-            head = f"POST /create HTTP/1.1\r\nX-Webhook-Secret: {SECRET}\r\nContent-Length: {len(body)}\r\n\r\n"
-            connection.sendall(head.encode() + body)
-            wait_until(lambda: not healthy(listener))  # the webhook is being served, and waits for the person
-            assert listener.process
-            listener.process.send_signal(signal.SIGTERM)
-            person.execute("COMMIT")
-            assert connection.recv(65536).startswith(b"HTTP/1.1 200 OK")
-    assert listener.process.wait(20) == 0
+def test_after_ctrl_c_a_webhook_under_way_is_answered_before_the_end(listener: Listener) -> None:
+    with ThreadPoolExecutor() as pool:
+        with held_by_a_person(listener.database):
+            answer = pool.submit(listener.post, "/create", create_event())
+            wait_until(lambda: not answers_at_once(listener))  # the webhook is being served, and waits for the person
+            interrupt(listener, signal.SIGINT)
+        assert answer.result().status_code == 200
+    assert listener.end() == 0
     assert [row["object_id"] for row in listener.rows()] == [ASSET]
+
+
+def interrupt(listener: Listener, how: signal.Signals) -> None:
+    """Send the signal, and wait until it has its effect."""
+    assert listener.process
+    listener.process.send_signal(how)
+    wait_until(lambda: listener.logged("INFO Stopping"))
+
+
+def answers_at_once(listener: Listener) -> bool:
+    try:
+        return requests.get(f"{listener.url}/health", timeout=0.2).ok
+    except requests.Timeout:
+        return False
+
+
+@pytest.mark.long
+def test_webhooks_that_were_read_are_answered_though_a_person_holds_the_database(listener: Listener) -> None:
+    host, port = listener.url.removeprefix("http://").split(":")
+    body = json.dumps(create_event()).encode()
+    head = f"POST /create HTTP/1.1\r\nX-Webhook-Secret: {SECRET}\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    with held_by_a_person(listener.database), ExitStack() as stack:
+        webhooks = [
+            stack.enter_context(closing(socket.create_connection((host, int(port)), timeout=20))) for _ in range(12)
+        ]
+        for webhook in webhooks:
+            webhook.sendall(head + body)
+        wait_until(lambda: unread_bytes(int(port)) == [0] * 12)
+        interrupt(listener, signal.SIGTERM)
+        assert [webhook.recv(65536)[:12] for webhook in webhooks] == [b"HTTP/1.1 503"] * 12
+        assert listener.end() == 0
+
+
+def unread_bytes(port: int) -> list[int]:
+    """What the server has not read yet, of each connection to the port."""
+    lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return [int(line[4].split(":")[1], 16) for line in lines if line[1].endswith(f":{port:04X}") and line[3] == "01"]
 
 
 def test_after_a_kill_the_next_start_finishes_the_work(listeners: Callable[..., Listener], sandbox: Sandbox) -> None:
     listener = listeners().start()
-    sandbox.faults += [Fault("POST", hang=True, after_work=True), Fault("POST", hang=True)]
+    sandbox.faults += [Fault("analyze/", hang=True, after_work=True), Fault("analyze/", hang=True)]
     ids = [new_id() for _ in range(2)]
     listener.upload(*ids)
-    assert sandbox.wait_for(lambda: len(sandbox.requests) == 2)
+    assert sandbox.wait_for(lambda: len([request for request in sandbox.requests if "analyze/" in request]) == 2)
     listener.end(signal.SIGKILL)
     listener.start()
     wait_until(lambda: len(listener.rows("status = 'submitted'")) == 2)
@@ -227,22 +332,20 @@ def test_after_a_kill_the_next_start_finishes_the_work(listeners: Callable[..., 
     assert listener.logged("WARNING 2 items were under way when the listener ended: iconik will be asked")
 
 
-def test_the_demo_shows_three_assets_analyzed_once(tmp_path: Path) -> None:
-    result = run("demo", cwd=tmp_path)
-    assert (result.returncode, result.stderr) == (0, "")
-    for words in ("Creating new queue item", "Found object", "iconik answered 503", "plain.mov", "unlucky.mov"):
-        assert words in result.stdout
-    assert result.stdout.endswith("3 assets uploaded, 3 analyze jobs at iconik\n")
-    assert list(tmp_path.iterdir()) == []
+DYING_WORKERS = """
+import submitter, threading
+woken = threading.Event()
+submitter.Submitter.wake = lambda self: woken.set()
+submitter.Submitter._work = lambda self: woken.wait() and 1 / 0
+"""
 
 
-def test_a_thread_that_dies_by_a_mistake_ends_the_process_with_one_line(tmp_path: Path) -> None:
+def test_a_thread_that_dies_by_a_mistake_ends_the_process_with_one_line(listeners: Callable[..., Listener]) -> None:
     """systemd starts it again, which loses nothing; without that thread it would only seem to work."""
-    program = (
-        "import app, threading; app.set_up_logging(); threading.excepthook = app._end_process;"
-        "thread = threading.Thread(target=lambda: 1 / 0); thread.start(); thread.join()"
-    )
-    result = subprocess.run([sys.executable, "-c", program], cwd=APP.parent, capture_output=True, text=True)
-    assert result.returncode == 1
-    assert result.stderr.count("\n") == 1
-    assert "CRITICAL Ending: ZeroDivisionError" in result.stderr
+    listener = listeners().start(prelude=DYING_WORKERS)
+    with suppress(requests.ConnectionError):
+        listener.upload(ASSET)
+    wait_until(listener.process_ended)
+    assert listener.end() == 1
+    assert "CRITICAL Ending: ZeroDivisionError at <string>:5" in messages(listener)
+    assert not listener.logged("Traceback")

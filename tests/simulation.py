@@ -1,0 +1,167 @@
+"""Threads on a clock of ours: one runs at a time, until it waits, and the clock jumps to when the next one goes on."""
+
+import heapq
+import itertools
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from circuit_breaker import CircuitBreaker
+from support import Clock
+
+
+class Ended(BaseException):
+    """The process that a thread belongs to has been killed."""
+
+
+class Task:
+    """One simulated thread. It is a real one that holds still unless it is its turn."""
+
+    def __init__(self, run: Callable[[], object]) -> None:
+        self.run = run
+        self.turn = threading.Semaphore(0)
+        self.waits = 0  # how often it has gone on: what was to wake it from an earlier wait is void
+        self.is_over = False
+        self.is_killed = False
+
+
+class Simulation:
+    """Tasks, and the clock that they live by: call it for the seconds."""
+
+    def __init__(self, now: float = 1_795_000_000.0) -> None:
+        self.now = now
+        self.current: Task | None = None
+        self._tasks: list[Task] = []
+        self._due: list[tuple[float, int, Task, int]] = []
+        self._number = itertools.count()
+        self._pause = threading.Semaphore(0)
+        self._error: BaseException | None = None
+
+    def __call__(self) -> float:
+        return self.now
+
+    def spawn(self, run: Callable[[], object]) -> Task:
+        """Start a task. It begins to run in the next `run_until`."""
+        task = Task(run)
+        self._tasks = [task for task in self._tasks if not task.is_over] + [task]
+        threading.Thread(target=self._live, args=(task,), daemon=True).start()
+        self.schedule(task, 0)
+        return task
+
+    def schedule(self, task: Task, seconds: float) -> None:
+        """Let a task that waits, or is about to, go on after that time."""
+        heapq.heappush(self._due, (self.now + seconds, next(self._number), task, task.waits))
+
+    def wait(self) -> None:
+        """Let the others run until somebody lets this task go on."""
+        task = self.current
+        assert task, "this would wait for ever"
+        self._pause.release()
+        task.turn.acquire()
+        if task.is_killed:
+            raise Ended
+
+    def sleep(self, seconds: float) -> None:
+        """Let time pass for this task."""
+        assert self.current
+        self.schedule(self.current, seconds)
+        self.wait()
+
+    def run_until(self, end: float) -> None:
+        """Let the tasks live until then. What one of them raises is raised here."""
+        while self._due and self._due[0][0] <= end:
+            at, _, task, waits = heapq.heappop(self._due)
+            if not task.is_over and task.waits == waits:
+                self.now = max(self.now, at)
+                self._resume(task)
+        self.now = max(self.now, end)
+
+    def run_for(self, seconds: float) -> None:
+        self.run_until(self.now + seconds)
+
+    def kill(self) -> None:
+        """End every task where it is."""
+        for task in self._tasks:
+            task.is_killed = True
+            if not task.is_over:
+                self._resume(task)
+        self._tasks.clear()
+        self._due.clear()
+
+    def _resume(self, task: Task) -> None:
+        task.waits += 1
+        self.current = task
+        task.turn.release()
+        self._pause.acquire()
+        self.current = None
+        if self._error:
+            error, self._error = self._error, None
+            raise error
+
+    def _live(self, task: Task) -> None:
+        task.turn.acquire()
+        try:
+            if not task.is_killed:
+                task.run()
+        except Ended:
+            pass
+        except BaseException as error:
+            self._error = error
+        task.is_over = True
+        self._pause.release()
+
+
+class SimulatedCondition(threading.Condition):
+    """A condition for tasks. Nobody else runs meanwhile, so it needs no lock."""
+
+    def __init__(self, simulation: Simulation) -> None:
+        super().__init__()
+        self._simulation = simulation
+        self._waiting: list[Task] = []
+
+    def __enter__(self) -> bool:
+        return True
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def wait(self, timeout: float | None = None) -> bool:
+        task = self._simulation.current
+        assert task, "this would wait"
+        self._waiting.append(task)
+        if timeout is not None:
+            self._simulation.schedule(task, timeout)
+        self._simulation.wait()
+        is_notified = task not in self._waiting
+        if not is_notified:
+            self._waiting.remove(task)
+        return is_notified
+
+    def wait_for(self, predicate: Callable[[], Any], timeout: float | None = None) -> Any:
+        end = None if timeout is None else self._simulation.now + timeout
+        while not (result := predicate()):
+            remaining = None if end is None else end - self._simulation.now
+            if remaining is not None and remaining <= 0:
+                break
+            self.wait(remaining)
+        return result
+
+    def notify(self, n: int = 1) -> None:
+        for task in self._waiting[:n]:
+            self._waiting.remove(task)
+            self._simulation.schedule(task, 0)
+
+    def notify_all(self) -> None:
+        self.notify(len(self._waiting))
+
+
+def wait_by(clock: Clock, breaker: CircuitBreaker) -> CircuitBreaker:
+    """Let a breaker wait by letting the clock go on, without tasks. A wait for another thread is an error."""
+
+    def wait(seconds: float | None = None) -> bool:
+        assert seconds, "it would wait for another thread"
+        clock.now += seconds
+        return False
+
+    breaker._changed.wait = wait  # type: ignore[assignment, method-assign]
+    return breaker

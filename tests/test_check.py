@@ -1,0 +1,557 @@
+"""check, the one judge of whether all is well. Whatever is made wrong here, it has to say so, and what to do."""
+
+import json
+import os
+import resource
+import shutil
+import socket
+import sqlite3
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import database
+from commands.check import OTHER_ROLES, SERVICE_ROLES
+from sandbox import Fault, Sandbox
+from store import Store
+from support import ASSET, SECRET, ListenerHere, create_event, new_id, wait_until
+
+OURS = {"X-Webhook-Secret": SECRET}
+PROFILE = "d0d0d0d0-0000-11e7-a36b-0a580a00054a"
+TWIN = "http://127.0.0.1:1"  # nobody listens there
+
+
+@pytest.fixture(autouse=True)
+def how_it_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ICONIK_LISTENER_COMMAND", "iconik-listener")
+
+
+@pytest.fixture
+def listener(listener_here: ListenerHere) -> ListenerHere:
+    """A running listener, whose webhooks are not registered."""
+    return listener_here
+
+
+@pytest.fixture
+def well(listener: ListenerHere, sandbox: Sandbox) -> ListenerHere:
+    """A running listener, with which all is well."""
+    sandbox.register(listener.url, OURS)
+    listener.store.set_state("registered_url", listener.url)
+    return listener
+
+
+def facts(listener: ListenerHere, kind: str, *arguments: str) -> list[str]:
+    """What `check` says that is `ok`, `note` or `WRONG`; its exit code must fit."""
+    result = listener.command("check", *arguments)
+    assert result.stderr == ""
+    assert result.returncode == ("WRONG" in result.stdout), result.stdout
+    assert SECRET not in result.stdout
+    lines = [line.split(maxsplit=1) for line in result.stdout.splitlines()]
+    assert {word for word, _ in lines} <= {"ok", "note", "WRONG"}
+    return [fact for word, fact in lines if word == kind]
+
+
+def wrong(listener: ListenerHere) -> list[str]:
+    return facts(listener, "WRONG")
+
+
+def test_check_says_ok_to_each_fact_when_all_is_well(well: ListenerHere, sandbox: Sandbox) -> None:
+    lines = facts(well, "ok")
+    expected = (
+        f"{well.config} is complete, and not everybody can read it",
+        f"{well.database} can be written: no items yet",
+        "the listener has been running since 20",
+        f"iconik answers at {sandbox.url}, and knows the credentials as those of listener@example.com",
+        "the credentials have all the roles that the listener needs",
+        f"the webhook to {well.url}/create is ENABLED",
+        f"{well.url}/create leads to a listener that accepts its secret",
+        f"the webhook to {well.url}/proxy is ENABLED, for events with data.status=\"CLOSED\"",
+        f"{well.url}/proxy leads to a listener that accepts its secret",
+    )  # fmt: skip
+    assert len(lines) == len(expected)
+    assert all(line.startswith(words) for line, words in zip(lines, expected)), lines
+    assert facts(well, "note") == ["no webhook has come since its start"]
+
+
+@pytest.mark.usefixtures("berlin")
+def test_check_tells_how_many_items_there_are_and_when_the_last_webhook_came_by_which_clock(well: ListenerHere) -> None:
+    well.post("/create", create_event())
+    assert f"{well.database} can be written: 1 awaiting_proxy" in facts(well, "ok")
+    [note] = facts(well, "note")
+    assert note.startswith("the last webhook came at 20")
+    assert note.endswith((" CET", " CEST"))
+
+
+# The files
+
+
+def test_check_finds_what_is_wrong_with_config_ini(well: ListenerHere) -> None:
+    well.config.chmod(0o644)
+    assert wrong(well) == [f"{well.config} holds credentials and everybody can read it: chmod o-r {well.config}"]
+    well.config.write_text("[iconik]\n")
+    assert wrong(well) == [f"{well.config}: [iconik] app_id: is missing"]
+    well.config.unlink()
+    assert wrong(well)[0].startswith(f"{well.config} does not exist: copy config.example.ini")
+
+
+def test_a_key_that_has_moved_is_a_note(listeners_here: Callable[..., ListenerHere], sandbox: Sandbox) -> None:
+    listener = listeners_here(sweep__min_age=600).start()
+    sandbox.register(listener.url, OURS)
+    assert any("min_age has moved from [sweep] to [reconciler]" in note for note in facts(listener, "note"))
+
+
+def test_check_finds_that_no_listener_runs_and_no_database_is_there(well: ListenerHere) -> None:
+    well.end()
+    assert f"no listener is running on {well.database}: start it" in wrong(well)
+    for file in well.database.parent.glob("items.db*"):
+        file.unlink()
+    assert f"{well.database} does not exist: the listener creates it at its first start" in wrong(well)
+
+
+def test_check_finds_a_database_that_is_not_ours_and_goes_on(well: ListenerHere) -> None:
+    well.end()
+    well.database.write_bytes(b"Dear diary" * 100)
+    first, *_ = wrong(well)
+    assert first.startswith(f"{well.database} is not the listener's (it is not an SQLite database)")
+    assert any("iconik answers at" in fact for fact in facts(well, "ok"))
+
+
+def test_check_finds_a_database_that_is_held_by_a_person(well: ListenerHere, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(database, "BUSY_SECONDS", 0.05)
+    with closing(sqlite3.connect(well.database, isolation_level=None)) as person:
+        person.execute("BEGIN IMMEDIATE")
+        assert wrong(well) == [f"{well.database}: database is locked"]
+
+
+def test_check_finds_a_disk_that_takes_no_more(well: ListenerHere) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    size = well.database.with_name("items.db-wal").stat().st_size
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        assert any(fact.startswith(f"{well.database}: ") for fact in wrong(well))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert wrong(well) == []
+
+
+def test_check_finds_a_listener_that_cannot_write(well: ListenerHere) -> None:
+    other = well.database.with_name("other.db")
+    with closing(Store(other, listener=True)) as store:
+        store.set_state("listening_at", well.server.address)
+    for file in well.database.parent.glob("items.db-*"):
+        file.unlink()
+    other.replace(well.database)
+    assert well.post("/create", create_event()).status_code == 503
+    line = "a listener is running and is not well: The database cannot be read or written. Its log says more"
+    assert wrong(well) == [line]
+
+
+def test_check_finds_a_read_only_file_system(well: ListenerHere, tmp_path: Path) -> None:
+    well.end()
+    folder = tmp_path / "mounted"
+    folder.mkdir()
+    shutil.copy(well.database, folder)
+    mount = 'mount --bind "$1" "$1" 2>/dev/null && mount -o remount,bind,ro "$1"'
+    if subprocess.run(["sh", "-c", mount, "sh", folder], check=False).returncode:
+        pytest.skip("needs the right to mount")
+    try:
+        listener = well.config.read_text().replace("[listener]", "[listener]\ndatabase = mounted/items.db")
+        well.config.write_text(listener)
+        assert any(fact.startswith(f"{folder} is on a read-only file system (") for fact in wrong(well))
+        assert well.command("status").stderr.startswith(f"Error: {folder} is on a read-only file system (")
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+def test_check_tells_of_a_large_wal_file(well: ListenerHere) -> None:
+    os.truncate(well.database.with_name("items.db-wal"), 70 * 2**20)
+    assert facts(well, "note")[0].startswith(f"{well.database}-wal has grown to 70 MiB: another program has been ")
+
+
+# The listener that is running
+
+
+def pause(listener: ListenerHere) -> None:
+    """Have ten items in a row refused, which opens the circuit breaker."""
+    listener.sandbox.auth_token = "another"
+    listener.upload(*(new_id() for _ in range(10)))
+    wait_until(lambda: listener.command("status", "--json").stdout.count('"status": "paused"'))
+
+
+def test_a_corrected_token_without_a_restart_is_not_well(
+    listeners_here: Callable[..., ListenerHere], sandbox: Sandbox
+) -> None:
+    listener = listeners_here(submitter__retry_delay=60, submitter__max_retry_delay=60).start()
+    sandbox.register(listener.url, OURS)
+    pause(listener)
+    listener.config.write_text(listener.config.read_text().replace("sandbox-token", "another"))
+    config_line, pause_line = wrong(listener)
+    assert config_line == f"{listener.config} was changed after the listener was started: restart the listener"
+    assert pause_line.startswith("the listener has been paused since 20")
+    assert ": iconik answered 401: app_id and auth_token are not accepted" in pause_line
+
+
+def test_an_item_that_has_been_due_for_over_a_quarter_of_an_hour_is_wrong(
+    listeners_here: Callable[..., ListenerHere], sandbox: Sandbox
+) -> None:
+    listener = listeners_here(submitter__retry_delay=60, submitter__max_retry_delay=60).start()
+    sandbox.register(listener.url, OURS)
+    pause(listener)
+    sandbox.auth_token = Sandbox.auth_token
+    listener.upload(ASSET)
+    for minutes, is_wrong in ((14, False), (16, True)):
+        due = listener.store.now(-minutes * 60)
+        listener.store.database.run("UPDATE items SET next_attempt_at = :due WHERE attempts = 0", due=due)
+        lines = [line for line in wrong(listener) if line.startswith("an item has been due since 20")]
+        assert len(lines) == is_wrong
+        assert all(line.endswith(": iconik-listener status") for line in lines)
+
+
+def test_failed_items_are_wrong(listeners_here: Callable[..., ListenerHere], sandbox: Sandbox) -> None:
+    listener = listeners_here(iconik__analysis_profile=PROFILE).start()  # which iconik does not have
+    sandbox.register(listener.url, OURS)
+    listener.upload(ASSET)
+    wait_until(lambda: listener.rows("status = 'failed'"))
+    assert wrong(listener) == [
+        "1 item failed; for the reasons: iconik-listener status",
+        f"iconik has no analysis profile {PROFILE}: see analysis_profile in config.ini",
+    ]
+
+
+def test_another_version_that_is_running_is_wrong(well: ListenerHere, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules["commands.check"], "__version__", "9.9")
+    [line] = wrong(well)
+    assert line.startswith("version 1.")
+    assert line.endswith(" is running, and 9.9 is installed: restart the listener")
+
+
+def closed_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+def test_a_listener_that_does_not_answer_is_wrong(listener: ListenerHere, sandbox: Sandbox) -> None:
+    """It holds the lock, and its address is not its own, or not yet."""
+    start = "a listener is running and is not well: "
+    port = closed_port()
+    listener.store.set_state("listening_at", f"127.0.0.1:{port}")
+    reason = "the connection was refused. It may still be starting. Its log says more"
+    assert f"{start}http://127.0.0.1:{port}/health: {reason}" in wrong(listener)
+    listener.store.set_state("listening_at", "")
+    assert f"{start}it is still starting. Its log says more" in wrong(listener)
+    listener.store.set_state("listening_at", sandbox.url.removeprefix("http://"))
+    assert f"{start}something else answers at {sandbox.url}/health. Its log says more" in wrong(listener)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::"])
+def test_a_listener_on_all_addresses_is_asked_on_this_machine(
+    listeners_here: Callable[..., ListenerHere], host: str
+) -> None:
+    try:
+        listener = listeners_here(listener__host=host).start()
+    except Exception:
+        pytest.skip("there is no IPv6 here")
+    assert any(fact.startswith("the listener has been running since ") for fact in facts(listener, "ok"))
+
+
+# iconik, the credentials and what they may
+
+
+def test_check_finds_credentials_that_are_refused(well: ListenerHere, sandbox: Sandbox) -> None:
+    sandbox.auth_token = "another"
+    reason = "iconik answered 401: app_id and auth_token are not accepted: Token is invalid"
+    assert wrong(well) == [f"{sandbox.url}: {reason}"]
+
+
+def test_check_finds_that_iconik_is_away(well: ListenerHere, sandbox: Sandbox) -> None:
+    sandbox.faults.append(Fault("users", status=503))
+    assert wrong(well) == [f"{sandbox.url}: iconik answered 503: Out of order"]
+
+
+def test_a_question_that_iconik_does_not_answer_keeps_no_other_from_being_asked(
+    well: ListenerHere, sandbox: Sandbox
+) -> None:
+    sandbox.faults.append(Fault("automations", status=500))
+    next(iter(sandbox.webhooks.values()))["status"] = "DISABLED"
+    first, second = wrong(well)
+    assert first == f"{sandbox.url}: iconik answered 500: Out of order"
+    assert second.startswith(f"the webhook to {well.url}/create is DISABLED")
+
+
+@pytest.mark.parametrize("role", SERVICE_ROLES)
+def test_check_finds_a_role_that_is_missing(well: ListenerHere, sandbox: Sandbox, role: str) -> None:
+    sandbox.roles.discard(role)
+    assert wrong(well) == [f"the role {role} is missing: {SERVICE_ROLES[role]}"]
+
+
+@pytest.mark.parametrize("role", OTHER_ROLES)
+def test_a_role_that_only_a_command_needs_is_a_note(well: ListenerHere, sandbox: Sandbox, role: str) -> None:
+    sandbox.roles.discard(role)
+    assert f"the role {role} is missing: {OTHER_ROLES[role]}" in facts(well, "note")
+
+
+@pytest.mark.parametrize("profile", ["default", PROFILE])
+def test_check_finds_that_the_analysis_profile_is_missing(
+    listeners_here: Callable[..., ListenerHere], sandbox: Sandbox, profile: str
+) -> None:
+    listener = listeners_here(iconik__analysis_profile=profile).start()
+    sandbox.register(listener.url, OURS)
+    assert wrong(listener) == [f"iconik has no analysis profile {profile}: see analysis_profile in config.ini"]
+    sandbox.profiles.append({"id": PROFILE, "is_default": True})
+    assert f"the analysis profile {profile} is there" in facts(listener, "ok")
+
+
+@pytest.mark.parametrize(
+    ("status", "actions", "is_noted"),
+    [
+        ("ACTIVE", [{"type": "ANALYZE"}], True),
+        ("INACTIVE", [{"type": "ANALYZE"}], False),
+        ("ACTIVE", [{"type": "TRANSCODE"}, "?"], False),
+        ("ACTIVE", None, False),
+    ],
+)
+def test_an_automation_of_iconiks_that_analyzes_too_is_a_note(
+    well: ListenerHere, sandbox: Sandbox, status: str, actions: Any, is_noted: bool
+) -> None:
+    sandbox.automations.append({"name": "All\nin", "status": status, "actions": actions})
+    line = 'the automation "All in" of iconik analyzes, too: some assets may be analyzed twice'
+    assert (line in facts(well, "note")) == is_noted
+
+
+# The webhooks
+
+
+def test_check_finds_webhooks_that_are_missing(listener: ListenerHere) -> None:
+    create, proxy = "/create (assets, create, entity)", "/proxy (assets, update, proxies)"
+    assert wrong(listener) == [
+        f"iconik has no webhook for {what}: iconik-listener register URL" for what in (create, proxy)
+    ]
+    listener.store.set_state("registered_url", "https://listener.example.com")
+    at = "at https://listener.example.com: iconik-listener register https://listener.example.com"
+    assert wrong(listener) == [f"iconik has no webhook for {what} {at}" for what in (create, proxy)]
+
+
+def test_another_listeners_webhooks_are_not_taken_for_ours(listener: ListenerHere, sandbox: Sandbox) -> None:
+    sandbox.register(TWIN, OURS)
+    listener.store.set_state("registered_url", listener.url)
+    assert [line.split(" (")[0] for line in wrong(listener)] == [
+        "iconik has no webhook for /create",
+        "iconik has no webhook for /proxy",
+    ]
+    sandbox.register(listener.url, OURS)
+    assert wrong(listener) == []
+
+
+def test_check_finds_that_our_webhooks_cannot_be_told_from_anothers(listener: ListenerHere, sandbox: Sandbox) -> None:
+    """The listener does not know which are its own, either: nothing mends itself then."""
+    sandbox.register(listener.url, OURS)
+    assert wrong(listener) == []
+    sandbox.register(TWIN, OURS)
+    lines = wrong(listener)
+    assert lines[0].startswith("which webhooks at iconik are this listener's cannot be told, so those that iconik ")
+    assert lines[0].endswith(": iconik-listener register URL")
+    hosts = ", ".join(sorted([listener.url.removeprefix("http://"), TWIN.removeprefix("http://")]))
+    assert lines[1] == f"the webhooks point at different hosts ({hosts}): iconik-listener register URL"
+
+
+@pytest.mark.parametrize("path", ["create", "proxy"])
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"status": "FAILING", "last_error": "Connection\nrefused"}, "is FAILING (Connection refused)"),
+        ({"status": "DISABLED", "last_error": "500"}, "is DISABLED (500)"),
+        ({"status": "DISABLED"}, "is DISABLED (iconik does not say why)"),
+        ({"headers": {"X-Webhook-Secret": "another"}}, "does not send webhook_secret as X-Webhook-Secret"),
+        ({"headers": None}, "does not send webhook_secret as X-Webhook-Secret"),
+        ({"object_id": ASSET}, f"is for one asset only ({ASSET})"),
+    ],
+)
+def test_check_finds_a_webhook_that_brings_us_nothing(
+    well: ListenerHere, sandbox: Sandbox, path: str, change: dict[str, Any], problem: str
+) -> None:
+    webhook = next(one for one in sandbox.webhooks.values() if one["url"].endswith(path))
+    webhook.update(change)
+    remedy = f"Once the cause is fixed: iconik-listener register --insecure {well.url}"
+    first, *others = wrong(well)
+    assert first == f"the webhook to {well.url}/{path} {problem}. {remedy}"
+    refused = "the listener there does not accept the secret that iconik sends: restart it, or register anew"
+    assert others == ([f"{well.url}/{path}: {refused}"] if "headers" in change else [])
+
+
+def test_check_finds_a_changed_query(well: ListenerHere, sandbox: Sandbox) -> None:
+    create, proxy = sandbox.webhooks.values()
+    proxy["query"] = 'data.status="closed"'
+    [line] = wrong(well)
+    assert line.startswith(f'the webhook to {well.url}/proxy has a query of its own: data.status="closed". Once ')
+    proxy["query"] = ""
+    create["query"] = 'data.title="news"'
+    lines = facts(well, "ok")
+    assert f"the webhook to {well.url}/proxy is ENABLED" in lines
+    only = 'for events with data.title="news"; so missed assets are not found'
+    assert f"the webhook to {well.url}/create is ENABLED, {only}" in lines
+
+
+# The way from iconik to us
+
+
+def test_the_way_is_tried_and_changes_nothing(well: ListenerHere) -> None:
+    assert wrong(well) == []
+    assert well.rows() == []
+    assert json.loads(well.command("status", "--json").stdout)["listener"]["last_webhook_at"] is None
+
+
+def names_that_do_not_exist(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    real = socket.getaddrinfo
+
+    def look_up(host: Any, *arguments: Any, **options: Any) -> Any:
+        if str(host).endswith("example.com"):
+            raise socket.gaierror(number, "no")
+        return real(host, *arguments, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+
+
+def test_check_finds_webhooks_at_a_host_that_does_not_exist(
+    listener: ListenerHere, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names_that_do_not_exist(monkeypatch, socket.EAI_NONAME)
+    sandbox.register("https://listner.example.com", OURS)
+    remedy = "Register the right one, and remove this: iconik-listener register --remove https://listner.example.com"
+    assert wrong(listener) == [
+        f"https://listner.example.com/{path}: there is no such host. {remedy}" for path in ("create", "proxy")
+    ]
+
+
+def test_a_machine_that_cannot_look_up_names_says_so_and_goes_on(
+    listener: ListenerHere, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names_that_do_not_exist(monkeypatch, socket.EAI_AGAIN)
+    sandbox.register("https://listener.example.com", OURS)
+    words = "cannot be tried: this machine cannot look up names just now"
+    assert f"https://listener.example.com/proxy {words}" in facts(listener, "note")
+
+
+def test_a_public_address_that_this_machine_cannot_reach_is_a_note(listener: ListenerHere, sandbox: Sandbox) -> None:
+    url = f"http://127.0.0.1:{closed_port()}"
+    sandbox.register(url, OURS)
+    words = "cannot be reached from this machine (Connection refused): try it from another one"
+    assert facts(listener, "note")[-2:] == [f"{url}/{path} {words}" for path in ("create", "proxy")]
+
+
+def test_check_finds_that_something_else_answers_there(listener: ListenerHere, sandbox: Sandbox) -> None:
+    sandbox.register(sandbox.url, OURS)
+    assert wrong(listener) == [
+        f"{sandbox.url}/{path}: something other than this listener answers there (401)" for path in ("create", "proxy")
+    ]
+
+
+def test_check_finds_that_the_running_listener_refuses_the_secret_that_iconik_sends(
+    well: ListenerHere, sandbox: Sandbox
+) -> None:
+    well.config.write_text(well.config.read_text().replace(SECRET, "new"))
+    for webhook in sandbox.webhooks.values():
+        webhook["headers"] = {"X-Webhook-Secret": "new"}
+    lines = wrong(well)
+    assert f"{well.config} was changed after the listener was started: restart the listener" in lines
+    refused = "the listener there does not accept the secret that iconik sends: restart it, or register anew"
+    assert f"{well.url}/create: {refused}" in lines
+
+
+# Monitoring
+
+
+@dataclass
+class Recorder:
+    """An HTTP server that takes down what is asked of it, as "METHOD path" and body."""
+
+    url: str
+    status: int = 200
+    body: bytes = b"OK"
+    requests: list[tuple[str, bytes]] = field(default_factory=list)
+    headers: list[dict[str, str]] = field(default_factory=list)
+
+
+@pytest.fixture
+def recorder() -> Iterator[Recorder]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            told.requests.append((f"{self.command} {self.path}", body))
+            told.headers.append(dict(self.headers))
+            self.send_response(told.status)
+            self.send_header("Content-Length", str(len(told.body)))
+            self.end_headers()
+            self.wfile.write(told.body)
+
+        do_POST = do_GET  # noqa: N815
+
+        def log_message(self, *_: Any) -> None: ...
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        told = Recorder(f"http://127.0.0.1:{server.server_port}")
+        threading.Thread(target=server.serve_forever, args=(0.01,)).start()
+        yield told
+        server.shutdown()
+
+
+def test_the_way_goes_to_the_whole_url_with_all_headers_and_the_event_is_harmless(
+    listener: ListenerHere, sandbox: Sandbox, recorder: Recorder
+) -> None:
+    recorder.body = b'{"object_id": null, "item": "ignored"}'
+    sandbox.register(f"{recorder.url}/behind/a", {**OURS, "X-Gateway": "let me in"})
+    assert wrong(listener) == []
+    assert [request for request, _ in recorder.requests] == ["POST /behind/a/create", "POST /behind/a/proxy"]
+    assert all(headers["X-Gateway"] == "let me in" for headers in recorder.headers)
+    assert all(headers["X-Webhook-Secret"] == SECRET for headers in recorder.headers)
+    events = [json.loads(body) for _, body in recorder.requests]
+    assert all(event["event_type"] != "assets" and event["object_id"] is None for event in events)
+
+
+def test_a_monitor_is_told_that_all_is_well(well: ListenerHere, recorder: Recorder) -> None:
+    assert facts(well, "WRONG", "--ping", f"{recorder.url}/abc") == []
+    assert recorder.requests == [("GET /abc", b"")]
+
+
+def test_a_monitor_is_told_what_is_wrong(well: ListenerHere, sandbox: Sandbox, recorder: Recorder) -> None:
+    sandbox.roles -= {"can_search", "can_read_jobs"}
+    lines = facts(well, "WRONG", "--ping", f"{recorder.url}/abc?create=1")
+    assert len(lines) == 2
+    assert recorder.requests == [("POST /abc/fail?create=1", "\n".join(lines).encode())]
+
+
+@pytest.mark.parametrize(
+    ("status", "url", "line"),
+    [
+        (404, "{recorder.url}/abc", "The monitor at 127.0.0.1 answered 404\n"),
+        (200, f"http://127.0.0.1:{closed_port()}/", "The monitor cannot be told: ConnectionError\n"),
+        (200, "hc-ping.com/abc", "The monitor cannot be told: MissingSchema\n"),
+        (200, "https://[", "The monitor cannot be told: ValueError\n"),
+    ],
+)
+@pytest.mark.parametrize("is_well", [True, False])
+def test_a_ping_that_fails_is_one_line_and_changes_nothing_else(
+    well: ListenerHere, recorder: Recorder, sandbox: Sandbox, status: int, url: str, line: str, is_well: bool
+) -> None:
+    recorder.status = status
+    if not is_well:
+        sandbox.roles.discard("can_search")
+    result = well.command("check", "--ping", url.format(recorder=recorder))
+    assert result.stderr == line
+    assert result.returncode == (not is_well)
+
+
+def test_check_writes_to_the_disk(well: ListenerHere) -> None:
+    wrong(well)
+    first = str(well.store.state("checked_at"))
+    assert first.startswith("20")
+    wait_until(lambda: well.store.now() > first)
+    wrong(well)
+    assert str(well.store.state("checked_at")) > first

@@ -1,0 +1,86 @@
+"""demo: the listener at work on a stand-in for iconik, as the README begins with."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support import APP, wait_until
+
+UUID = r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+
+
+def start(folder: Path, **options: Any) -> "subprocess.Popen[str]":
+    """The demo, in a process of its own, with temporary files in `folder` only."""
+    environment = {**os.environ, "TMPDIR": str(folder), "PYTHONUNBUFFERED": "1"}
+    pipe = subprocess.PIPE
+    command = [sys.executable, "-W", "error", str(APP), "demo"]
+    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, cwd=folder, env=environment, **options)
+
+
+def listener_of(folder: Path) -> list[str]:
+    """The processes that are running with a configuration in that folder."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if f"{folder}/".encode() in process.read_bytes():
+                found.append(process.parent.name)
+        except OSError:  # it has ended
+            continue
+    return found
+
+
+def test_the_demo_shows_three_assets_analyzed_once(tmp_path: Path) -> None:
+    with start(tmp_path) as demo:
+        printed, errors = demo.communicate(timeout=60)
+    assert (demo.returncode, errors) == (0, "")
+    for words in ("Creating new queue item", "Found object", "iconik answered 503", "plain.mov", "unlucky.mov"):
+        assert words in printed
+    assert printed.endswith("\n3 assets uploaded, 3 analyze jobs at iconik\n")
+    log, _, table = printed.partition("\nitems.db:\n")
+    last_job, stopping = log.splitlines()[-2:]
+    assert "INFO Submitted Analyze Job for" in last_job
+    assert stopping.endswith(" INFO Stopping")
+    head, *rows, _, _ = table.splitlines()
+    assert head.split() == ["object_id", "title", "status", "attempts", "finished"]
+    assert [re.sub(UUID, "…", row).split() for row in rows] == [
+        ["…", "plain.mov", "submitted", "1", "True"],
+        ["…", "swapped.mov", "submitted", "1", "True"],
+        ["…", "unlucky.mov", "submitted", "2", "True"],
+    ]
+    assert max(map(len, table.splitlines())) <= 80
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, None])
+def test_a_demo_that_is_cut_short_leaves_nothing_behind(tmp_path: Path, how: signal.Signals | None) -> None:
+    """By a signal, or by `demo | head -1`."""
+    with start(tmp_path) as demo:
+        assert demo.stdout and demo.stderr
+        assert demo.stdout.readline().startswith("A stand-in for iconik runs at ")
+        wait_until(lambda: listener_of(tmp_path))
+        if how is None:
+            demo.stdout.close()
+        else:
+            demo.send_signal(how)
+        errors = demo.stderr.read()
+        demo.wait(30)
+    assert demo.returncode == 1
+    assert errors == ("Aborted!\n" if how else "")
+    assert listener_of(tmp_path) == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_demo_whose_listener_does_not_start_says_so_at_once(tmp_path: Path) -> None:
+    program = "import app, sys; sys.modules['commands.demo'].APP = 'missing.py'; app.main()"
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    command = [sys.executable, "-c", program, "demo"]
+    done = subprocess.run(command, cwd=APP.parent, env=environment, capture_output=True, text=True, timeout=10)
+    assert (done.returncode, done.stderr) == (1, "Error: the listener did not start\n")
+    assert "No such file or directory" in done.stdout
+    assert list(tmp_path.iterdir()) == []

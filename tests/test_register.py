@@ -1,0 +1,203 @@
+"""register: the two webhooks at iconik, created, put in order and removed."""
+
+from typing import Any
+
+import pytest
+
+from sandbox import Sandbox
+from store import Store
+from support import SECRET, ListenerHere, wait_until
+
+PUBLIC = "https://listener.example.com"
+OURS = {"X-Webhook-Secret": SECRET}
+DEFINED = [
+    (f"{PUBLIC}/create", "assets", "create", "entity", "", "ENABLED"),
+    (f"{PUBLIC}/proxy", "assets", "update", "proxies", 'data.status="CLOSED"', "ENABLED"),
+]
+AS_THEY_SHOULD_BE = f"{PUBLIC}/create: as it should be\n{PUBLIC}/proxy: as it should be\n"
+
+
+@pytest.fixture
+def store(listener_here: ListenerHere) -> Store:
+    return listener_here.store
+
+
+def definitions(sandbox: Sandbox) -> list[tuple[str, ...]]:
+    keys = ("url", "event_type", "operation", "realm", "query", "status")
+    return [tuple(webhook.get(key) or "" for key in keys) for webhook in sandbox.webhooks.values()]
+
+
+def changes(sandbox: Sandbox) -> list[str]:
+    """The requests that changed something at iconik."""
+    return [request for request in sandbox.requests if not request.startswith("GET")]
+
+
+def test_register_creates_the_two_webhooks_and_a_second_run_changes_nothing(
+    listener_here: ListenerHere, sandbox: Sandbox, store: Store
+) -> None:
+    result = listener_here.command("register", PUBLIC)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout == f"{PUBLIC}/create: created\n{PUBLIC}/proxy: created\n"
+    assert definitions(sandbox) == DEFINED
+    assert all(webhook["headers"] == OURS for webhook in sandbox.webhooks.values())
+    assert all(webhook["name"].startswith("iconik-listener: ") for webhook in sandbox.webhooks.values())
+    assert store.state("registered_url") == PUBLIC
+    result = listener_here.command("register", "https://Listener.Example.com/")
+    assert (result.returncode, result.stdout) == (0, AS_THEY_SHOULD_BE)
+    assert len(changes(sandbox)) == 2
+
+
+def test_registered_webhooks_reach_the_listener(listener_here: ListenerHere, sandbox: Sandbox) -> None:
+    assert listener_here.command("register", "--insecure", listener_here.url).returncode == 0
+    asset_id = sandbox.create_asset("a.mov")
+    sandbox.set_proxy(asset_id, "OPEN")
+    sandbox.set_proxy(asset_id)
+    assert [(path, status) for path, _, status in sandbox.deliveries] == [("/create", 200), ("/proxy", 200)]
+    wait_until(lambda: listener_here.rows("status = 'submitted'"))
+
+
+def test_register_puts_a_disabled_webhook_back_in_use_and_keeps_what_a_person_chose(
+    listener_here: ListenerHere, sandbox: Sandbox
+) -> None:
+    sandbox.register(PUBLIC, OURS)
+    create, proxy = sandbox.webhooks.values()
+    query = 'data.title="a  b" OR ' * 20 + 'data.title="c"'
+    mine = {"name": "Mine", "description": "My own", "query": query}
+    create.update(mine, status="DISABLED", headers={"X-Mine": "1", "x-webhook-secret": "old"})
+    proxy.update(query="", name="Proxies", description="", status="FAILING", last_error="500")
+    result = listener_here.command("register", PUBLIC)
+    assert result.stdout == f"{PUBLIC}/create: updated (it was DISABLED)\n{PUBLIC}/proxy: updated (it was FAILING)\n"
+    create, proxy = sandbox.webhooks.values()
+    assert {key: create[key] for key in mine} == mine
+    assert create["headers"] == {"X-Mine": "1", "X-Webhook-Secret": SECRET}
+    assert [webhook["status"] for webhook in (create, proxy)] == ["ENABLED", "ENABLED"]
+    assert (proxy["query"], proxy["name"]) == ("", "Proxies")
+    assert listener_here.command("register", PUBLIC).stdout == AS_THEY_SHOULD_BE
+
+
+@pytest.mark.parametrize(
+    ("change", "becomes"),
+    [
+        ({"query": 'data.status="closed"'}, {"query": 'data.status="CLOSED"'}),
+        ({"object_id": "2b45a8ca-f0b4-11e7-a36b-0a580a00054a"}, {"object_id": None}),
+        ({"headers": {}}, {"headers": OURS}),
+    ],
+)
+def test_register_mends_what_keeps_events_from_us(
+    listener_here: ListenerHere, sandbox: Sandbox, change: dict[str, Any], becomes: dict[str, Any]
+) -> None:
+    sandbox.register(PUBLIC, OURS)
+    _, proxy = sandbox.webhooks.values()
+    proxy.update(change)
+    listener_here.command("register", PUBLIC)
+    proxy = sandbox.webhooks[proxy["id"]]
+    assert {key: proxy[key] for key in becomes} == becomes
+    assert definitions(sandbox) == DEFINED
+
+
+def test_the_webhooks_of_a_staging_twin_are_left_alone(
+    listener_here: ListenerHere, sandbox: Sandbox, store: Store
+) -> None:
+    sandbox.register("https://staging.example.com", OURS)
+    for webhook in sandbox.webhooks.values():
+        webhook["status"] = "DISABLED"
+    before = {key: dict(webhook) for key, webhook in sandbox.webhooks.items()}
+    listener_here.command("register", PUBLIC)
+    assert {key: sandbox.webhooks[key] for key in before} == before
+    assert definitions(sandbox)[2:] == DEFINED
+    listener_here.command("register", "--remove", PUBLIC)
+    assert sandbox.webhooks == before
+    assert store.state("registered_url") == ""
+
+
+def test_of_two_secrets_the_first_is_registered(listener_here: ListenerHere, sandbox: Sandbox) -> None:
+    listener_here.config.write_text(listener_here.config.read_text().replace(SECRET, f"new {SECRET}"))
+    listener_here.command("register", PUBLIC)
+    assert [webhook["headers"]["X-Webhook-Secret"] for webhook in sandbox.webhooks.values()] == ["new", "new"]
+
+
+def test_without_a_secret_register_says_so(listeners_here: Any, sandbox: Sandbox) -> None:
+    listener = listeners_here(listener__webhook_secret="").start()
+    result = listener.command("register", PUBLIC)
+    assert result.stderr == "note: no webhook_secret is set in config.ini: the webhooks are registered without\n"
+    assert definitions(sandbox) == DEFINED
+    assert listener.command("register", PUBLIC).stdout == AS_THEY_SHOULD_BE
+
+
+# --remove
+
+
+def test_what_was_registered_at_a_wrong_host_is_taken_back(
+    listener_here: ListenerHere, sandbox: Sandbox, store: Store
+) -> None:
+    wrong = "http://listner.example.com"
+    listener_here.command("register", "--insecure", wrong)
+    assert store.state("registered_url") == wrong
+    listener_here.command("register", PUBLIC)
+    result = listener_here.command("register", "--remove", wrong)
+    assert (result.returncode, result.stdout) == (0, f"{wrong}/create: deleted\n{wrong}/proxy: deleted\n")
+    assert definitions(sandbox) == DEFINED
+    assert store.state("registered_url") == PUBLIC
+    result = listener_here.command("register", "--remove", wrong)
+    assert (result.returncode, result.stdout) == (0, "")
+    assert result.stderr == f"iconik has no webhooks of this listener at {wrong}\n"
+
+
+def test_before_the_first_start_register_says_to_run_it_again(listeners_here: Any, sandbox: Sandbox) -> None:
+    listener = listeners_here()
+    result = listener.command("register", PUBLIC)
+    assert result.returncode == 0
+    assert definitions(sandbox) == DEFINED
+    assert result.stderr == "note: the listener has not run yet: after its first start, run this command again\n"
+    assert not listener.database.exists()
+    result = listener.command("register", "--remove", PUBLIC)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+# What will not do
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("http://listener.example.com", "--insecure"),
+        ("listener.example.com", "like https://"),
+        ("ftp://listener.example.com", "like https://"),
+        ("https://", "like https://"),
+        ("https://:8000", "like https://"),
+        ("https://[", "like https://"),
+        ("https://listener.example.com:port", "like https://"),
+        ("https://listener.example.com:0", "like https://"),
+        ("https://listener example.com", "like https://"),
+        ("https://listener.example.com\n", "like https://"),
+        (f"{PUBLIC}/?secret=1", "like https://"),
+        (f"{PUBLIC}#here", "like https://"),
+        (f"{PUBLIC}/create", "without /create or /proxy"),
+        (f"{PUBLIC}/behind/proxy/", "without /create or /proxy"),
+    ],
+)
+def test_register_refuses_a_url_that_will_not_do(listeners_here: Any, sandbox: Sandbox, url: str, words: str) -> None:
+    result = listeners_here().command("register", url)
+    assert result.returncode == 2
+    assert words in result.stderr
+    assert sandbox.requests == []
+
+
+@pytest.mark.parametrize(
+    ("role", "arguments"),
+    [
+        ("can_read_webhooks", [PUBLIC]),
+        ("can_write_webhooks", [PUBLIC]),
+        ("can_delete_webhooks", ["--remove", "https://old.example.com"]),
+    ],
+)
+def test_register_names_the_role_that_is_missing(
+    listener_here: ListenerHere, sandbox: Sandbox, store: Store, role: str, arguments: list[str]
+) -> None:
+    sandbox.register("https://old.example.com", OURS)
+    sandbox.roles.discard(role)
+    result = listener_here.command("register", *arguments)
+    assert result.returncode == 1
+    assert result.stderr.count("\n") == 1
+    assert role in result.stderr
+    assert store.state("registered_url") is None
