@@ -132,7 +132,7 @@ def cli(context: click.Context, path: str) -> None:
 def main() -> None:
     """Every error that is the operator's to fix ends here, as one line."""
     try:
-        cli()
+        cli(prog_name=os.environ.get("ICONIK_LISTENER_COMMAND"))
     except ListenerError as error:
         click.echo(f"Error: {error}", err=True)
         sys.exit(error.exit_code)

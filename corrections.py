@@ -9,8 +9,11 @@ BATCH_SIZE = 200  # rows that are written in one transaction, so that no webhook
 AWAITING_CREATE_SECONDS = 24 * 3600.0  # how long a closed proxy waits for the create that it overtook
 
 STATUS_OF = "SELECT status FROM items WHERE object_id = :object_id"
-RETRY = f"""UPDATE items SET status = 'ready', ready_at = :now, attempts = 0, in_doubt = 0,
-    last_attempt_at = coalesce(last_attempt_at, :now), next_attempt_at = {SOONEST}"""  # noqa: S608
+# What was skipped before its proxy was there awaits that still.
+RETRY = f"""UPDATE items SET
+    status = CASE WHEN status = 'skipped' AND proxy_closed_at IS NULL THEN 'awaiting_proxy' ELSE 'ready' END,
+    ready_at = :now, attempts = 0, in_doubt = 0, last_attempt_at = coalesce(last_attempt_at, :now),
+    next_attempt_at = {SOONEST}"""  # noqa: S608
 # What is due already keeps its place.
 HURRY = """UPDATE items SET next_attempt_at =
     max(min(coalesce(next_attempt_at, :now), :now), coalesce(later(last_attempt_at, :retry_delay), ''))"""
@@ -90,6 +93,10 @@ class Corrections:
             for key, value in state.items():
                 db.execute(SET_STATE, {"key": key, "value": value})
         return added
+
+    def note(self, state: Mapping[str, str]) -> None:
+        """Write rows of the state, all of them or none."""
+        self.add_assets([], state)
 
     def is_known(self, object_id: str) -> bool:
         """Whether add_assets would leave that asset as it is."""

@@ -3,6 +3,7 @@
 import fcntl
 import math
 import os
+import re
 import sqlite3
 import threading
 import time
@@ -59,7 +60,7 @@ class Database:
                 _check_folder(path)
                 self._listener_lock = _lock(path)
             elif not path.exists():
-                raise StoreError(f"{path} does not exist: the listener creates it at its first start")
+                raise StoreError(f"{path} does not exist: {_remedy_if_missing(path)}")
             self._connection = self._open(listener, progress)
             self._identity = self._files()
         except (OSError, sqlite3.Error) as error:
@@ -238,6 +239,12 @@ def _check_folder(path: Path) -> None:
         raise StoreError(f"{path}: the folder {path.parent} does not exist: create it, or change [listener] database")
 
 
+def _remedy_if_missing(path: Path) -> str:
+    if listener_runs(path):
+        return "it was deleted under the running listener: stop that, put the file back, and start it"
+    return "the listener creates it at its first start"
+
+
 def _check_whole(db: sqlite3.Connection, path: Path) -> None:
     """A restore beside an old -wal file, for one, leaves a file that is damaged and can be opened all the same.
 
@@ -248,7 +255,11 @@ def _check_whole(db: sqlite3.Connection, path: Path) -> None:
     except sqlite3.DatabaseError as error:
         result = str(error)
     if result != "ok":
-        raise StoreError(f"{path} is damaged ({one_line(result)}): restore a backup, as the README says")
+        raise StoreError(_damaged(path, result))
+
+
+def _damaged(path: Path, reason: str) -> str:
+    return f"{path} is damaged ({one_line(reason)}): restore a backup, as the README says"
 
 
 def explain(path: Path, error: OSError | sqlite3.Error) -> str:
@@ -261,4 +272,6 @@ def explain(path: Path, error: OSError | sqlite3.Error) -> str:
             if not os.access(file, os.R_OK | os.W_OK):
                 user, owner = getpwuid(os.geteuid()).pw_name, getpwuid(file.stat().st_uid).pw_name
                 return f"{file} belongs to {owner}, and {user} cannot write it: sudo chown {user} {file} ({reason})"
+    if re.search("malformed|not a database", reason):
+        return _damaged(path, reason)
     return f"{path}: {one_line(reason)}"

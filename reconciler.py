@@ -14,7 +14,7 @@ from iconik_catalog import IconikCatalog, created_until, ids_and_titles
 from iconik_client import IconikDenied, IconikError, IconikRefused, Json
 from store import Store
 from submitter import Submitter
-from text import UUID, command, one_line, seconds_of, utc_text
+from text import UUID, command, number_of, one_line, seconds_of, utc_text
 from webhooks import CREATE, REGISTERED_URL, WebhookDefinition
 
 log = logging.getLogger("iconik_listener")
@@ -188,7 +188,7 @@ class Reconciler:
         since = max(since, floor)
         if since < until:
             self._add_assets(since, until)
-            self._corrections.add_assets([], {ASSETS_SEEN_UNTIL: until, ASSETS_RESUME_AT: ""})
+            self._corrections.note({ASSETS_SEEN_UNTIL: until, ASSETS_RESUME_AT: ""})
 
     def _pass_over_missed_assets(self) -> None:
         """Add nothing now, nor ever what was created until the first look that adds something again."""
@@ -201,7 +201,7 @@ class Reconciler:
         floor = None if passed_over else self._noted_time(ASSETS_FLOOR) or self._noted_time(FIRST_STARTED_AT)
         floor = floor or self._store.now()
         if passed_over or floor != noted:
-            self._corrections.add_assets([], {ASSETS_FLOOR: floor, ASSETS_PASSED_OVER: ""})
+            self._corrections.note({ASSETS_FLOOR: floor, ASSETS_PASSED_OVER: ""})
         return floor
 
     def _noted_time(self, key: str) -> str | None:
@@ -226,7 +226,7 @@ class Reconciler:
                 self._submitter.wake()
         finally:
             if added:
-                log.warning("Added %d assets whose webhooks were missed, created since %s", added, since)
+                log.warning("Added %s whose webhooks were missed, created since %s", number_of(added, "asset"), since)
 
     # Step 3: failed jobs.
 
@@ -262,7 +262,7 @@ class Reconciler:
                     raise Stopped
         finally:
             if deleted:
-                log.info("Deleted %d items whose create has not come for a day after their proxy", deleted)
+                log.info("Deleted %s whose create has not come for a day after the proxy", number_of(deleted, "item"))
 
     def _tell_once(self, level: int, line: str, topic: str = "") -> None:
         """Log a line if none of that topic (without one: no such line) has been logged since the start."""

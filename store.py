@@ -15,7 +15,7 @@ NEW = "status = 'ready' AND (last_attempt_at IS NOT NULL) = 0"
 TRIED = "status = 'ready' AND (last_attempt_at IS NOT NULL) = 1"
 # SQL: when an item may be attempted again at the earliest. Its last attempt may have reached iconik without an answer.
 SOONEST = "max(:now, coalesce(later(last_attempt_at, :retry_delay), :now))"
-# SQL: when an item became ready, moved on by the time in which nobody tried: from its last attempt until now.
+# SQL: when an item became ready, moved on by the time in which nobody tried: from its last attempt, if any, until now.
 READY_AT = "min(:now, coalesce(later(ready_at, max(0, seconds_between(last_attempt_at, :now))), :now))"
 
 
@@ -97,7 +97,7 @@ class Store:
             ).rowcount
             db.execute(
                 f"""UPDATE items SET next_attempt_at = min(next_attempt_at, {SOONEST}), ready_at = {READY_AT}
-                WHERE {TRIED}""",  # noqa: S608
+                WHERE status = 'ready'""",  # noqa: S608
                 values,
             )
         return interrupted
@@ -250,10 +250,9 @@ ON CONFLICT (object_id) DO UPDATE
     SET status = 'ready', title = :title, created_at = :now, ready_at = :now, next_attempt_at = :now
     WHERE status = 'awaiting_create' RETURNING status"""
 
-_CLAIM = """UPDATE items
-SET status = 'submitting', attempts = attempts + 1, last_attempt_at = :now, next_attempt_at = NULL
-WHERE object_id = (SELECT object_id FROM items WHERE {new}
-    ORDER BY next_attempt_at {order}, created_at {order} LIMIT 1)
+_CLAIM = """UPDATE items SET status = 'submitting', attempts = attempts + 1, last_attempt_at = :now,
+    next_attempt_at = NULL
+WHERE object_id = (SELECT object_id FROM items WHERE {new} ORDER BY next_attempt_at {order}, created_at {order} LIMIT 1)
 {returning}"""
 _RETURNING = "RETURNING object_id, status, attempts, in_doubt, coalesce(seconds_between(ready_at, :now), 0) AS age"
 CLAIM_NEW = _CLAIM.format(new=NEW, order="", returning=_RETURNING)
@@ -262,8 +261,7 @@ CLAIM_NEWEST = _CLAIM.format(new=NEW, order="DESC", returning=_RETURNING)
 CLAIM_DUE = f"""UPDATE items SET
     next_attempt_at = CASE WHEN status = 'awaiting_proxy' AND 2 * seconds_between(created_at, :now) <= :max_age
         THEN later(:now, max(:min_age, seconds_between(created_at, :now))) END,
-    created_at = min(created_at, :now),
-    attempts = attempts + (status = 'ready'),
+    created_at = min(created_at, :now), attempts = attempts + (status = 'ready'),
     last_attempt_at = CASE status WHEN 'ready' THEN :now END,
     status = CASE status WHEN 'ready' THEN 'submitting' ELSE status END
 WHERE object_id = (

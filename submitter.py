@@ -20,7 +20,7 @@ from iconik_client import (
     Json,
 )
 from store import Item, Store
-from text import command, one_line
+from text import command, number_of, one_line
 from transport import MAX_RETRY_AFTER
 
 log = logging.getLogger("iconik_listener")
@@ -60,7 +60,7 @@ class Submitter:
         :raises StoreUnavailable: items.db cannot be written
         """
         if interrupted := self._store.recover(self._config.retry_delay):
-            log.warning("%d items were under way when the listener ended: iconik will be asked", interrupted)
+            log.warning("Under way when the listener ended: %s. iconik is asked first", number_of(interrupted, "item"))
         for thread in self._threads:
             thread.start()
 

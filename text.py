@@ -19,6 +19,11 @@ def one_line(text: str, max_length: int = 200) -> str:
     return line if len(line) <= max_length else line[: max_length - 1] + "…"
 
 
+def number_of(count: int, noun: str) -> str:
+    """`1 item`, `2 items`."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 def title_of(asset: dict[str, object]) -> str | None:
     """The title of an asset of iconik's, as one line; None if it has none that is text."""
     title = asset.get("title")

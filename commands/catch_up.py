@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import click
 
-from commands.items import number_of, pause_after
+from commands.items import pause_after
 from config import load
 from corrections import Corrections
 from database import listener_runs
@@ -17,7 +17,7 @@ from errors import ListenerError
 from iconik_catalog import IconikCatalog, created_until, ids_and_titles
 from iconik_client import IconikClient
 from store import Store
-from text import UUID, local_text, seconds_of, title_of, utc_text
+from text import UUID, local_text, number_of, seconds_of, title_of, utc_text
 
 STATE = "catch_up"  # the key in items.db's state: which catch-up was begun, and how far it has come
 

@@ -11,14 +11,13 @@ from urllib.parse import urlsplit, urlunsplit
 import click
 import requests
 
-from commands.items import number_of
 from commands.running import running_listener
 from config import Config, ConfigError, load
 from errors import ListenerError
 from iconik_catalog import IconikCatalog
 from iconik_client import IconikClient, IconikError
 from store import Store
-from text import command, local_text, one_line, seconds_of
+from text import command, local_text, number_of, one_line, seconds_of
 from transport import Transport, TransportError
 from version import __version__
 from webhooks import CREATE, KINDS, REGISTERED_URL, SECRET_HEADER, WebhookDefinition, of_our_kinds, ours
@@ -293,7 +292,7 @@ def _check_way(report: Report, webhook: WebhookDefinition) -> None:
     elif answer.status != 200 or b'"ignored"' not in answer.body:
         report.wrong(f"{url}: something other than this listener answers there ({answer.status})")
     else:
-        report.ok(f"{url} leads to a listener that accepts its secret")
+        report.ok(f"{url} leads to a listener that accepts what iconik sends")
 
 
 def _ping(url: str, report: Report) -> None:

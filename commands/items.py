@@ -6,7 +6,7 @@ from collections.abc import Callable
 import click
 
 from corrections import Corrections
-from text import one_line
+from text import number_of, one_line
 
 MIN_PAUSE = 0.1  # seconds between two batches, in which the listener can write
 
@@ -49,8 +49,3 @@ def change_all(
 def pause_after(started: float) -> None:
     """Leave the database to the listener for most of the time, after a write that began at `started` (monotonic)."""
     time.sleep(max(MIN_PAUSE, 3 * (time.monotonic() - started)))
-
-
-def number_of(count: int, noun: str) -> str:
-    """`1 item`, `2 items`."""
-    return f"{count} {noun}{'' if count == 1 else 's'}"

@@ -8,8 +8,10 @@ from urllib.parse import urlsplit
 import click
 
 from config import Config, load
+from corrections import Corrections
 from iconik_catalog import IconikCatalog
 from iconik_client import IconikClient
+from reconciler import ASSETS_FLOOR, ASSETS_PASSED_OVER
 from store import Store
 from text import one_line
 from webhooks import KINDS, REGISTERED_URL, WebhookDefinition, of_our_kinds
@@ -88,5 +90,7 @@ def _note(config: Config, url: str, remove: bool) -> None:
     with closing(Store(config.listener.database)) as store:
         if not remove:
             store.set_state(REGISTERED_URL, url)
+            if store.state(ASSETS_PASSED_OVER):  # from now on there are webhooks to be missed
+                Corrections(store).note({ASSETS_FLOOR: store.now(), ASSETS_PASSED_OVER: ""})
         elif store.state(REGISTERED_URL) == url:
             store.set_state(REGISTERED_URL, "")

@@ -16,7 +16,7 @@ def _words(retry_delay: float) -> dict[str, str]:
     """What is said of an item, by the status that it had."""
     return {
         "failed": "is ready again",
-        "skipped": "is ready again",
+        "skipped": "is not skipped any more",
         "ready": f"is due now, but no sooner than {retry_delay:g} s after its last attempt",
         "awaiting_proxy": "is due now: iconik will be asked for its proxy",
     }
@@ -36,7 +36,7 @@ def _words(retry_delay: float) -> dict[str, str]:
 def retry(path: Path, object_ids: tuple[str, ...], status: str | None) -> None:
     """Have items submitted again, once the cause is fixed.
 
-    What failed or was skipped becomes ready again; what is ready or awaits its proxy is hurried. A running listener
+    What failed or was skipped is taken up again; what is ready or awaits its proxy is hurried. A running listener
     takes it up within half a minute, unless it is paused. iconik is asked first, so nothing is analyzed twice.
     """
     if bool(object_ids) == bool(status):

@@ -11,11 +11,10 @@ from typing import Any
 
 import click
 
-from commands.items import number_of
 from commands.running import running_listener
 from config import Config, load
 from store import Store
-from text import local_text, one_line, seconds_of
+from text import local_text, number_of, one_line, seconds_of
 
 MAX_PROBLEMS = 100
 

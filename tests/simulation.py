@@ -4,10 +4,44 @@ import heapq
 import itertools
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 from circuit_breaker import CircuitBreaker
 from support import Clock
+
+LATENCY = 0.1
+HTML = b"<html>Sorry"
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What iconik answers instead of doing what it is asked to. `status` None: nothing."""
+
+    status: int | None
+    body: bytes = b'{"message": "Out of order"}'
+    headers: dict[str, str] = field(default_factory=dict)
+    seconds: float = LATENCY
+    after_work: bool = False  # it does it all the same
+
+
+REFUSED_CONNECTION = Reply(None, seconds=0.01)
+HANGING = Reply(None, seconds=30)
+OUTAGES = {
+    "401": Reply(401, b'{"errors": ["Token is invalid"]}'),
+    "403": Reply(403, b'{"errors": ["Forbidden"]}'),
+    "a gateway's 404": Reply(404, HTML),
+    "408": Reply(408),
+    "429": Reply(429, b'{"errors": ["Too many requests"]}'),
+    "429 with Retry-After": Reply(429, headers={"Retry-After": "20"}),
+    "500": Reply(500, b'{"errors": ["Internal error"]}'),
+    "503": Reply(503, HTML),
+    "503 with Retry-After": Reply(503, headers={"Retry-After": "60"}),
+    "a redirect": Reply(302, headers={"Location": "https://status.example.com"}),
+    "a maintenance page": Reply(200, HTML),
+    "no connection": REFUSED_CONNECTION,
+    "no answer": HANGING,
+}
 
 
 class Ended(BaseException):
@@ -153,6 +187,30 @@ class SimulatedCondition(threading.Condition):
 
     def notify_all(self) -> None:
         self.notify(len(self._waiting))
+
+
+class SimulatedEvent(threading.Event):
+    """An event that nobody sets while a task waits for it."""
+
+    def __init__(self, simulation: Simulation) -> None:
+        super().__init__()
+        self._simulation = simulation
+
+    def wait(self, timeout: float | None = None) -> bool:
+        assert timeout is not None
+        self._simulation.sleep(timeout)
+        return self.is_set()
+
+
+class SimulatedThread(threading.Thread):
+    """A thread that is a task once it has been started."""
+
+    def __init__(self, simulation: Simulation, run: Callable[[], object]) -> None:
+        super().__init__(target=run)
+        self._simulation = simulation
+
+    def start(self) -> None:
+        self._simulation.spawn(self.run)
 
 
 def wait_by(clock: Clock, breaker: CircuitBreaker) -> CircuitBreaker:

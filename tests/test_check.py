@@ -72,9 +72,9 @@ def test_check_says_ok_to_each_fact_when_all_is_well(well: ListenerHere, sandbox
         f"iconik answers at {sandbox.url}, and knows the credentials as those of listener@example.com",
         "the credentials have all the roles that the listener needs",
         f"the webhook to {well.url}/create is ENABLED",
-        f"{well.url}/create leads to a listener that accepts its secret",
+        f"{well.url}/create leads to a listener that accepts what iconik sends",
         f"the webhook to {well.url}/proxy is ENABLED, for events with data.status=\"CLOSED\"",
-        f"{well.url}/proxy leads to a listener that accepts its secret",
+        f"{well.url}/proxy leads to a listener that accepts what iconik sends",
     )  # fmt: skip
     assert len(lines) == len(expected)
     assert all(line.startswith(words) for line, words in zip(lines, expected)), lines
@@ -114,6 +114,22 @@ def test_check_finds_that_no_listener_runs_and_no_database_is_there(well: Listen
     for file in well.database.parent.glob("items.db*"):
         file.unlink()
     assert f"{well.database} does not exist: the listener creates it at its first start" in wrong(well)
+
+
+def test_check_finds_that_the_database_was_deleted_under_the_listener(well: ListenerHere) -> None:
+    well.database.unlink()
+    [fact] = [fact for fact in wrong(well) if "does not exist" in fact]
+    assert fact.startswith(f"{well.database} does not exist: it was deleted under the running listener: stop that")
+
+
+def test_check_finds_a_damaged_database_and_says_what_to_do(well: ListenerHere) -> None:
+    well.end()
+    size = well.database.stat().st_size
+    with well.database.open("r+b") as file:
+        file.seek(4096)  # the first page has the schema
+        file.write(b"\xff" * (size - 4096))
+    [fact] = [fact for fact in wrong(well) if "is damaged" in fact]
+    assert fact.endswith("restore a backup, as the README says")
 
 
 def test_check_finds_a_database_that_is_not_ours_and_goes_on(well: ListenerHere) -> None:

@@ -77,6 +77,17 @@ def test_retry_makes_an_item_ready_anew(
     assert item.attempts == 1
 
 
+def test_what_was_skipped_before_its_proxy_was_there_awaits_that_again(
+    store: Store, corrections: Corrections, row: Row, clock: Clock
+) -> None:
+    bring_to(store, "awaiting_proxy")
+    corrections.skip(ASSET)
+    clock.now += 8 * DAY
+    assert corrections.retry(ASSET, 10) == "skipped"
+    assert (row()["status"], row()["next_attempt_at"]) == ("awaiting_proxy", utc_text(clock.now))
+    assert store.proxy_closed(ASSET) == "ready"
+
+
 @pytest.mark.parametrize("status", ["ready", "awaiting_proxy"])
 def test_retry_hurries_what_is_waiting(store: Store, corrections: Corrections, clock: Clock, status: str) -> None:
     bring_to(store, status)

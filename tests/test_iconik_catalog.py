@@ -361,12 +361,9 @@ def test_a_webhook_is_created_listed_updated_and_deleted(sandbox: Sandbox, catal
     assert changes == [f"POST {path}", f"PUT {path}{created['id']}/", f"DELETE {path}{created['id']}/"]
 
 
-@pytest.mark.parametrize("body", [b"", HTML, b"null"])
-def test_a_webhook_is_saved_or_deleted_whatever_the_answers_body(
-    sandbox: Sandbox, catalog: IconikCatalog, body: bytes
-) -> None:
-    for status in (200, 201, 204):
-        sandbox.faults.append(Fault(status=status, body=b"" if status == 204 else body, times=3))
+def test_a_webhook_is_saved_or_deleted_though_the_answer_is_empty(sandbox: Sandbox, catalog: IconikCatalog) -> None:
+    for status, body in ((200, b""), (204, b""), (201, HTML)):  # a 201 says so, whatever comes with it
+        sandbox.faults.append(Fault(status=status, body=body, times=3))
         catalog.save_webhook({})
         catalog.save_webhook({}, "1")
         catalog.delete_webhook("1")
@@ -445,16 +442,14 @@ def test_a_call_fails_for_a_gateways_pages_and_for_no_answer(
 
 
 @each_call
-def test_what_is_read_must_come_whole_and_as_an_object(
+def test_an_answer_with_a_body_must_be_a_whole_object(
     sandbox: Sandbox, catalog: IconikCatalog, call: Call, role: str
 ) -> None:
-    for body in (HTML, b"", b"null", b"[]", b'{"objects": [{"id'):
+    may_be_empty = role in ("can_write_webhooks", "can_delete_webhooks")
+    for body in (HTML, b"null", b"[]", b'{"objects": [{"id', *(() if may_be_empty else (b"",))):
         sandbox.faults.append(Fault(status=200, body=body))
-        if role in ("can_write_webhooks", "can_delete_webhooks"):
-            call(catalog)  # it was done
-        else:
-            with pytest.raises(IconikUnavailable, match="iconik answered 200 without a JSON object"):
-                call(catalog)
+        with pytest.raises(IconikUnavailable, match="iconik answered 200 without a JSON object"):
+            call(catalog)
 
 
 @pytest.mark.parametrize(

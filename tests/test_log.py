@@ -65,7 +65,7 @@ def test_another_reason_is_told_at_once() -> None:
 
 def test_a_library_says_the_same_once_a_minute_whatever_is_put_into_it() -> None:
     once = OnceAMinute()
-    told = []
+    told: list[bool] = []
     for message, name in [("full", "waitress"), ("free again", "waitress"), ("full", "waitress"), ("full", "other")]:
         told.append(once.filter(logging.makeLogRecord({"name": name, "msg": f"{message} %s", "args": (len(told),)})))
     assert told == [True, True, False, True]

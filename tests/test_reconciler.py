@@ -276,6 +276,17 @@ def test_a_webhook_that_cannot_be_enabled_does_not_keep_the_other_disabled(
     assert (definition(sandbox)["status"], definition(sandbox, "/proxy")["status"]) == ("DISABLED", "ENABLED")
 
 
+def test_a_maintenance_page_is_not_taken_for_an_enabling(
+    sandbox: Sandbox, reconciler: Reconciler, clock: Clock
+) -> None:
+    definition(sandbox).update(BY_ICONIK)
+    sandbox.faults.append(Fault(PUT_WEBHOOK, status=200, body=b"<html>Back soon</html>"))
+    assert not reconciler.reconcile()
+    clock.now += HOUR
+    assert reconciler.reconcile()
+    assert definition(sandbox)["status"] == "ENABLED"
+
+
 # Missed assets
 
 

@@ -45,6 +45,7 @@ def row_of(listener: ListenerHere, object_id: str) -> dict[str, object]:
 
 HURRIED = "is due now, but no sooner than 10 s after its last attempt"
 ASKED_ABOUT = "is due now: iconik will be asked for its proxy"
+NOT_SKIPPED = "is not skipped any more"
 
 
 # One by one
@@ -54,7 +55,7 @@ ASKED_ABOUT = "is due now: iconik will be asked for its proxy"
     ("status", "words", "becomes"),
     [
         ("failed", "is ready again", "ready"),
-        ("skipped", "is ready again", "ready"),
+        ("skipped", NOT_SKIPPED, "awaiting_proxy"),
         ("ready", HURRIED, "ready"),
         ("awaiting_proxy", ASKED_ABOUT, "awaiting_proxy"),
     ],
@@ -89,7 +90,7 @@ def test_skip_settles_an_item_and_says_so(listener: ListenerHere, status: str) -
         assert (result.returncode, result.stdout, result.stderr) == (0, f"{object_id.upper()} is skipped\n", "")
         row = row_of(listener, object_id)
         assert (row["status"], row["error"]) == ("skipped", "skipped by a person")
-    assert listener.command("retry", object_id).stdout == f"{object_id} is ready again\n"
+    assert listener.command("retry", object_id).stdout == f"{object_id} {NOT_SKIPPED}\n"
 
 
 @pytest.mark.parametrize("status", ["submitting", "submitted"])
@@ -130,7 +131,7 @@ def test_retry_does_not_hurry_what_is_in_doubt(listener: ListenerHere) -> None:
     [
         (["retry", "--all"], "failed", "is ready again"),
         (["retry", "--all", "failed"], "failed", "is ready again"),
-        (["retry", "--all", "skipped"], "skipped", "is ready again"),
+        (["retry", "--all", "skipped"], "skipped", NOT_SKIPPED),
         (["retry", "--all", "ready"], "ready", HURRIED),
         (["retry", "--all", "awaiting_proxy"], "awaiting_proxy", ASKED_ABOUT),
         *((["skip", "--all", status], status, "is skipped") for status in corrections.SKIPPED),

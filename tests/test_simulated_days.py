@@ -5,7 +5,7 @@ import logging
 import random
 import statistics
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,7 +14,7 @@ import pytest
 from circuit_breaker import CircuitBreaker
 from config import Config, load
 from iconik_client import IconikClient
-from simulation import SimulatedCondition, Simulation
+from simulation import HANGING, HTML, LATENCY, OUTAGES, Reply, SimulatedCondition, SimulatedThread, Simulation
 from store import Store
 from submitter import Submitter
 from support import rows, write_config
@@ -23,39 +23,7 @@ from transport import Answer, Transport, TransportError
 pytestmark = pytest.mark.long
 
 MINUTE, HOUR, DAY = 60.0, 3600.0, 24 * 3600.0
-LATENCY = 0.1
-HTML = b"<html>Sorry"
 Decide = Callable[[str, str], "Reply | None"]
-
-
-@dataclass(frozen=True)
-class Reply:
-    """What iconik answers instead of doing what it is asked to. `status` None: nothing."""
-
-    status: int | None
-    body: bytes = b'{"message": "Out of order"}'
-    headers: dict[str, str] = field(default_factory=dict)
-    seconds: float = LATENCY
-    after_work: bool = False  # it does it all the same
-
-
-REFUSED_CONNECTION = Reply(None, seconds=0.01)
-HANGING = Reply(None, seconds=30)
-OUTAGES = {
-    "401": Reply(401, b'{"errors": ["Token is invalid"]}'),
-    "403": Reply(403, b'{"errors": ["Forbidden"]}'),
-    "a gateway's 404": Reply(404, HTML),
-    "408": Reply(408),
-    "429": Reply(429, b'{"errors": ["Too many requests"]}'),
-    "429 with Retry-After": Reply(429, headers={"Retry-After": "20"}),
-    "500": Reply(500, b'{"errors": ["Internal error"]}'),
-    "503": Reply(503, HTML),
-    "503 with Retry-After": Reply(503, headers={"Retry-After": "60"}),
-    "a redirect": Reply(302, headers={"Location": "https://status.example.com"}),
-    "a maintenance page": Reply(200, HTML),
-    "no connection": REFUSED_CONNECTION,
-    "no answer": HANGING,
-}
 
 
 class Iconik:
@@ -112,12 +80,12 @@ class Day:
         self.breaker._changed = SimulatedCondition(self.simulation)
         self.submitter = Submitter(self.store, client, self.breaker, self.config)
         self.submitter._woken = SimulatedCondition(self.simulation)
-        self.submitter._threads = []  # tasks instead
+        self.submitter._threads = [
+            SimulatedThread(self.simulation, self.submitter._work) for _ in range(self.config.submitter.workers)
+        ]
         self.ready_at: dict[str, float] = {}
         self._database = folder / "items.db"
         self.submitter.start()
-        for _ in range(self.config.submitter.workers):
-            self.simulation.spawn(self.submitter._work)
 
     def end(self) -> None:
         self.simulation.kill()

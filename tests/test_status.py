@@ -190,4 +190,5 @@ def test_a_corrupt_database_is_one_line(tmp_path: Path, listeners_here: Callable
         assert result.returncode in (0, 1)
         assert "Traceback" not in result.stderr
         assert result.stderr.count("\n") <= 1
-    assert listener.command("status").stderr == f"Error: {listener.database}: database disk image is malformed\n"
+    damaged = f"{listener.database} is damaged (database disk image is malformed)"
+    assert listener.command("status").stderr == f"Error: {damaged}: restore a backup, as the README says\n"

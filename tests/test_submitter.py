@@ -639,7 +639,8 @@ def test_an_asset_that_never_gets_a_proxy_costs_ten_requests_in_7_days(
     store: Store, sandbox: Sandbox, submitter: Submitter, row: Row, clock: Clock
 ) -> None:
     store.add_asset(ASSET, None, MIN_AGE)
-    start, asked = clock.now, []
+    start = clock.now
+    asked: list[int] = []
     while due := seconds_of(row()["next_attempt_at"]):
         clock.now = due - 1
         submitter._work_once()
@@ -957,7 +958,7 @@ def test_an_item_that_was_under_way_when_the_process_was_killed_is_asked_about(
     submitter = make()
     submitter._threads = []
     submitter.start()
-    assert "2 items were under way when the listener ended" in caplog.text
+    assert "Under way when the listener ended: 2 items" in caplog.text
     assert row()["in_doubt"] == 1
     assert submitter._work_once() == pytest.approx(10, abs=0.1)
     clock.now += 10.1
