@@ -47,7 +47,7 @@ class Database:
         :param progress: is told in a line what takes long
         :raises StoreError: the file is not ours or is damaged, or another listener runs on it; it was left as it was
         """
-        self.path = path
+        self.path, self._file_name = path, str(path)
         self.error: str | None = None  # what went wrong, until something could be written again
         self._max_wait = BUSY_SECONDS
         self._mutex = threading.Lock()
@@ -160,7 +160,7 @@ class Database:
 
     def _files(self) -> list[tuple[int, int]]:
         """What tells the files that are open here from others of the same names."""
-        stats = [file.stat() for file in (self.path, self.path.with_name(self.path.name + "-wal"))]
+        stats = [os.stat(self._file_name), os.stat(f"{self._file_name}-wal")]  # noqa: PTH116 it is asked at each webhook
         return [(stat.st_dev, stat.st_ino) for stat in stats]
 
     def _check_files(self) -> None:

@@ -69,6 +69,9 @@ class OnceAMinute(logging.Filter):
 def set_up_logging() -> None:
     """Send every log line of this process to stderr."""
     logging.raiseExceptions = False  # a full disk under stderr is no reason for tracebacks
+    # What no line shows need not be found out: the thread, the process, the calling function.
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+    logging._srcfile = None
     handler = logging.StreamHandler()
     handler.setFormatter(LogFormatter(with_priority=_stderr_is_the_journal()))
     handler.addFilter(OnceAMinute())

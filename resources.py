@@ -36,7 +36,7 @@ class Listening:
     secrets: tuple[str, ...]
     min_age: float
     started_at: str = field(default_factory=lambda: utc_text(time.time()))
-    last_webhook_at: str | None = None
+    last_webhook_at: float | None = None  # seconds since 1970
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class WebhookResource(Resource):
             object_id = body.get("object_id")
             return {"object_id": object_id if UUID.fullmatch(str(object_id)) else None, "item": "ignored"}
         event = _event(body)
-        self.listening.last_webhook_at = utc_text(time.time())
+        self.listening.last_webhook_at = time.time()
         try:
             item = self.store(event)
         except StoreUnavailable as error:
@@ -133,7 +133,7 @@ class Health(Resource):
             "started_at": listening.started_at,
             "paused_since": breaker.paused_since if paused else None,
             "last_error": listening.submitter.last_error,
-            "last_webhook_at": listening.last_webhook_at,
+            "last_webhook_at": utc_text(listening.last_webhook_at) if listening.last_webhook_at else None,
             **items,
         }
 

@@ -61,6 +61,17 @@ class Channel(HTTPChannel):
     def readable(self) -> bool:
         return bool(not self.server.is_draining and super().readable())
 
+    def writable(self) -> bool:
+        """Not while a worker is sending: it does that alone, and wakes the server afterwards.
+
+        waitress's own answer is yes, and so it polls again and again until the worker is done, and takes the CPU from
+        it. Measured with 4 connections: 18 polls a request instead of 2.
+        """
+        if not super().writable() or not self.outbuf_lock.acquire(blocking=False):
+            return False
+        self.outbuf_lock.release()
+        return True
+
     @property
     def is_busy(self) -> bool:
         """Whether a request that was read has not been answered, or not all of its answer has been sent."""

@@ -1,11 +1,14 @@
-"""A Flask-RESTful resource that does nothing, on waitress as the listener sets it: `python nothing.py PORT`."""
+"""A Flask-RESTful resource that does nothing, on the listener's own server: `python nothing.py PORT`."""
 
 import sys
+from pathlib import Path
 from typing import Any
 
-import waitress
 from flask import Flask
 from flask_restful import Api, Resource
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from server import Server
 
 
 class Nothing(Resource):  # type: ignore[misc]
@@ -16,20 +19,7 @@ class Nothing(Resource):  # type: ignore[misc]
 def main(port: int) -> None:
     app = Flask(__name__, static_folder=None)
     Api(app).add_resource(Nothing, "/create", "/proxy")
-    waitress.serve(
-        app,
-        listen=f"127.0.0.1:{port}",
-        threads=4,
-        max_request_body_size=1024 * 1024 + 1,
-        connection_limit=1000,
-        asyncore_use_poll=True,
-        channel_timeout=30,
-        cleanup_interval=10,
-        log_socket_errors=False,
-        ident=None,
-        clear_untrusted_proxy_headers=False,
-        _quiet=True,
-    )
+    Server(app, "127.0.0.1", port).run(lambda: None)
 
 
 if __name__ == "__main__":

@@ -308,6 +308,22 @@ class Promise(RuleBasedStateMachine):
         self.late = late
         self.outage = Trouble(replace(reply, after_work=is_taken), posts_only) if reply else None
 
+    @rule(
+        asset_ids=st.lists(assets, min_size=1, max_size=12, unique=True),
+        reply=troubles,
+        posts_only=st.booleans(),
+        is_taken=taken,
+        late=late,
+        seconds=st.sampled_from([0.15, 1, 40]),
+    )
+    def assets_come_in_everybodys_trouble(
+        self, asset_ids: list[str], reply: Reply, posts_only: bool, is_taken: bool, late: float, seconds: float
+    ) -> None:
+        """What leads deepest, as one step."""
+        self.everybodys_trouble(reply, posts_only, is_taken, late)
+        self.upload_many(asset_ids)
+        self.run_for(seconds)
+
     @rule(asset_id=assets, reply=st.one_of(st.just(REFUSAL), troubles), posts_only=st.booleans(), is_taken=taken)
     def one_assets_trouble(self, asset_id: str, reply: Reply, posts_only: bool, is_taken: bool) -> None:
         self.poison[asset_id] = Trouble(replace(reply, after_work=is_taken and reply != REFUSAL), posts_only)
