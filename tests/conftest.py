@@ -39,6 +39,14 @@ def berlin(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     time.tzset()
 
 
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An items.db without items, to be copied: to make one takes ten times as long."""
+    path = tmp_path_factory.mktemp("empty") / "items.db"
+    Store(path, listener=True).close()
+    return path
+
+
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[Store]:
     store = Store(tmp_path / "items.db", listener=True)

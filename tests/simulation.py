@@ -101,13 +101,15 @@ class Simulation:
         self.schedule(self.current, seconds)
         self.wait()
 
-    def run_until(self, end: float) -> None:
-        """Let the tasks live until then. What one of them raises is raised here."""
+    def run_until(self, end: float, stop: Callable[[], bool] = lambda: False) -> None:
+        """Let the tasks live until then, or until `stop` holds. What one of them raises is raised here."""
         while self._due and self._due[0][0] <= end:
             at, _, task, waits = heapq.heappop(self._due)
             if not task.is_over and task.waits == waits:
                 self.now = max(self.now, at)
                 self._resume(task)
+                if stop():
+                    return
         self.now = max(self.now, end)
 
     def run_for(self, seconds: float) -> None:

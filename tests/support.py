@@ -95,6 +95,13 @@ def wait_until(condition: Callable[[], Any], seconds: float = 20) -> None:
         time.sleep(0.005)
 
 
+def let_everybody_in(folder: Path) -> None:
+    """Open a folder of a test's, and those of pytest's around it, to a user without rights."""
+    for closed in (folder, *folder.parents):
+        if not closed.stat().st_mode & 0o077:
+            closed.chmod(0o755)
+
+
 class Clock:
     """Seconds that only pass when told to."""
 

@@ -16,7 +16,7 @@ import database
 from database import StoreError, StoreUnavailable, listener_runs, lock_path
 from errors import ListenerError
 from store import Store
-from support import ASSET, OTHER_ASSET, new_id, rows
+from support import ASSET, OTHER_ASSET, let_everybody_in, new_id, rows
 
 
 def test_what_is_stored_is_synced_to_the_disk_before_the_method_returns(store: Store) -> None:
@@ -200,7 +200,8 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from store import Store
-Store(Path(sys.argv[1]), listener=True).add_asset("x", None)
+store = Store(Path(sys.argv[1]), listener=True)
+store.add_asset("x", None)
 os.kill(os.getpid(), signal.SIGKILL)
 """
 
@@ -252,6 +253,7 @@ def test_a_folder_is_not_a_database(tmp_path: Path) -> None:
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be another user")
 AS_NOBODY = """
 import os, sys
+import urllib.parse  # which pathlib imports when it needs it, and nobody may not, if this Python is root's
 from pathlib import Path
 from database import StoreUnavailable
 from errors import ListenerError
@@ -267,8 +269,7 @@ except ListenerError as error:
 @pytest.fixture
 def as_nobody(tmp_path: Path) -> Callable[[str], str]:
     """What a user without rights is told who opens the database."""
-    for folder in (tmp_path, *tmp_path.parents[:2]):
-        folder.chmod(0o755)
+    let_everybody_in(tmp_path)
 
     def run(role: str) -> str:
         command = [sys.executable, "-c", AS_NOBODY, str(tmp_path / "items.db"), role]

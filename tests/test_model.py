@@ -79,6 +79,11 @@ class Call:
     is_due: bool = False  # it is answered now; if this stays so, it hangs
 
 
+def is_answer(reply: Reply) -> bool:
+    """Whether it says what became of a POST: iconik does not take that any more once it has answered so."""
+    return reply.status is not None and 300 <= reply.status < 500 and reply.status != 408
+
+
 class Wire:
     """In the place of the HTTP transport."""
 
@@ -94,7 +99,7 @@ class Wire:
         promise.simulation.wait()
         promise.calls.remove(call)
         reply = call.reply if call.is_due else HANGING
-        if reply is None or (reply.after_work and not promise.late):
+        if reply is None or (reply.after_work and (is_answer(reply) or not promise.late)):
             status, content = promise.do(method, path, query, json)
         elif reply.after_work and method == "POST" and call.asset_id:
             promise.to_be_taken.append((promise.simulation.now + promise.late, call.asset_id))
@@ -230,8 +235,7 @@ class Promise(RuleBasedStateMachine):
     def note_answer(self, call: Call, reply: Reply) -> None:
         if call.asset_id and reply == REFUSAL:
             self.refused.add(call.asset_id)
-        is_answer = reply.status is not None and 300 <= reply.status < 500 and reply.status != 408
-        if call.method == "POST" and call.asset_id and not is_answer:
+        if call.method == "POST" and call.asset_id and not is_answer(reply):
             self.in_doubt_since[call.asset_id] = self.simulation.now
 
     # What is in items.db
@@ -291,13 +295,16 @@ class Promise(RuleBasedStateMachine):
     # Time, and iconik's trouble
 
     def run_for(self, seconds: float) -> None:
-        end = self.simulation.now + seconds
-        while due := sorted(one for one in self.to_be_taken if one[0] <= end):
-            at, asset_id = due[0]
-            self.to_be_taken.remove(due[0])
-            self.simulation.run_until(at)
-            self.sandbox.start_job(asset_id)
-        self.simulation.run_until(end)
+        end, is_over = self.simulation.now + seconds, False
+        while not is_over:
+            for at, asset_id in sorted(self.to_be_taken):
+                if at <= self.simulation.now:
+                    self.to_be_taken.remove((at, asset_id))
+                    self.sandbox.start_job(asset_id)
+            count = len(self.to_be_taken)
+            next_at = min((at for at, _ in self.to_be_taken), default=end)
+            self.simulation.run_until(min(next_at, end), stop=lambda: len(self.to_be_taken) > count)  # noqa: B023
+            is_over = self.simulation.now >= end and all(at > end for at, _ in self.to_be_taken)
 
     @rule(seconds=st.sampled_from([0.001, 0.1, 1, 9.9, 10, 31, 100, LONGEST_DELAY]))
     def time_passes(self, seconds: float) -> None:

@@ -623,7 +623,7 @@ def test_closed_proxies_whose_create_never_came_are_deleted_after_a_day_in_batch
     assert reconciler.reconcile()
     assert statuses() == {ASSET: "awaiting_create", OTHER_ASSET: "awaiting_proxy"}
     assert reconciler.reconcile()
-    assert lines("Deleted") == ["INFO Deleted 5 items whose create has not come for a day after their proxy"]
+    assert lines("Deleted") == ["INFO Deleted 5 items whose create has not come for a day after the proxy"]
 
 
 def test_an_end_does_not_wait_for_all_batches(

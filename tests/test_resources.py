@@ -266,8 +266,10 @@ def test_a_refused_sender_is_in_the_log_and_no_secret_is(post: Post, caplog: pyt
     )
 
 
-def test_each_sender_and_each_kind_of_refusal_is_told_of(post: Post, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.handler.addFilter(OnceAMinute())
+def test_each_sender_and_each_kind_of_refusal_is_told_of(
+    post: Post, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(caplog.handler, "filters", [OnceAMinute()])
     for sender in ("203.0.113.9", "203.0.113.9", "203.0.113.10"):
         post("/create", create_event(), headers={"X-Webhook-Secret": "wrong", "X-Forwarded-For": sender})
         post("/create", create_event(), headers={"X-Forwarded-For": sender})

@@ -1,5 +1,6 @@
 """retry and skip: what a person does about items, and what is said of each."""
 
+import shutil
 import sqlite3
 import time
 from collections.abc import Callable
@@ -10,7 +11,6 @@ import pytest
 
 import corrections
 from sandbox import Fault, Sandbox
-from store import Store
 from support import ASSET, OTHER_ASSET, ListenerHere, new_id, rows, wait_until
 from text import seconds_of, utc_text
 
@@ -19,9 +19,9 @@ NOW, LATER = "2026-11-23T16:47:00.123Z", "2999-01-01T00:00:00.000Z"
 
 
 @pytest.fixture
-def listener(listeners_here: Callable[..., ListenerHere], tmp_path: Path) -> ListenerHere:
+def listener(listeners_here: Callable[..., ListenerHere], tmp_path: Path, empty_database: Path) -> ListenerHere:
     """A listener that is not running, with an empty database."""
-    Store(tmp_path / "items.db", listener=True).close()
+    shutil.copy(empty_database, tmp_path)
     return listeners_here(submitter__retry_delay=10, submitter__max_retry_delay=900)
 
 
