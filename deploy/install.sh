@@ -171,7 +171,8 @@ uninstall() {
   rm -rf "$home/.venv"
   echo "Kept: $(dirname "$config"), $data, $defaults, $home and the user $user. To remove these too, for ever:"
   echo "  sudo rm -r $(dirname "$config") $data $defaults $home && sudo userdel $user"
-  echo "iconik goes on sending its webhooks until they are deleted there: Admin, Settings, Webhooks."
+  echo "iconik goes on sending its webhooks until they are deleted there, in Admin, Settings, Webhooks."
+  echo "(Or, before the next time: iconik-listener register --remove https://…)"
 }
 
 check_arguments() {
