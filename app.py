@@ -11,6 +11,7 @@ The way of an asset from its webhooks to its job, and the module for each step:
 The `reconciler` asks iconik for what no webhook told. What an operator types is in `commands`.
 """
 
+import io
 import logging
 import os
 import shlex
@@ -82,7 +83,7 @@ def serve(config: Config) -> None:
         server.run(show_life, systemd.watchdog_interval())
         log.info("Stopping")
         systemd.notify("STOPPING=1")
-        with store.database.impatient():  # what was read is answered, with a 503 if somebody holds the database
+        with store.database.waiting_up_to(0.1):  # what was read is answered, with a 503 if somebody holds the database
             server.drain()
         submitter.stop()  # and the circuit breaker, for which the reconciler may be waiting
         reconciler.stop()
@@ -122,7 +123,7 @@ def cli(context: click.Context, path: str) -> None:
     Without a command: listen for iconik's webhooks.
     """
     # How this program is to be called is printed where a person has to do something.
-    this_command = shlex.join([sys.executable, str(Path(__file__).resolve()), "--config", str(Path(path).resolve())])
+    this_command = shlex.join([sys.executable, os.path.abspath(__file__), "--config", os.path.abspath(path)])  # noqa: PTH100
     os.environ.setdefault("ICONIK_LISTENER_COMMAND", this_command)
     context.obj = Path(path)
     if context.invoked_subcommand is None:
@@ -131,6 +132,9 @@ def cli(context: click.Context, path: str) -> None:
 
 def main() -> None:
     """Every error that is the operator's to fix ends here, as one line."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a title may have characters that this terminal does not
+            stream.reconfigure(errors="backslashreplace")
     try:
         cli(prog_name=os.environ.get("ICONIK_LISTENER_COMMAND"))
     except ListenerError as error:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from pwd import getpwuid
+from shlex import quote
 from typing import Any, TextIO
 
 import migrations
@@ -18,7 +19,6 @@ from errors import ListenerError
 from text import one_line, seconds_of, utc_text
 
 BUSY_SECONDS = 5.0  # a person may hold the database in sqlite3; then iconik gets a 503
-IMPATIENT_SECONDS = 0.1
 LOCK_SECONDS = 1.0  # listener_runs(), in another process, holds the lock for an instant
 MAX_WAL_BYTES = 16 * 1024 * 1024  # to which the file is cut back once nobody reads in it any more
 MIN_SQLITE = (3, 35)
@@ -102,9 +102,9 @@ class Database:
         self._unlock()
 
     @contextmanager
-    def impatient(self) -> Iterator[None]:
-        """Meanwhile, do not wait for a database that somebody else holds."""
-        self._max_wait = IMPATIENT_SECONDS
+    def waiting_up_to(self, seconds: float) -> Iterator[None]:
+        """Meanwhile, wait that long, and not 5 s, for a database that somebody else holds."""
+        self._max_wait = seconds
         try:
             yield
         finally:
@@ -245,6 +245,13 @@ def _remedy_if_missing(path: Path) -> str:
     return "the listener creates it at its first start"
 
 
+def _user_name(user_id: int) -> str:
+    try:
+        return getpwuid(user_id).pw_name
+    except KeyError:
+        return str(user_id)
+
+
 def _check_whole(db: sqlite3.Connection, path: Path) -> None:
     """A restore beside an old -wal file, for one, leaves a file that is damaged and can be opened all the same.
 
@@ -266,12 +273,13 @@ def explain(path: Path, error: OSError | sqlite3.Error) -> str:
     """One line on what is wrong with the database `path`: who owns what, where that is the cause."""
     reason = error.strerror or str(error) if isinstance(error, OSError) else str(error)
     for file in (path.parent, path, lock_path(path), *(path.with_name(path.name + end) for end in ("-wal", "-shm"))):
-        with suppress(OSError, KeyError):
+        with suppress(OSError):
             if os.statvfs(file).f_flag & os.ST_RDONLY:
                 return f"{file} is on a read-only file system ({reason})"
             if not os.access(file, os.R_OK | os.W_OK):
-                user, owner = getpwuid(os.geteuid()).pw_name, getpwuid(file.stat().st_uid).pw_name
-                return f"{file} belongs to {owner}, and {user} cannot write it: sudo chown {user} {file} ({reason})"
+                user, owner = _user_name(os.geteuid()), _user_name(file.stat().st_uid)
+                remedy = f"chmod u+rw {quote(str(file))}" if user == owner else f"chown {user} {quote(str(file))}"
+                return f"{file} belongs to {owner}, and {user} cannot write it: sudo {remedy} ({reason})"
     if re.search("malformed|not a database", reason):
         return _damaged(path, reason)
     return f"{path}: {one_line(reason)}"

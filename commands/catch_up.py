@@ -19,6 +19,7 @@ from iconik_client import IconikClient
 from store import Store
 from text import UUID, local_text, number_of, seconds_of, title_of, utc_text
 
+MAX_WAIT = 60.0  # seconds for the database
 STATE = "catch_up"  # the key in items.db's state: which catch-up was begun, and how far it has come
 
 
@@ -69,7 +70,8 @@ def catch_up(path: Path, since: float, until: float | None, dry_run: bool, yes: 
         if dry_run:
             _list(catalog, Corrections(store), period)
         elif count and _is_agreed(yes):
-            _add(catalog, Corrections(store), period, count, begun)
+            with store.database.waiting_up_to(MAX_WAIT):  # on a slow disk, the listener's webhooks go first
+                _add(catalog, Corrections(store), period, count, begun)
             store.set_state(STATE, "")
             if listener_runs(config.listener.database):
                 click.echo("The listener asks for their proxies and has them analyzed.")

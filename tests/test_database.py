@@ -70,7 +70,10 @@ def test_one_thread_waits_for_another_no_longer_than_five_seconds(
 
 
 def test_an_impatient_database_does_not_wait(store: Store, tmp_path: Path) -> None:
-    with closing(sqlite3.connect(tmp_path / "items.db", isolation_level=None)) as person, store.database.impatient():
+    with (
+        closing(sqlite3.connect(tmp_path / "items.db", isolation_level=None)) as person,
+        store.database.waiting_up_to(0.1),
+    ):
         person.execute("BEGIN IMMEDIATE")
         with pytest.raises(StoreUnavailable, match="locked"):
             store.add_asset(ASSET, None)

@@ -757,7 +757,7 @@ def test_a_database_that_is_held_by_somebody_only_delays(
 ) -> None:
     with closing(sqlite3.connect(tmp_path / "items.db", isolation_level=None)) as person:
         person.execute("BEGIN IMMEDIATE")
-        with store.database.impatient():
+        with store.database.waiting_up_to(0.1):
             assert not reconciler.reconcile()
     assert lines("database is locked. It will be tried again")
     assert reconciler.reconcile()
