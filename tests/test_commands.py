@@ -275,6 +275,26 @@ def test_a_signal_ends_a_command_without_a_traceback(
     assert errors == ("\nAborted!\n" if how == signal.SIGINT else "")
 
 
+def test_a_terminal_that_lacks_a_titles_characters_shows_the_rest(listener: ListenerHere) -> None:
+    with closing(Store(listener.database)) as store:
+        store.add_asset(new_id(), "Café ✂.mov", 0)
+        store.database.run("UPDATE items SET status = 'failed', error = 'x'")
+    command = [sys.executable, str(APP), "--config", str(listener.config), "status"]
+    environment = {**os.environ, "PYTHONIOENCODING": "latin-1"}
+    done = subprocess.run(command, capture_output=True, env=environment, encoding="latin-1")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "Café \\u2702.mov" in done.stdout
+
+
+def test_a_path_that_leads_nowhere_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "loop.ini").symlink_to(tmp_path / "loop.ini")
+    done = subprocess.run(
+        [sys.executable, str(APP), "--config", str(tmp_path / "loop.ini"), "check"], capture_output=True, text=True
+    )
+    assert done.returncode in (1, 2)
+    assert done.stdout + done.stderr == (done.stdout + done.stderr).splitlines()[0] + "\n"
+
+
 @pytest.mark.skipif(not Path("/root/.pyenv/versions/3.9.18").is_dir(), reason="there is no Python 3.9")
 def test_an_old_python_is_told_in_one_line(tmp_path: Path) -> None:
     python = "/root/.pyenv/versions/3.9.18/bin/python"

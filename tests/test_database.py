@@ -327,3 +327,12 @@ def test_on_a_full_disk_nothing_is_stored_and_the_error_stays_until_a_write_succ
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     store.add_asset(ASSET, None)
     assert store.database.error is None
+
+
+def test_a_file_of_ones_own_that_is_read_only_has_another_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "my items.db"
+    path.touch()
+    monkeypatch.setattr(os, "access", lambda file, mode: file != path)
+    assert f"sudo chmod u+rw '{path}'" in database.explain(path, PermissionError(13, "Permission denied"))
