@@ -8,7 +8,7 @@ import click
 from corrections import Corrections
 from text import number_of, one_line
 
-MIN_PAUSE = 0.1  # seconds between two batches, in which the listener can write
+MIN_PAUSE, MAX_PAUSE = 0.1, 0.3  # seconds between two batches, in which the listener can write
 
 
 def change_named(
@@ -48,4 +48,4 @@ def change_all(
 
 def pause_after(started: float) -> None:
     """Leave the database to the listener for most of the time, after a write that began at `started` (monotonic)."""
-    time.sleep(max(MIN_PAUSE, 3 * (time.monotonic() - started)))
+    time.sleep(min(MAX_PAUSE, max(MIN_PAUSE, 3 * (time.monotonic() - started))))
