@@ -315,13 +315,13 @@ def searched_without_a_server(monkeypatch: pytest.MonkeyPatch, count: int) -> No
 
 
 @pytest.mark.long
-def test_20_000_assets_are_added_in_flat_memory(listener: ListenerHere, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_100_000_assets_are_added_in_flat_memory(listener: ListenerHere, monkeypatch: pytest.MonkeyPatch) -> None:
     searched_without_a_server(monkeypatch, 1_000)
     listener.command("catch-up", "--since", "2019-01-01", "--yes")
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    searched_without_a_server(monkeypatch, 20_000)
+    searched_without_a_server(monkeypatch, 100_000)
     result = listener.command("catch-up", *OF_2020, "--yes")
-    assert "\n19000 assets were added.\n" in result.stdout
+    assert "\n99000 assets were added.\n" in result.stdout
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     assert grown < 8 * 1024, f"{grown} KiB more"
 

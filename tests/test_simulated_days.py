@@ -180,8 +180,8 @@ def test_a_day_of_an_iconik_that_fails_a_share_of_all_calls_and_comes_back(day: 
     day.assert_all_analyzed_once()
 
 
-# At a half, ten in a row fail by chance every 100 s, and the breaker is open for 47 s then: 0.34 in the long run.
-@pytest.mark.parametrize(("share", "least"), [(0.01, 0.95), (0.05, 0.9), (0.2, 0.75), (0.5, 0.3)])
+# At a half, 0.4 holds for the chance of this run. In the long run it is 0.34: ARCHITECTURE.md says why.
+@pytest.mark.parametrize(("share", "least"), [(0.01, 0.95), (0.05, 0.9), (0.2, 0.75), (0.5, 0.4)])
 def test_while_a_backlog_lasts_a_share_of_refusals_costs_little_more_than_itself(
     day: Day, share: float, least: float
 ) -> None:
