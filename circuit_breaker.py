@@ -47,8 +47,9 @@ class Permission:
 class CircuitBreaker:
     """Closed, requests go out freely. Open, none does for a while. Half-open, one at a time, until one succeeds.
 
-    It opens when `MAX_FAILURES` different items have failed with no success between them: one item, however often
-    it fails, never opens it. What comes of a request counts only if the breaker has not changed since it was sent.
+    It opens when `MAX_FAILURES` different items have failed in a row: one item, however often it fails, never opens it.
+    A success ends the row, even one that is still under way when the breaker opens. Anything else that comes of a
+    request counts only if the breaker has not changed since it was sent.
     """
 
     def __init__(self, config: SubmitterConfig, clock: Callable[[], float] = time.monotonic) -> None:
@@ -57,7 +58,8 @@ class CircuitBreaker:
         self._changed = threading.Condition()
         self._stopped = False
         self._generation = 0  # of the state: one more each time that it opens or closes
-        self._failed_items: set[str] = set()  # since the last success
+        self._failed_items: set[str] = set()  # in a row, since the last success
+        self._row_generation: int | None = None  # the one that such a row ended, until a probe fails
         self._openings = 0  # in a row; 0 means closed
         self._open_until = 0.0  # by the clock
         self._probe_is_out = False
@@ -111,7 +113,7 @@ class CircuitBreaker:
 
     def _succeeded(self, permission: Permission) -> None:
         with self._changed:
-            if permission.generation != self._generation:
+            if permission.generation not in (self._generation, self._row_generation):
                 return
             self._failed_items.clear()
             if self._openings:
@@ -124,14 +126,17 @@ class CircuitBreaker:
         with self._changed:
             if permission.generation != self._generation:
                 return
-            if object_id:
+            is_limited = isinstance(error, IconikRateLimited)
+            if object_id and not is_limited:
                 self._failed_items.add(object_id)
-            asked_to_wait = error.retry_after if isinstance(error, IconikRateLimited) else None
-            if permission.is_probe or isinstance(error, IconikRateLimited) or len(self._failed_items) >= MAX_FAILURES:
-                self._open(error.summary, asked_to_wait, self._clock() - permission.given_at)
+            is_row = len(self._failed_items) >= MAX_FAILURES
+            if permission.is_probe or is_limited or is_row:
+                self._row_generation = self._generation if is_row else None
+                self._open(error, self._clock() - permission.given_at)
 
-    def _open(self, reason: str, asked_to_wait: float | None, call_seconds: float) -> None:
+    def _open(self, error: IconikError, call_seconds: float) -> None:
         self._openings += 1
+        asked_to_wait = error.retry_after if isinstance(error, IconikRateLimited) else None
         first, longest = self._config.retry_delay, max(MAX_OPEN_SECONDS, self._config.retry_delay)
         # A call that hung is part of the wait, or one that began just before iconik's return would cost a minute more.
         delay = max(first, backoff(self._openings, first, longest) - call_seconds)
@@ -140,10 +145,10 @@ class CircuitBreaker:
         self._open_until = self._clock() + delay
         if self.paused_since is None:
             self.paused_since = utc_text(time.time())
-            log.error("The circuit breaker opens: %s. Nothing is sent for %.0f s", reason, delay)
-        elif reason != self.reason:
-            log.error("The circuit breaker stays open (since %s): now %s", self.paused_since, reason)
-        self.reason = reason
+            log.error("The circuit breaker opens: %s. Nothing is sent for %.0f s", error.summary, delay)
+        elif error.summary != self.reason:
+            log.error("The circuit breaker stays open (since %s): now %s", self.paused_since, error.summary)
+        self.reason = error.summary
         self._failed_items.clear()
         self._change()
 

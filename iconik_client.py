@@ -68,9 +68,7 @@ class IconikServerError(IconikUnavailable):
 class IconikClient:
     """iconik's API for one application: the calls of an item's way to its job, and `call` for the others.
 
-    Any number of threads may share it.
-
-    Every method raises an IconikError if the call did not succeed.
+    Any number of threads may share it. Every method raises an IconikError if the call did not succeed.
     """
 
     def __init__(self, config: IconikConfig) -> None:
@@ -164,7 +162,6 @@ def _json_object(answer: Answer) -> Json | None:
 def _error(answer: Answer, content: Json | None, role: str) -> IconikError:
     status = answer.status
     summary = f"iconik answered {status}"
-    message = _message(content) or one_line(answer.reason)
     kind: type[IconikError] = IconikUnavailable
     if status in (401, 403):
         summary += ": app_id and auth_token are not accepted" + (f", or lack the role {role}" if role else "")
@@ -176,7 +173,7 @@ def _error(answer: Answer, content: Json | None, role: str) -> IconikError:
         kind = IconikServerError
     elif status >= 400 and status != 408 and content and content.get("errors"):
         kind = IconikRefused
-    return kind(summary, message, status=status, retry_after=answer.retry_after)
+    return kind(summary, _message(content) or one_line(answer.reason), status=status, retry_after=answer.retry_after)
 
 
 def _message(content: Json | None) -> str:

@@ -162,15 +162,14 @@ class Submitter:
 
     def _settled(self, item: Item, asset: Json) -> Outcome | None:
         """What the asset itself says is to become of its item. None: the job is to be posted."""
-        object_id = item.object_id
         if asset.get("status") == "DELETED":
             return self._skipped(item, "the asset is deleted")
         if str(asset.get("type")) in self._skip_types:
             return self._skipped(item, f"assets of type {asset['type']} are not analyzed (skip_types in config.ini)")
         analyze_status = asset.get("analyze_status") or "N/A"
         if analyze_status in ANALYZED:
-            line = f"Found that iconik has an Analyze Job for {object_id} already"
-            return Outcome(partial(self._store.mark_submitted, object_id, None), line)
+            line = f"Found that iconik has an Analyze Job for {item.object_id} already"
+            return Outcome(partial(self._store.mark_submitted, item.object_id, None), line)
         if analyze_status == "FAILED" and item.in_doubt:
             return self._failed(item, "iconik's analysis failed")
         if analyze_status not in ("N/A", "FAILED"):

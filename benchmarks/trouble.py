@@ -15,6 +15,7 @@ SHARES = (0.0, 0.01, 0.05, 0.2, 0.5)
 BACKLOG = 20_000
 ICONIK_SECONDS = 0.1
 SECONDS, LONG_SECONDS = 40, 240
+SHARE_SECONDS, LONG_SHARE_SECONDS = 120, 480  # an iconik that fails by half opens the breaker every quarter of an hour
 ASSETS_PER_SECOND = 5
 BAD_ENDS = ("000000000504", "000000000403", "000000000500", "00000000dead")  # as stand_in.py knows them
 PLOT = Path(__file__).with_name("trouble.svg")
@@ -28,21 +29,24 @@ def run(bench: Bench) -> str:
     heads = ["", "without: median, s", "95th, s", "with: median, s", "95th, s", "ratio of the 95th"]
     heads.append("requests for 504, 403, 500, none")
     with_bad = table(heads, [[name, *_delays(bench, checkout)] for name, checkout in bench.checkouts.items()])
-    seconds = _seconds(bench)
     return f"""Jobs taken a second while a backlog lasts, by the share of analyze calls that is answered 503,
-as a part of the rate without any. Default delays, four workers, iconik answers in 100 ms, {seconds} s,
-all shares side by side.
+as a part of the rate without any. Default delays, four workers, iconik answers in 100 ms,
+{_share_seconds(bench)} s, all shares side by side.
 
 {by_share}
 
 Time from an asset's proxy to its job (median, 95th percentile), without and with four assets of which one always gets
-504, one 403, one 500 and one no answer; {ASSETS_PER_SECOND} other new assets a second for {seconds} s.
+504, one 403, one 500 and one no answer; {ASSETS_PER_SECOND} other new assets a second for {_seconds(bench)} s.
 
 {with_bad}"""
 
 
 def _seconds(bench: Bench) -> int:
     return LONG_SECONDS if bench.long else SECONDS
+
+
+def _share_seconds(bench: Bench) -> int:
+    return LONG_SHARE_SECONDS if bench.long else SHARE_SECONDS
 
 
 def _rates_by_share(bench: Bench, checkout: Path) -> list[float]:
@@ -55,9 +59,9 @@ def _rates_by_share(bench: Bench, checkout: Path) -> list[float]:
             iconik = stack.enter_context(Iconik(folder, latency=ICONIK_SECONDS, share=share))
             stack.enter_context(Service(checkout, folder, iconik))
             iconiks.append(iconik)
-        time.sleep(_seconds(bench))
+        time.sleep(_share_seconds(bench))
         reports = [iconik.report() for iconik in iconiks]
-    return [_jobs_in_window(report, _seconds(bench)) / _seconds(bench) for report in reports]
+    return [_jobs_in_window(report, _share_seconds(bench)) / _share_seconds(bench) for report in reports]
 
 
 def _jobs_in_window(report: dict[str, Any], seconds: float) -> int:

@@ -246,18 +246,70 @@ def test_after_it_closed_ten_items_have_to_fail_again(breaker: CircuitBreaker, c
 # Outcomes that come late
 
 
-def test_outcomes_of_requests_from_before_it_opened_neither_close_nor_lengthen_it(
-    breaker: CircuitBreaker, clock: Clock
+@pytest.mark.parametrize("seconds", [0, 9, 10, 30], ids="after {} s".format)
+def test_a_success_that_was_under_way_when_ten_had_failed_still_ends_their_row(
+    breaker: CircuitBreaker, clock: Clock, seconds: float
 ) -> None:
-    with permitted(breaker) as first, permitted(breaker) as second, permitted(breaker) as third:
+    with permitted(breaker) as first:
+        open_it(breaker)
+        clock.now += seconds
+        first.succeeded()
+    assert breaker.state == "closed"
+    for _ in range(9):
+        fail(breaker)
+    assert breaker.state == "closed"
+
+
+def test_it_is_the_last_row_that_a_success_still_ends(breaker: CircuitBreaker) -> None:
+    with permitted(breaker) as first:
+        open_it(breaker)
+        succeed(breaker)
         open_it(breaker)
         first.succeeded()
-        second.failed(TROUBLE, new_id())
-        third.failed(limited(500), new_id())
-        assert breaker.seconds_until_half_open() == 10
-        clock.now += 10
+        assert breaker.state == "open"
+
+
+def test_after_a_failed_probe_no_request_from_before_closes_it(breaker: CircuitBreaker) -> None:
+    with permitted(breaker) as first:
+        open_it(breaker)
+        fail(breaker)
         first.succeeded()
-        assert breaker.state == "half-open"
+        assert breaker.state == "open"
+
+
+def test_after_a_429_no_request_from_before_closes_it(breaker: CircuitBreaker) -> None:
+    with permitted(breaker) as first, permitted(breaker) as second:
+        for _ in range(9):
+            fail(breaker)
+        fail(breaker, error=limited(500))  # it is no failure of an item
+        first.succeeded()
+        assert breaker.seconds_until_half_open() == pytest.approx(500)
+        open_until = breaker._open_until
+        second.succeeded()
+        assert breaker._open_until == open_until
+
+
+def test_failures_of_requests_from_before_it_opened_do_not_lengthen_it(breaker: CircuitBreaker) -> None:
+    with permitted(breaker) as first, permitted(breaker) as second:
+        open_it(breaker)
+        first.failed(TROUBLE, new_id())
+        second.failed(limited(500), new_id())
+        assert breaker.seconds_until_half_open() == 10
+
+
+def test_a_probe_that_is_out_when_a_late_success_closes_it_counts_for_nothing(
+    breaker: CircuitBreaker, clock: Clock
+) -> None:
+    with permitted(breaker) as first:
+        half_open(breaker, clock)
+        with permitted(breaker) as probe:
+            first.succeeded()
+            probe.failed(TROUBLE, new_id())
+            probe.failed(limited(), new_id())
+    assert breaker.state == "closed"
+    with permitted(breaker) as second, permitted(breaker) as third:
+        assert not second.is_probe
+        assert not third.is_probe
 
 
 def test_failures_from_before_it_closed_do_not_count(breaker: CircuitBreaker, clock: Clock) -> None:
