@@ -31,18 +31,18 @@ except ImportError as missing:
     sys.exit(f"Error: {missing.name} is not installed for {sys.executable}: use the virtual environment's Python")
 
 import commands
-import systemd
 from circuit_breaker import CircuitBreaker
 from config import Config, load
-from errors import ListenerError
-from iconik_catalog import IconikCatalog
 from iconik_client import IconikClient
-from log import set_up_logging
-from reconciler import Reconciler
+from reconciliation.catalog import IconikCatalog
+from reconciliation.reconciler import Reconciler
 from resources import Listening, create_app
-from server import Server
 from store import Store
 from submitter import Submitter
+from system import systemd
+from system.errors import ListenerError
+from system.log import set_up_logging
+from system.server import Server
 from version import __version__
 
 log = logging.getLogger("iconik_listener")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from config import SubmitterConfig
 from iconik_client import IconikError, IconikRateLimited
-from text import utc_text
+from system.text import utc_text
 
 log = logging.getLogger("iconik_listener")
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from errors import ListenerError
-from text import UUID
+from system.errors import ListenerError
+from system.text import UUID
 
 Section = TypeVar("Section")
 HOST = re.compile(r"[a-z0-9-]+(\.[a-z0-9-]+)*\.?|[0-9a-f:]*:[0-9a-f:.]*")

@@ -19,9 +19,9 @@ from typing import Any
 from urllib.parse import quote
 
 from config import IconikConfig
-from errors import ListenerError
-from text import one_line
-from transport import Answer, Transport, TransportError
+from system.errors import ListenerError
+from system.text import one_line
+from system.transport import Answer, Transport, TransportError
 from version import __version__
 
 PAGE_SIZE = 100

@@ -12,8 +12,8 @@ from filecmp import cmp
 from itertools import count
 from pathlib import Path
 
-from errors import ListenerError
-from text import one_line, utc_text
+from system.errors import ListenerError
+from system.text import one_line, utc_text
 
 APPLICATION_ID = 1768124011  # "icnk"
 SCHEMA_VERSION = 2

@@ -12,12 +12,12 @@ from flask_restful import Api, Resource, abort
 from werkzeug.exceptions import HTTPException
 
 from circuit_breaker import CircuitBreaker
-from database import StoreUnavailable
+from reconciliation.webhooks import CREATE, PROXY, SECRET_HEADER, EventKind
 from store import UNCHANGED, Store
 from submitter import Submitter
-from text import UUID, one_line, title_of, utc_text
+from system.database import StoreUnavailable
+from system.text import UUID, one_line, title_of, utc_text
 from version import __version__
-from webhooks import CREATE, PROXY, SECRET_HEADER, EventKind
 
 log = logging.getLogger("iconik_listener")
 

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from database import Database, Progress, Row
-from text import seconds_of, utc_text
+import migrations
+from system.database import Database, Progress, Row
+from system.text import seconds_of, utc_text
 
 UNCHANGED = "unchanged"
 # SQL: the ready items that were never attempted, and those that were; written as the index items_ready has it.
@@ -51,7 +52,7 @@ class Store:
     ) -> None:
         """`clock`: seconds since 1970. All else, and the StoreError that this may raise, is Database's."""
         self._clock = clock
-        self.database = Database(path, listener=listener, progress=progress)
+        self.database = Database(path, migrations, listener=listener, progress=progress)
 
     def close(self) -> None:
         self.database.close()

@@ -9,7 +9,6 @@ from functools import partial
 
 from circuit_breaker import CircuitBreaker, Permission, backoff
 from config import Config
-from database import StoreUnavailable
 from iconik_client import (
     IconikClient,
     IconikDenied,
@@ -20,8 +19,9 @@ from iconik_client import (
     Json,
 )
 from store import Item, Store
-from text import command, number_of, one_line
-from transport import MAX_RETRY_AFTER
+from system.database import StoreUnavailable
+from system.text import command, number_of, one_line
+from system.transport import MAX_RETRY_AFTER
 
 log = logging.getLogger("iconik_listener")
 

@@ -8,7 +8,7 @@ from flask import Flask
 from flask_restful import Api, Resource
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from server import Server
+from system.server import Server
 
 
 class Nothing(Resource):  # type: ignore[misc]

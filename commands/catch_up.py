@@ -11,13 +11,13 @@ import click
 
 from commands.items import pause_after
 from config import load
-from corrections import Corrections
-from database import listener_runs
-from errors import ListenerError
-from iconik_catalog import IconikCatalog, created_until, ids_and_titles
 from iconik_client import IconikClient
+from reconciliation.catalog import IconikCatalog, created_until, ids_and_titles
+from reconciliation.changes import Corrections
 from store import Store
-from text import UUID, local_text, number_of, seconds_of, title_of, utc_text
+from system.database import listener_runs
+from system.errors import ListenerError
+from system.text import UUID, local_text, number_of, seconds_of, title_of, utc_text
 
 MAX_WAIT = 60.0  # seconds for the database
 STATE = "catch_up"  # the key in items.db's state: which catch-up was begun, and how far it has come

@@ -13,14 +13,14 @@ import requests
 
 from commands.running import running_listener
 from config import Config, ConfigError, load
-from errors import ListenerError
-from iconik_catalog import IconikCatalog
 from iconik_client import IconikClient, IconikError
+from reconciliation.catalog import IconikCatalog
+from reconciliation.webhooks import CREATE, KINDS, REGISTERED_URL, SECRET_HEADER, WebhookDefinition, of_our_kinds, ours
 from store import Store
-from text import command, local_text, number_of, one_line, seconds_of
-from transport import Transport, TransportError
+from system.errors import ListenerError
+from system.text import command, local_text, number_of, one_line, seconds_of
+from system.transport import Transport, TransportError
 from version import __version__
-from webhooks import CREATE, KINDS, REGISTERED_URL, SECRET_HEADER, WebhookDefinition, of_our_kinds, ours
 
 MAX_DUE_SECONDS = 15 * 60.0  # for which an item that is due may wait
 MAX_WAL_BYTES = 64 * 1024 * 1024

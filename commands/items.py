@@ -5,8 +5,8 @@ from collections.abc import Callable
 
 import click
 
-from corrections import Corrections
-from text import number_of, one_line
+from reconciliation.changes import Corrections
+from system.text import number_of, one_line
 
 MIN_PAUSE, MAX_PAUSE = 0.1, 0.3  # seconds between two batches, in which the listener can write
 

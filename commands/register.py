@@ -8,13 +8,13 @@ from urllib.parse import urlsplit
 import click
 
 from config import Config, load
-from corrections import Corrections
-from iconik_catalog import IconikCatalog
 from iconik_client import IconikClient
-from reconciler import ASSETS_FLOOR, ASSETS_PASSED_OVER
+from reconciliation.catalog import IconikCatalog
+from reconciliation.changes import Corrections
+from reconciliation.reconciler import ASSETS_FLOOR, ASSETS_PASSED_OVER
+from reconciliation.webhooks import KINDS, REGISTERED_URL, WebhookDefinition, of_our_kinds
 from store import Store
-from text import one_line
-from webhooks import KINDS, REGISTERED_URL, WebhookDefinition, of_our_kinds
+from system.text import one_line
 
 
 @click.command()

@@ -8,7 +8,7 @@ import click
 
 from commands.items import change_all, change_named
 from config import load
-from corrections import RETRIES, Corrections
+from reconciliation.changes import RETRIES, Corrections
 from store import Store
 
 

@@ -3,9 +3,9 @@
 import json
 from typing import Any
 
-from database import listener_runs
 from store import Store
-from transport import Transport, TransportError
+from system.database import listener_runs
+from system.transport import Transport, TransportError
 
 HEALTH_TIMEOUT = 10.0  # seconds; it waits up to 5 s for a database that somebody else holds
 FIELDS = {"version", "started_at", "status", "paused_since", "last_error", "last_webhook_at", "oldest_due_at"}

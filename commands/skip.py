@@ -7,7 +7,7 @@ import click
 
 from commands.items import change_all, change_named
 from config import load
-from corrections import SKIPPED, Corrections
+from reconciliation.changes import SKIPPED, Corrections
 from store import Store
 
 

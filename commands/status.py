@@ -14,7 +14,7 @@ import click
 from commands.running import running_listener
 from config import Config, load
 from store import Store
-from text import local_text, number_of, one_line, seconds_of
+from system.text import local_text, number_of, one_line, seconds_of
 
 MAX_PROBLEMS = 100
 

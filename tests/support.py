@@ -24,9 +24,9 @@ from config import Config, load
 from iconik_client import IconikClient
 from resources import Listening, create_app
 from sandbox import Sandbox
-from server import Server
 from store import Store
 from submitter import Submitter
+from system.server import Server
 
 APP = Path(__file__).parent.parent / "app.py"
 SECRET = "s3cret%-with;#oddities"

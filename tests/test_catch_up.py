@@ -310,8 +310,8 @@ def searched_without_a_server(monkeypatch: pytest.MonkeyPatch, count: int) -> No
                 for number in range(start, min(start + PAGE, count))
             ]
 
-    monkeypatch.setattr("iconik_catalog.IconikCatalog.assets_created", pages)
-    monkeypatch.setattr("iconik_catalog.IconikCatalog.count_assets_created", lambda *_: count)
+    monkeypatch.setattr("reconciliation.catalog.IconikCatalog.assets_created", pages)
+    monkeypatch.setattr("reconciliation.catalog.IconikCatalog.count_assets_created", lambda *_: count)
 
 
 @pytest.mark.long

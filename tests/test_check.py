@@ -18,11 +18,11 @@ from typing import Any
 
 import pytest
 
-import database
 from commands.check import OTHER_ROLES, SERVICE_ROLES
 from sandbox import Fault, Sandbox
 from store import Store
 from support import ASSET, SECRET, ListenerHere, create_event, new_id, wait_until
+from system import database
 
 OURS = {"X-Webhook-Secret": SECRET}
 PROFILE = "d0d0d0d0-0000-11e7-a36b-0a580a00054a"

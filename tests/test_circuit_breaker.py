@@ -11,7 +11,7 @@ from config import SubmitterConfig
 from iconik_client import IconikDenied, IconikError, IconikRateLimited, IconikServerError
 from simulation import wait_by
 from support import Clock, new_id, wait_until
-from text import utc_text
+from system.text import utc_text
 
 CONFIG = SubmitterConfig(workers=4, retry_delay=10, max_retry_delay=900, give_up_after=604800)
 TROUBLE = IconikServerError("iconik answered 503", "Out of order", status=503)

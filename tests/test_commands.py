@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 import commands
-import database
 from sandbox import Fault, Sandbox
 from store import Store
 from support import APP, ASSET, SECRET, ListenerHere, new_id, run
+from system import database
 
 NOBODY = 65534
 PUBLIC = "https://127.0.0.1:1"

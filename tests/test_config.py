@@ -7,7 +7,7 @@ import pytest
 from config import MOVED, Config, ConfigError, load
 from sandbox import Sandbox
 from support import ASSET, Listener, wait_until, write_config
-from text import UUID
+from system.text import UUID
 
 EXAMPLE = Path(__file__).parent.parent / "config.example.ini"
 TEN_YEARS = 10 * 365 * 24 * 3600

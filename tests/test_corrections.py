@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-import corrections as corrections_module
-from corrections import Corrections
+from reconciliation import changes as corrections_module
+from reconciliation.changes import Corrections
 from store import Store
 from support import ASSET, OTHER_ASSET, Clock, new_id, rows
-from text import utc_text
+from system.text import utc_text
 
 DAY = 24 * 3600
 

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-import database
-from database import StoreError, StoreUnavailable, listener_runs, lock_path
-from errors import ListenerError
 from store import Store
 from support import ASSET, OTHER_ASSET, let_everybody_in, new_id, rows
+from system import database
+from system.database import StoreError, StoreUnavailable, listener_runs, lock_path
+from system.errors import ListenerError
 
 
 def test_what_is_stored_is_synced_to_the_disk_before_the_method_returns(store: Store) -> None:
@@ -53,7 +53,7 @@ def test_the_wait_for_other_threads_and_other_programs_is_one_wait(
     waiting = threading.Thread(target=store.database.run, args=("SELECT 1",))
     waiting.start()
     now = time.monotonic()
-    monkeypatch.setattr("database.time.monotonic", lambda: now + 3)
+    monkeypatch.setattr("system.database.time.monotonic", lambda: now + 3)
     store.database._mutex.release()
     waiting.join()
     # In steps of a quarter of a second: what is left of five seconds after a wait of three.
@@ -258,8 +258,8 @@ AS_NOBODY = """
 import os, sys
 import urllib.parse  # which pathlib imports when it needs it, and nobody may not, if this Python is root's
 from pathlib import Path
-from database import StoreUnavailable
-from errors import ListenerError
+from system.database import StoreUnavailable
+from system.errors import ListenerError
 from store import Store
 os.setgid(65534); os.setuid(65534)
 try:

@@ -11,11 +11,11 @@ from flask.testing import FlaskClient
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from log import LogFormatter
 from resources import Listening, create_app
 from store import Store
 from submitter import Submitter
 from support import ASSET, create_event, proxy_event, rows
+from system.log import LogFormatter
 
 BASE = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 paths = st.sampled_from(["/create", "/proxy", "/create/", "/proxy/"])

@@ -6,7 +6,6 @@ from urllib.parse import parse_qs
 
 import pytest
 
-from iconik_catalog import IconikCatalog, created_until, ids_and_titles
 from iconik_client import (
     PAGE_SIZE,
     IconikClient,
@@ -17,6 +16,7 @@ from iconik_client import (
     IconikUnavailable,
     Json,
 )
+from reconciliation.catalog import IconikCatalog, created_until, ids_and_titles
 from sandbox import Fault, Sandbox
 from support import ASSET, OTHER_ASSET
 

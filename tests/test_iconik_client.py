@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from config import Config
-from errors import ListenerError
 from iconik_client import (
     PAGE_SIZE,
     IconikClient,
@@ -24,6 +23,7 @@ from iconik_client import (
 )
 from sandbox import Fault, Sandbox
 from support import ASSET, OTHER_ASSET, wait_until
+from system.errors import ListenerError
 from version import __version__
 
 PROFILE = "d0d0d0d0-0000-11e7-a36b-0a580a00054a"

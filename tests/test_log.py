@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from log import MAX_TOPICS, LogFormatter, OnceAMinute, set_up_logging
+from system.log import MAX_TOPICS, LogFormatter, OnceAMinute, set_up_logging
 
 
 def record(topic: tuple[str, ...] | None) -> logging.LogRecord:
@@ -48,7 +48,7 @@ def test_a_stderr_without_a_file_is_not_the_journal(monkeypatch: pytest.MonkeyPa
 
 def test_a_topic_passes_once_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1000.0
-    monkeypatch.setattr("log.time.monotonic", lambda: now)
+    monkeypatch.setattr("system.log.time.monotonic", lambda: now)
     passes = OnceAMinute().filter
     refused, claim, none = record(("refused", "a")), record(("claim", "x")), record(None)
     assert [passes(one) for one in (refused, claim, none, refused, claim, none)] == [1, 1, 1, 0, 0, 1]

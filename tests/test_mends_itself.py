@@ -9,9 +9,9 @@ from contextlib import closing
 
 import pytest
 
+from reconciliation.webhooks import SECRET_HEADER
 from sandbox import Fault, Sandbox
 from support import SECRET, Listener, wait_until
-from webhooks import SECRET_HEADER
 
 LIST_OF_WEBHOOKS = "GET /API/notifications/v1/webhooks/"
 SEARCH = "POST /API/search/"

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 
 import migrations
-from database import Database
-from errors import ListenerError
 from migrations import APPLICATION_ID, MigrationError
 from store import Store
 from support import ASSET, OTHER_ASSET, new_id, rows
+from system.database import Database
+from system.errors import ListenerError
 
 ROOT = Path(migrations.__file__).parent
 VERSION_1_0 = (Path(__file__).parent / "data" / "version_1_0.sql").read_text(encoding="utf-8")
@@ -38,7 +38,7 @@ def write(path: Path, script: str, journal_mode: str = "WAL") -> None:
 def upgrade(path: Path) -> list[str]:
     """Open the database as the listener does, and close it again. Returns what was told meanwhile."""
     lines: list[str] = []
-    Database(path, listener=True, progress=lines.append).close()
+    Database(path, migrations, listener=True, progress=lines.append).close()
     return lines
 
 
@@ -379,7 +379,7 @@ def test_a_database_is_called_upgraded_only_once_that_is_committed(path: Path) -
         with closing(sqlite3.connect(path)) as db:
             seen.append((line.split()[1], db.execute("PRAGMA user_version").fetchone()[0]))
 
-    Database(path, listener=True, progress=progress).close()
+    Database(path, migrations, listener=True, progress=progress).close()
     assert seen == [(str(path), 1), ("is", 2)]
 
 
@@ -470,7 +470,7 @@ def test_a_file_that_is_not_ours_is_refused_in_one_line_and_left_as_it_is(
     shutil.rmtree(tmp_path / "elsewhere", ignore_errors=True)
     before = files(tmp_path)
     with pytest.raises(MigrationError, match=reason) as refused:
-        Database(path, listener=listener, progress=print)
+        Database(path, migrations, listener=listener, progress=print)
     assert str(refused.value).startswith(f"{path} ")
     assert "\n" not in str(refused.value)
     after = files(tmp_path)
@@ -517,7 +517,7 @@ def test_a_command_leaves_the_upgrade_to_the_listener(path: Path, tmp_path: Path
 
 
 def test_a_database_that_a_person_holds_is_upgraded_later(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("database.BUSY_SECONDS", 0.02)
+    monkeypatch.setattr("system.database.BUSY_SECONDS", 0.02)
     write(path, VERSION_1_0)
     with closing(sqlite3.connect(path, isolation_level=None)) as person:
         person.execute("BEGIN IMMEDIATE")
@@ -558,7 +558,7 @@ UPGRADE_AND_DIE = """
 import os, signal, sys
 from pathlib import Path
 import migrations
-from database import Database
+from system.database import Database
 migrations.PROGRESS_SECONDS = 0
 migrations.BACKUP_PAGES = 100
 lines = []
@@ -568,7 +568,7 @@ def progress(line):
         os.kill(os.getpid(), signal.SIGKILL)
 if sys.argv[2] == "-1":
     migrations._put_back_additions = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
-Database(Path(sys.argv[1]), listener=True, progress=progress)
+Database(Path(sys.argv[1]), migrations, listener=True, progress=progress)
 """
 
 

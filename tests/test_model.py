@@ -17,10 +17,11 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from circuit_breaker import CircuitBreaker
 from config import load
-from corrections import Corrections
-from iconik_catalog import IconikCatalog
 from iconik_client import IconikClient
-from reconciler import Reconciler
+from reconciliation.catalog import IconikCatalog
+from reconciliation.changes import Corrections
+from reconciliation.reconciler import Reconciler
+from reconciliation.webhooks import REGISTERED_URL, SECRET_HEADER
 from resources import Listening, create_app
 from sandbox import Sandbox
 from simulation import (
@@ -37,9 +38,8 @@ from simulation import (
 from store import Store
 from submitter import Submitter
 from support import SECRET, create_event, proxy_event, write_config
-from text import utc_text
-from transport import Answer, Transport, TransportError
-from webhooks import REGISTERED_URL, SECRET_HEADER
+from system.text import utc_text
+from system.transport import Answer, Transport, TransportError
 
 HOUR, DAY = 3600.0, 24 * 3600.0
 RETRY_DELAY, LONGEST_DELAY, WORKERS = 10.0, 900.0, 4

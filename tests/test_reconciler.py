@@ -9,10 +9,10 @@ import pytest
 
 from circuit_breaker import MAX_FAILURES, CircuitBreaker
 from config import Config
-from corrections import Corrections
-from iconik_catalog import IconikCatalog
 from iconik_client import IconikClient, IconikUnavailable
-from reconciler import (
+from reconciliation.catalog import IconikCatalog
+from reconciliation.changes import Corrections
+from reconciliation.reconciler import (
     ASSETS_FLOOR,
     ASSETS_RESUME_AT,
     ASSETS_SEEN_UNTIL,
@@ -21,12 +21,12 @@ from reconciler import (
     JOBS_SEEN_UNTIL,
     Reconciler,
 )
+from reconciliation.webhooks import REGISTERED_URL, SECRET_HEADER
 from sandbox import Fault, Json, Sandbox
 from store import Store
 from submitter import Submitter
 from support import ASSET, OTHER_ASSET, SECRET, Clock, new_id, rows, wait_until
-from text import utc_text
-from webhooks import REGISTERED_URL, SECRET_HEADER
+from system.text import utc_text
 
 HOUR = 3600.0
 DAY = 24 * HOUR
@@ -90,7 +90,7 @@ def reconciler(reconcilers: Callable[..., Reconciler]) -> Reconciler:
 @pytest.fixture
 def short_pages(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ten to a page."""
-    monkeypatch.setattr("iconik_catalog.PAGE_SIZE", 10)
+    monkeypatch.setattr("reconciliation.catalog.PAGE_SIZE", 10)
 
 
 @pytest.fixture
@@ -868,7 +868,7 @@ def test_it_ends_though_iconik_does_not_answer(
     everything: Everything, sandbox: Sandbox, reconciler: Reconciler, lines: Lines, call: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr("reconciler.STOP_SECONDS", 0.05)
+    monkeypatch.setattr("reconciliation.reconciler.STOP_SECONDS", 0.05)
     sandbox.faults.append(Fault(call, hang=True))
     reconciler.start()
     sandbox.wait_for(lambda: asked(sandbox, call) > 0)

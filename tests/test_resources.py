@@ -13,11 +13,11 @@ from werkzeug.test import TestResponse
 
 from circuit_breaker import CircuitBreaker
 from iconik_client import IconikRateLimited
-from log import LogFormatter, OnceAMinute
 from resources import Listening, create_app
 from store import Store
 from submitter import Submitter
 from support import ARTICLE_CREATE, ARTICLE_PROXY, ASSET, OTHER_ASSET, create_event, proxy_event, rows, wait_until
+from system.log import LogFormatter, OnceAMinute
 from version import __version__
 
 SECRET = "s3cret"

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-import corrections
+from reconciliation import changes as corrections
 from sandbox import Fault, Sandbox
 from support import ASSET, OTHER_ASSET, ListenerHere, new_id, rows, wait_until
-from text import seconds_of, utc_text
+from system.text import seconds_of, utc_text
 
 STATUSES = ("awaiting_proxy", "awaiting_create", "ready", "submitting", "submitted", "skipped", "failed")
 NOW, LATER = "2026-11-23T16:47:00.123Z", "2999-01-01T00:00:00.000Z"

@@ -16,7 +16,6 @@ import requests
 
 from sandbox import Fault, Sandbox
 
-SANDBOX = Path(__file__).parent.parent / "sandbox.py"
 HEADERS = {"App-ID": Sandbox.app_id, "Auth-Token": Sandbox.auth_token}
 WEBHOOKS = "notifications/v1/webhooks/"
 FOREVER = float("inf")
@@ -468,9 +467,12 @@ def test_a_rate_limit_is_a_429_with_retry_after(sandbox: Sandbox, asset_id: str)
 # By hand
 
 
+ROOT = Path(__file__).parent.parent
+
+
 def start(*arguments: str) -> "subprocess.Popen[str]":
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen([sys.executable, str(SANDBOX), *arguments], text=True, **pipes)  # type: ignore[call-overload, no-any-return]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "cwd": ROOT}
+    return subprocess.Popen([sys.executable, "-m", "sandbox", *arguments], text=True, **pipes)  # type: ignore[call-overload, no-any-return]
 
 
 def test_a_title_typed_while_the_listener_is_down_is_a_line_and_the_end_of_input_ends_it() -> None:

@@ -11,9 +11,9 @@ import pytest
 import requests
 from flask import Flask, request
 
-import server as server_module
-from server import MAX_BODY, MAX_CONNECTIONS, RESERVED_DESCRIPTORS, CannotListen, Server, _connection_limit
 from support import wait_until
+from system import server as server_module
+from system.server import MAX_BODY, MAX_CONNECTIONS, RESERVED_DESCRIPTORS, CannotListen, Server, _connection_limit
 
 
 class Site:

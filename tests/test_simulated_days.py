@@ -19,7 +19,7 @@ from simulation import HANGING, HTML, LATENCY, OUTAGES, Reply, SimulatedConditio
 from store import Store
 from submitter import Submitter
 from support import rows, write_config
-from transport import Answer, Transport, TransportError
+from system.transport import Answer, Transport, TransportError
 
 pytestmark = pytest.mark.long
 

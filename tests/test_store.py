@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from corrections import Corrections
+from reconciliation.changes import Corrections
 from store import Item, Store
 from support import ASSET, OTHER_ASSET, Clock, new_id, rows
-from text import utc_text
+from system.text import utc_text
 
 DAY = 24 * 3600
 MONTH = 30 * DAY

@@ -11,14 +11,14 @@ import pytest
 
 import submitter as submitter_module
 from circuit_breaker import CircuitBreaker
-from corrections import Corrections
 from iconik_client import IconikClient, IconikRateLimited, IconikServerError, IconikUnavailable
+from reconciliation.changes import Corrections
 from sandbox import Fault, Sandbox
 from simulation import wait_by
 from store import Store
 from submitter import Submitter
 from support import ASSET, OTHER_ASSET, Clock, make_config, new_id, rows, wait_until
-from text import seconds_of, utc_text
+from system.text import seconds_of, utc_text
 
 DAY = 24 * 3600.0
 MIN_AGE = 600.0

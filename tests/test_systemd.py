@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 import requests
 
-import systemd
 from sandbox import Fault, Sandbox
 from support import ASSET, OTHER_ASSET, Listener, create_event, new_id, wait_until
+from system import systemd
 from test_migrations import VERSION_1_0, write
 
 WATCHDOG = "WATCHDOG=1"

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from support import ASSET
-from text import UUID, command, local_text, one_line, seconds_of, title_of, utc_text
+from system.text import UUID, command, local_text, one_line, seconds_of, title_of, utc_text
 
 NOON = 1_795_434_420.0  # 2026-11-23T11:47:00Z
 

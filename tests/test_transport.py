@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-import transport
-from transport import Answer, Transport, TransportError
+from system import transport
+from system.transport import Answer, Transport, TransportError
 
 SHORT = 0.1  # seconds, for calls that get no answer
 TIMEOUT = 0.3  # for those that get a part of one, which a busy machine must send in that time

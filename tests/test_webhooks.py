@@ -3,8 +3,8 @@ from typing import Any
 
 import pytest
 
+from reconciliation.webhooks import CREATE, KINDS, PROXY, EventKind, WebhookDefinition, of_our_kinds, ours
 from support import ARTICLE_CREATE, ARTICLE_PROXY, ASSET, SECRET
-from webhooks import CREATE, KINDS, PROXY, EventKind, WebhookDefinition, of_our_kinds, ours
 
 URL = "https://listener.example.com"
 TWIN = "https://staging.example.com"

@@ -14,7 +14,7 @@ from waitress.channel import HTTPChannel
 from waitress.server import create_server
 from waitress.task import ErrorTask
 
-from errors import ListenerError
+from system.errors import ListenerError
 
 MAX_BODY = 1024 * 1024  # bytes
 MAX_CONNECTIONS = 1000

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable, Mapping
 
-from database import Row
 from store import ADD_ASSET, SET_STATE, SOONEST, Store
+from system.database import Row
 
 BATCH_SIZE = 200  # rows that are written in one transaction, so that no webhook waits long for its turn
 AWAITING_CREATE_SECONDS = 24 * 3600.0  # how long a closed proxy waits for the create that it overtook

@@ -7,7 +7,7 @@ import time
 import traceback
 from collections import defaultdict
 
-from text import one_line
+from system.text import one_line
 
 OUR_LOGGER = "iconik_listener"
 REPEAT_SECONDS = 60

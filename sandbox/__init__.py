@@ -1,7 +1,7 @@
 """A stand-in for iconik over real HTTP on this machine, for the demo, the tests and rehearsals by hand.
 
 It answers the calls that the listener makes, delivers to the webhooks that are defined at it, and keeps count:
-each analyze call that it takes is one more job, as iconik would bill it. `python sandbox.py [PORT]` runs it by itself.
+each analyze call that it takes is one more job, as iconik would bill it. `python -m sandbox [PORT]` runs it by itself.
 """
 
 import json
@@ -516,12 +516,12 @@ def main(arguments: list[str]) -> int:
     """Run the stand-in until Ctrl-C or the end of stdin, with a line of it for each asset. Returns the exit code."""
     port = arguments[0] if arguments else str(DEFAULT_PORT)
     if len(arguments) > 1 or not re.fullmatch(r"[0-9]{1,5}", port) or int(port) > 65535:
-        print("Usage: python sandbox.py [PORT]", file=sys.stderr)
+        print("Usage: python -m sandbox [PORT]", file=sys.stderr)
         return 2
     try:
         sandbox = Sandbox(int(port), verbose=True)
     except OSError as error:
-        print(f"Error: port {port} of 127.0.0.1: {error.strerror}. Use python sandbox.py PORT", file=sys.stderr)
+        print(f"Error: port {port} of 127.0.0.1: {error.strerror}. Use python -m sandbox PORT", file=sys.stderr)
         return 1
     with suppress(KeyboardInterrupt, BrokenPipeError), sandbox:
         sandbox.makes_up_assets = True

@@ -5,17 +5,17 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
-import webhooks
 from circuit_breaker import CircuitBreaker
 from config import Config
-from corrections import BATCH_SIZE, Corrections
-from database import StoreUnavailable
-from iconik_catalog import IconikCatalog, created_until, ids_and_titles
 from iconik_client import IconikDenied, IconikError, IconikRefused, Json
+from reconciliation import webhooks
+from reconciliation.catalog import IconikCatalog, created_until, ids_and_titles
+from reconciliation.changes import BATCH_SIZE, Corrections
+from reconciliation.webhooks import CREATE, REGISTERED_URL, WebhookDefinition
 from store import Store
 from submitter import Submitter
-from text import UUID, command, number_of, one_line, seconds_of, utc_text
-from webhooks import CREATE, REGISTERED_URL, WebhookDefinition
+from system.database import StoreUnavailable
+from system.text import UUID, command, number_of, one_line, seconds_of, utc_text
 
 log = logging.getLogger("iconik_listener")
 Answer = TypeVar("Answer")

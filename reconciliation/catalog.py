@@ -9,7 +9,7 @@ from functools import partial
 from urllib.parse import quote
 
 from iconik_client import PAGE_SIZE, IconikClient, IconikUnavailable, Json
-from text import UUID, one_line, seconds_of, title_of, utc_text
+from system.text import UUID, one_line, seconds_of, title_of, utc_text
 
 
 class IconikCatalog:

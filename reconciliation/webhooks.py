@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from text import one_line
+from system.text import one_line
 
 Json = dict[str, Any]
 MAX_URL = 2000  # of a webhook

@@ -12,11 +12,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from pwd import getpwuid
 from shlex import quote
-from typing import Any, TextIO
+from typing import Any, Protocol, TextIO
 
-import migrations
-from errors import ListenerError
-from text import one_line, seconds_of, utc_text
+from system.errors import ListenerError
+from system.text import one_line, seconds_of, utc_text
 
 BUSY_SECONDS = 5.0  # a person may hold the database in sqlite3; then iconik gets a 503
 LOCK_SECONDS = 1.0  # listener_runs(), in another process, holds the lock for an instant
@@ -35,19 +34,30 @@ class StoreUnavailable(ListenerError):
     """The database could not be read or written just now. Nothing was changed, or it is not certain to last."""
 
 
+class Schema(Protocol):
+    """What brings a file to the schema that its user needs: the module migrations is one."""
+
+    def inspect(self, path: Path) -> None:
+        """Look at a file before it is opened for writing. Raises what `prepare` raises."""
+
+    def prepare(self, connection: sqlite3.Connection, path: Path, *, may_write: bool, progress: Progress) -> None:
+        """Bring an open file to the schema. Raises a ListenerError, OSError or sqlite3.Error if that is impossible."""
+
+
 class Database:
     """One connection to the file: WAL, and each commit is on the disk before it returns.
 
     The methods raise StoreUnavailable if the file cannot be read or written within 5 s.
     """
 
-    def __init__(self, path: Path, *, listener: bool, progress: Progress) -> None:
+    def __init__(self, path: Path, schema: Schema, *, listener: bool, progress: Progress) -> None:
         """
+        :param schema: what creates the tables, or brings an older file to them
         :param listener: be the one listener on this file: create it or migrate it if need be, and keep all others out
         :param progress: is told in a line what takes long
         :raises StoreError: the file is not ours or is damaged, or another listener runs on it; it was left as it was
         """
-        self.path, self._file_name = path, str(path)
+        self.path, self._file_name, self._schema = path, str(path), schema
         self.error: str | None = None  # what went wrong, until something could be written again
         self._max_wait = BUSY_SECONDS
         self._mutex = threading.Lock()
@@ -71,7 +81,7 @@ class Database:
             raise
 
     def _open(self, listener: bool, progress: Progress) -> sqlite3.Connection:
-        migrations.inspect(self.path)
+        self._schema.inspect(self.path)
         wal = self.path.with_name(self.path.name + "-wal")
         was_cut_off = listener and wal.exists() and wal.stat().st_size > 0
         is_new = not self.path.exists()
@@ -82,7 +92,7 @@ class Database:
             db.row_factory = sqlite3.Row
             db.create_function("later", 2, _later, deterministic=True)
             db.create_function("seconds_between", 2, _seconds_between, deterministic=True)
-            migrations.prepare(db, self.path, may_write=listener, progress=progress)
+            self._schema.prepare(db, self.path, may_write=listener, progress=progress)
             if was_cut_off:
                 progress("The last listener on this database was cut off: checking that it is whole")
                 _check_whole(db, self.path)

@@ -1,0 +1,1 @@
+"""What the webhooks missed: the comparison with iconik, once an hour."""
