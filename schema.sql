@@ -48,8 +48,9 @@ CREATE TABLE items (
 -- The status at the end lets the view `summary` count in the indexes alone.
 CREATE INDEX items_awaiting_proxy  ON items (next_attempt_at, created_at, status) WHERE status = 'awaiting_proxy';
 CREATE INDEX items_awaiting_create ON items (proxy_closed_at, status) WHERE status = 'awaiting_create';
-CREATE INDEX items_new             ON items (next_attempt_at, created_at, status) WHERE status = 'ready' AND last_attempt_at IS NULL;
-CREATE INDEX items_retries         ON items (counted_on IS NOT NULL, next_attempt_at, created_at, status)
+CREATE INDEX items_new             ON items (next_attempt_at, created_at, status, last_attempt_at)
+    WHERE status = 'ready' AND last_attempt_at IS NULL;
+CREATE INDEX items_retries         ON items (counted_on IS NOT NULL, next_attempt_at, created_at, status, last_attempt_at)
     WHERE status = 'ready' AND last_attempt_at IS NOT NULL;
 CREATE INDEX items_refused         ON items (reason, next_attempt_at, last_attempt_at) WHERE status = 'ready' AND refused = 1;
 CREATE INDEX items_submitting      ON items (counted_on, created_at, status) WHERE status = 'submitting';
