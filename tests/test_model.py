@@ -38,7 +38,7 @@ from simulation import (
 from store import Store
 from submitter import Submitter
 from support import SECRET, create_event, proxy_event, write_config
-from system.text import utc_text
+from system.text import format_utc
 from system.transport import Answer, Transport, TransportError
 
 HOUR, DAY = 3600.0, 24 * 3600.0
@@ -437,7 +437,7 @@ class Promise(RuleBasedStateMachine):
             object_id, status = row["object_id"], row["status"]
             assert "unexpected" not in (row["error"] or "")
             if status == "ready":
-                assert row["next_attempt_at"] <= utc_text(now + LONGEST_DELAY)
+                assert row["next_attempt_at"] <= format_utc(now + LONGEST_DELAY)
             elif status == "submitting":
                 assert object_id in under_way
             elif status == "submitted":

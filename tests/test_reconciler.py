@@ -26,7 +26,7 @@ from sandbox import Fault, Json, Sandbox
 from store import Store
 from submitter import Submitter
 from support import ASSET, OTHER_ASSET, SECRET, Clock, new_id, rows, wait_until
-from system.text import utc_text
+from system.text import format_utc
 
 HOUR = 3600.0
 DAY = 24 * HOUR
@@ -209,7 +209,7 @@ def test_an_enabling_that_was_noted_by_a_clock_that_ran_ahead_makes_nobody_a_per
     webhook = definition(sandbox)
     webhook.update(BY_ICONIK)
     store.set_state(
-        f"webhook_enabled_at {webhook['id']}", "yesterday" if noted is None else utc_text(clock.now + noted)
+        f"webhook_enabled_at {webhook['id']}", "yesterday" if noted is None else format_utc(clock.now + noted)
     )
     assert reconciler.reconcile()
     assert definition(sandbox)["status"] == "ENABLED"
@@ -302,7 +302,7 @@ def test_a_missed_asset_is_stored_as_its_create_webhook_would_have_stored_it(
     [item] = store.database.run("SELECT * FROM items WHERE object_id = :id", id=lost)
     assert (item["title"], item["created_at"], item["next_attempt_at"]) == ("a.mov", store.now(), store.now())
     assert lines("missed") == [
-        f"WARNING Added 2 assets whose webhooks were missed, created since {utc_text(clock.now - HOUR)}"
+        f"WARNING Added 2 assets whose webhooks were missed, created since {format_utc(clock.now - HOUR)}"
     ]
     assert reconciler.reconcile()
     assert len(lines("missed")) == 1
@@ -311,10 +311,10 @@ def test_a_missed_asset_is_stored_as_its_create_webhook_would_have_stored_it(
 def test_nothing_older_than_the_first_start_and_nothing_too_new_is_added(
     sandbox: Sandbox, store: Store, reconciler: Reconciler, clock: Clock, statuses: Statuses
 ) -> None:
-    missed(sandbox, date_created=utc_text(clock.now - 0.001))
+    missed(sandbox, date_created=format_utc(clock.now - 0.001))
     [first] = missed(sandbox)
     clock.now += 600  # min_age
-    [later] = missed(sandbox, date_created=utc_text(clock.now - 599.999))
+    [later] = missed(sandbox, date_created=format_utc(clock.now - 599.999))
     assert reconciler.reconcile()
     assert statuses() == {}  # its create webhook may still be on its way
     clock.now += 0.001
@@ -327,9 +327,9 @@ def test_what_iconiks_search_finds_a_day_late_is_not_missed(
     sandbox: Sandbox, reconciler: Reconciler, clock: Clock, statuses: Statuses, age: float, is_found: bool
 ) -> None:
     clock.now += 3 * DAY
-    missed(sandbox, date_created=utc_text(clock.now - HOUR))
+    missed(sandbox, date_created=format_utc(clock.now - HOUR))
     assert reconciler.reconcile()
-    missed(sandbox, date_created=utc_text(clock.now - 600 - age))
+    missed(sandbox, date_created=format_utc(clock.now - 600 - age))
     assert reconciler.reconcile()
     assert len(statuses()) == 1 + is_found
 
@@ -357,7 +357,7 @@ def test_a_floor_from_the_future_does_not_bill_what_is_older(
     """A person put the webhook back while the clock ran ahead."""
     missed(sandbox)
     clock.now += DAY
-    store.set_state(ASSETS_FLOOR, utc_text(clock.now + 30 * DAY))
+    store.set_state(ASSETS_FLOOR, format_utc(clock.now + 30 * DAY))
     for _ in range(3):
         assert reconciler.reconcile()
         clock.now += HOUR
@@ -452,7 +452,7 @@ def test_any_number_of_assets_is_added_though_many_were_created_at_the_same_mome
 ) -> None:
     sandbox.sort_keys = sort_keys
     moments = [90, *[91] * 25, 92, *[93] * 9, *range(94, 99)]  # a page ends within both of the groups
-    ids = {missed(sandbox, date_created=utc_text(clock.now + moment))[0] for moment in moments}
+    ids = {missed(sandbox, date_created=format_utc(clock.now + moment))[0] for moment in moments}
     clock.now += HOUR
     assert reconciler.reconcile()
     assert set(statuses()) == ids
@@ -463,7 +463,7 @@ def test_any_number_of_assets_is_added_though_many_were_created_at_the_same_mome
 def test_what_was_cut_off_goes_on_at_its_last_page(
     sandbox: Sandbox, reconcilers: Reconcilers, clock: Clock, statuses: Statuses, lines: Lines
 ) -> None:
-    ids = {missed(sandbox, date_created=utc_text(clock.now + moment))[0] for moment in range(51)}
+    ids = {missed(sandbox, date_created=format_utc(clock.now + moment))[0] for moment in range(51)}
     clock.now += 3 * DAY
     sandbox.faults += [Fault(SEARCH, status=None, times=3), Fault(SEARCH, cut=True)]
     assert not reconcilers().reconcile()

@@ -18,7 +18,7 @@ from simulation import wait_by
 from store import Store
 from submitter import Submitter
 from support import ASSET, OTHER_ASSET, Clock, make_config, new_id, rows, wait_until
-from system.text import seconds_of, utc_text
+from system.text import format_utc, parse_time
 
 DAY = 24 * 3600.0
 MIN_AGE = 600.0
@@ -270,7 +270,7 @@ def test_all_else_is_this_items_trouble_and_tried_again(
     sandbox.faults.append(Fault(**{**vars(fault), "match": method}))
     assert what_the_breaker_hears(submitter) == "failure"
     assert (row()["status"], row()["attempts"]) == ("ready", 1)
-    assert row()["next_attempt_at"] == utc_text(clock.now + 10)
+    assert row()["next_attempt_at"] == format_utc(clock.now + 10)
     assert row()["error"].startswith("iconik ")
     assert row()["in_doubt"] == (may_be_taken and method == "POST")
     clock.now += 30
@@ -316,7 +316,7 @@ def test_a_429_opens_the_breaker_and_its_item_is_due_when_that_lets_go(
     submitter._work_once()
     assert submitter._breaker.seconds_until_half_open() == seconds
     assert (row()["status"], row()["attempts"], row()["in_doubt"]) == ("ready", 0, 0)
-    assert row()["next_attempt_at"] == utc_text(clock.now + seconds)
+    assert row()["next_attempt_at"] == format_utc(clock.now + seconds)
     submitter._work_once()
     assert (row()["status"], submitter._breaker.state) == ("submitted", "closed")
 
@@ -330,7 +330,7 @@ def test_no_attempt_comes_before_iconiks_retry_after_and_others_go_on(
     for _ in range(2):
         submitter._work_once()
     assert row(OTHER_ASSET)["status"] == "submitted"
-    assert row()["next_attempt_at"] == utc_text(clock.now + 300)
+    assert row()["next_attempt_at"] == format_utc(clock.now + 300)
 
 
 def test_a_retry_after_that_is_short_makes_no_backoff_shorter(
@@ -339,7 +339,7 @@ def test_a_retry_after_that_is_short_makes_no_backoff_shorter(
     ready(store, sandbox, ASSET)
     sandbox.faults.append(Fault(status=503, headers={"Retry-After": "1"}))
     submitter._work_once()
-    assert row()["next_attempt_at"] == utc_text(clock.now + 10)
+    assert row()["next_attempt_at"] == format_utc(clock.now + 10)
 
 
 # Backoff, and giving up
@@ -352,7 +352,7 @@ def attempt_delays(submitter: Submitter, row: Row, clock: Clock, count: int) -> 
         submitter._work_once()
         due = row()["next_attempt_at"]
         seconds = 0
-        while utc_text(clock.now + seconds) < due:
+        while format_utc(clock.now + seconds) < due:
             seconds += 1
         delays.append(seconds)
         clock.now += seconds
@@ -367,7 +367,7 @@ def test_an_items_backoff_doubles_up_to_max_retry_delay_and_is_its_own(
     assert attempt_delays(submitter, row, clock, 9) == [10, 20, 40, 80, 160, 320, 640, 900, 900]
     ready(store, sandbox, OTHER_ASSET)
     submitter._work_once()
-    assert row(OTHER_ASSET)["next_attempt_at"] == utc_text(clock.now + 10)
+    assert row(OTHER_ASSET)["next_attempt_at"] == format_utc(clock.now + 10)
 
 
 def test_the_breakers_probe_doubles_nobodys_backoff(
@@ -380,7 +380,7 @@ def test_the_breakers_probe_doubles_nobodys_backoff(
         open_breaker(submitter)
         clock.now += 60
         submitter._work_once()
-        assert (row()["attempts"], row()["next_attempt_at"]) == (2, utc_text(clock.now + 20))
+        assert (row()["attempts"], row()["next_attempt_at"]) == (2, format_utc(clock.now + 20))
         clock.now += 60
         with submitter._breaker.permission() as permission:
             assert permission
@@ -499,7 +499,7 @@ def test_whatever_the_breaker_does_what_is_in_doubt_waits_for_retry_delay(
 
     monkeypatch.setattr(submitter._client, "analyze", analyze)
     submitter._work_once()
-    assert (row()["in_doubt"], row()["next_attempt_at"]) == (1, utc_text(clock.now + 10))
+    assert (row()["in_doubt"], row()["next_attempt_at"]) == (1, format_utc(clock.now + 10))
 
 
 def test_neither_starts_nor_retries_look_too_early_at_what_is_in_doubt(
@@ -641,7 +641,7 @@ def test_an_asset_that_never_gets_a_proxy_costs_ten_requests_in_7_days(
     store.add_asset(ASSET, None, MIN_AGE)
     start = clock.now
     asked: list[int] = []
-    while due := seconds_of(row()["next_attempt_at"]):
+    while due := parse_time(row()["next_attempt_at"]):
         clock.now = due - 1
         submitter._work_once()
         assert len(sandbox.requests) == len(asked)
@@ -665,7 +665,7 @@ def test_what_an_answer_says_changes_nothing_that_a_webhook_changed_meanwhile(
 
     monkeypatch.setattr(submitter._client, "has_closed_proxy", has_closed_proxy)
     submitter._work_once()
-    assert (row()["status"], row()["next_attempt_at"]) == ("ready", utc_text(clock.now))
+    assert (row()["status"], row()["next_attempt_at"]) == ("ready", format_utc(clock.now))
     submitter._work_once()
     assert sandbox.jobs == [ASSET]
 
@@ -684,13 +684,13 @@ def test_a_question_that_fails_is_put_again_after_max_retry_delay_and_pauses_not
     wait_for_proxy(store, sandbox, Fault(**vars(UNSETTLED[kind][0])))
     assert what_the_breaker_hears(submitter) == "nothing"
     assert (row()["status"], row()["error"]) == ("awaiting_proxy", None)
-    assert row()["next_attempt_at"] == utc_text(clock.now + 900)
+    assert row()["next_attempt_at"] == format_utc(clock.now + 900)
 
 
 def test_a_question_waits_for_retry_after(store: Store, sandbox: Sandbox, make: Make, row: Row, clock: Clock) -> None:
     wait_for_proxy(store, sandbox, Fault(status=503, headers={"Retry-After": "1800"}))
     make()._work_once()
-    assert row()["next_attempt_at"] == utc_text(clock.now + 1800)
+    assert row()["next_attempt_at"] == format_utc(clock.now + 1800)
 
 
 def test_a_question_that_is_refused_is_told_and_put_again_when_the_item_is_twice_as_old(
@@ -699,7 +699,7 @@ def test_a_question_that_is_refused_is_told_and_put_again_when_the_item_is_twice
     wait_for_proxy(store, sandbox, Fault(status=400, body=REFUSAL))
     clock.now += 1000
     assert what_the_breaker_hears(submitter) == "nothing"
-    assert row()["next_attempt_at"] == utc_text(clock.now + 1000)
+    assert row()["next_attempt_at"] == format_utc(clock.now + 1000)
     assert f"{ASSET}: its proxies cannot be read: iconik answered 400: No such thing" in caplog.text
 
 
