@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from faulty_iconik import Fault, FaultyIconik
 from reconciliation import changes as corrections
-from sandbox import Fault, Sandbox
 from support import ASSET, OTHER_ASSET, ListenerHere, new_id, rows, wait_until
 from system.text import format_utc, parse_time
 
@@ -188,7 +188,7 @@ def test_wrong_use_changes_nothing(listener: ListenerHere, arguments: list[str])
 
 @pytest.mark.parametrize("arguments", [[ASSET], ["--all"]])
 def test_a_running_listener_takes_up_what_is_retried(
-    listener_here: ListenerHere, sandbox: Sandbox, arguments: list[str]
+    listener_here: ListenerHere, sandbox: FaultyIconik, arguments: list[str]
 ) -> None:
     sandbox.faults.append(Fault(f"analyze/assets/{ASSET}", status=404, body=b'{"errors": ["No such asset"]}'))
     listener_here.upload(ASSET)
@@ -200,7 +200,7 @@ def test_a_running_listener_takes_up_what_is_retried(
 
 
 def test_a_running_listener_asks_for_the_proxies_of_what_is_retried_once(
-    listener_here: ListenerHere, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+    listener_here: ListenerHere, sandbox: FaultyIconik, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not again and again: with each question the next one is due later, but this command goes over each once."""
     monkeypatch.setattr(corrections, "BATCH_SIZE", 2)
