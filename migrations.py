@@ -76,10 +76,11 @@ SCHEMA_1_TO_2 = """
             WHEN 'ready' THEN coalesce(next_attempt_at, :now) ELSE next_attempt_at END AS next_attempt_at,
         submitted_at, job_id, error {extra} FROM {items}"""
 
-# Version 1.1 knew one job, and noted of a doubt only when the item had become ready.
+# Version 1.1 knew one job, and noted of a doubt only when the item had become ready. It never learned what became of a
+# job; iconik is asked about those of the last 7 days.
 SCHEMA_2_TO_3 = """
     SELECT object_id, 'analyze' AS job, title,
-        CASE WHEN status = 'submitted' AND submitted_at < :week_ago THEN 'done' ELSE status END AS status,
+        CASE WHEN status = 'submitted' AND coalesce(submitted_at, '') < :week_ago THEN 'done' ELSE status END AS status,
         NULL AS source, created_at, proxy_closed_at, NULL AS version_id, attempts, 0 AS backoff,
         CASE WHEN status = 'awaiting_proxy'
             THEN max(0, coalesce(round((julianday(next_attempt_at) - julianday(created_at)) * 86400, 3), 0))
@@ -90,8 +91,8 @@ SCHEMA_2_TO_3 = """
         NULL AS absent_since, NULL AS counted_on, last_attempt_at,
         CASE status WHEN 'ready' THEN coalesce(next_attempt_at, :now) ELSE next_attempt_at END AS next_attempt_at,
         submitted_at, CASE WHEN status = 'submitted' AND submitted_at < :week_ago THEN submitted_at END AS done_at,
-        job_id, NULL AS old_job_id, NULL AS profile, NULL AS media_type, NULL AS duration, error, error AS reason {extra}
-    FROM {items}"""
+        job_id, NULL AS old_job_id, NULL AS profile, NULL AS media_type, NULL AS duration, error, error AS reason
+        {extra} FROM {items}"""
 
 # The keys that the reconciler has of version 1.1. That one may have been passing over what a person kept out.
 STATE_2_TO_3 = """
@@ -141,9 +142,12 @@ class Migrations:
             header = stream.read(100)
         if not header.startswith(b"SQLite format 3\0"):
             raise _not_ours(path, "it is not an SQLite database")
-        self._check_application(path, int.from_bytes(header[68:72], "big"), int.from_bytes(header[60:64], "big"))
+        application_id = int.from_bytes(header[68:72], "big")
+        self._check_application(path, application_id, int.from_bytes(header[60:64], "big"))
+        if application_id == APPLICATION_ID and _size(_beside(path, "-journal")):
+            return  # an upgrade was cut off: `prepare` looks, when SQLite has undone it
         # Without a -wal file, read-only access alone would create one.
-        how = "mode=ro" if _size(_wal(path)) else "immutable=1"
+        how = "mode=ro" if _size(_beside(path, "-wal")) else "immutable=1"
         with closing(sqlite3.connect(f"{path.absolute().as_uri()}?{how}", uri=True)) as db:
             self._version(db, path)
 
@@ -161,8 +165,12 @@ class Migrations:
             return
         if not may_write:
             raise MigrationError(f"{path} is not upgraded to this version yet: start the listener once, it does that")
-        needed = 3 * (_size(path) + _size(_wal(path)))
+        needed = 3 * (_size(path) + _size(_beside(path, "-wal")))
         _check_space(path, needed)
+        with suppress(sqlite3.OperationalError):  # somebody else has the database open
+            # A -wal file would grow to the size of all that is written, before that goes into the database.
+            connection.execute("PRAGMA journal_mode = DELETE")
+        connection.execute("PRAGMA secure_delete = OFF")  # which writes every page that is given up
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA foreign_keys = OFF")
         connection.execute(
@@ -213,7 +221,7 @@ class Migrations:
             return dict(db.execute("SELECT name, type FROM sqlite_master WHERE sql IS NOT NULL").fetchall())
 
     def _version(self, db: sqlite3.Connection, path: Path) -> int | None:
-        """The version of the schema: 0 for the legacy table, the article's; None if there is nothing in the file yet."""
+        """The version of the schema: 0 for the article's table; None if there is nothing in the file yet."""
         [application_id] = db.execute("PRAGMA application_id").fetchone()
         [version] = db.execute("PRAGMA user_version").fetchone()
         self._check_application(path, application_id, version)
@@ -415,8 +423,8 @@ def _quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
-def _wal(path: Path) -> Path:
-    return path.with_name(f"{path.name}-wal")
+def _beside(path: Path, ending: str) -> Path:
+    return path.with_name(path.name + ending)
 
 
 def _size(path: Path) -> int:
@@ -442,8 +450,8 @@ def _no_space(path: Path, what: str, needed: int) -> MigrationError:
 
 def _copy(path: Path, version: int, tick: Callable[..., object]) -> Path:
     """Copy the database, whole or not at all, beside earlier copies of other content. Returns where the copy is."""
-    first = copy = path.with_name(f"{path.name}.before-{version}")
-    part = copy.with_name(copy.name + ".part")
+    first = copy = _beside(path, f".before-{version}")
+    part = _beside(copy, ".part")
     os.close(os.open(part, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600))
     try:
         with closing(sqlite3.connect(path)) as source, closing(sqlite3.connect(part)) as target:
@@ -455,7 +463,7 @@ def _copy(path: Path, version: int, tick: Callable[..., object]) -> Path:
         _sync(part)
         numbers = count(1)
         while copy.exists() and not cmp(part, copy, shallow=False):
-            copy = first.with_name(f"{first.name}.{next(numbers)}")
+            copy = _beside(first, f".{next(numbers)}")
         part.replace(copy)
         _sync(path.parent)
     finally:
