@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from filecmp import cmp
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from system.errors import ListenerError
 from system.text import format_utc, one_line
@@ -24,10 +24,10 @@ PROGRESS_INSTRUCTIONS = 100_000  # of SQLite's virtual machine: some millisecond
 BACKUP_PAGES = 2000
 DISK_ERROR = re.compile("disk is full|disk I/O error|No space left|File too large|quota")
 UUID_GLOB = "-".join("[0-9a-f]" * length for length in (8, 4, 4, 4, 12))
+TIME_GLOB = "[0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9]T*"  # SQLite takes a number for a time, too
 RETIRED = {"items_pending", "items_early", "items_ready"}  # indexes that older schemas had and today's does not
 
 Progress = Callable[[str], None]
-Addition = tuple[str, str, str, str]  # a view's, index's or trigger's type, name, table and SQL
 
 
 class MigrationError(ListenerError):
@@ -46,6 +46,15 @@ class Step:
 
     items: str
     then: str = ""
+
+
+class Addition(NamedTuple):
+    """A view, an index or a trigger that a person added."""
+
+    kind: str
+    name: str
+    table: str
+    sql: str
 
 
 # To add a step 4: change schema.sql, its user_version too, and append the Step to STEPS. An index or a view that is
@@ -78,11 +87,11 @@ SCHEMA_1_TO_2 = """
 
 # Version 1.1 knew one job, and noted of a doubt only when the item had become ready. It never learned what became of a
 # job; iconik is asked about those of the last 7 days.
-SCHEMA_2_TO_3 = """
+SCHEMA_2_TO_3 = f"""
     SELECT object_id, 'analyze' AS job, title,
         CASE WHEN status = 'submitted' AND coalesce(submitted_at, '') < :week_ago THEN 'done' ELSE status END AS status,
         NULL AS source, created_at, proxy_closed_at, NULL AS version_id, attempts, 0 AS backoff,
-        CASE WHEN status = 'awaiting_proxy'
+        CASE WHEN status = 'awaiting_proxy' AND created_at GLOB '{TIME_GLOB}' AND next_attempt_at GLOB '{TIME_GLOB}'
             THEN max(0, coalesce(round((julianday(next_attempt_at) - julianday(created_at)) * 86400, 3), 0))
             ELSE 0 END AS waited,
         0 AS refused, 0 AS asked, NULL AS asked_at,
@@ -92,20 +101,21 @@ SCHEMA_2_TO_3 = """
         CASE status WHEN 'ready' THEN coalesce(next_attempt_at, :now) ELSE next_attempt_at END AS next_attempt_at,
         submitted_at, CASE WHEN status = 'submitted' AND submitted_at < :week_ago THEN submitted_at END AS done_at,
         job_id, NULL AS old_job_id, NULL AS profile, NULL AS media_type, NULL AS duration, error, error AS reason
-        {extra} FROM {items}"""
+        {{extra}} FROM {{items}}"""  # noqa: S608
 
 # The keys that the reconciler has of version 1.1. That one may have been passing over what a person kept out.
-STATE_2_TO_3 = """
+STATE_2_TO_3 = f"""
     INSERT OR REPLACE INTO state (key, value)
-        SELECT 'assets_floor', max(strftime('%Y-%m-%dT%H:%M:%fZ', value)) AS floor FROM state
-        WHERE key IN ('assets_floor', 'first_started_at') AND value GLOB '[0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9]T*'
-        HAVING floor IS NOT NULL;
+        SELECT 'assets_floor', floor FROM (
+            SELECT max(strftime('%Y-%m-%dT%H:%M:%fZ', value)) AS floor FROM state
+            WHERE key IN ('assets_floor', 'first_started_at') AND value GLOB '{TIME_GLOB}')
+        WHERE floor IS NOT NULL;
     INSERT OR REPLACE INTO state (key, value)
         SELECT column1, column2 FROM (VALUES ('pass_over_until_seen', '1'), ('webhook_fingerprint', ''))
         WHERE EXISTS (SELECT 1 FROM state WHERE key = 'assets_passed_over' AND value <> '');
     INSERT OR REPLACE INTO state (key, value) VALUES ('job_floor analyze', '');
     DELETE FROM state
-        WHERE key IN ('first_started_at', 'assets_resume_at', 'jobs_seen_until', 'assets_passed_over');"""
+        WHERE key IN ('first_started_at', 'assets_resume_at', 'jobs_seen_until', 'assets_passed_over');"""  # noqa: S608
 
 STEPS = (Step(LEGACY_TO_1), Step(SCHEMA_1_TO_2), Step(SCHEMA_2_TO_3, STATE_2_TO_3))
 
@@ -165,7 +175,8 @@ class Migrations:
             return
         if not may_write:
             raise MigrationError(f"{path} is not upgraded to this version yet: start the listener once, it does that")
-        needed = 3 * (_size(path) + _size(_beside(path, "-wal")))
+        factor = 3 if version else 7  # for the copy, and for what is written; the article's rows are short
+        needed = factor * (_size(path) + _size(_beside(path, "-wal")))
         _check_space(path, needed)
         with suppress(sqlite3.OperationalError):  # somebody else has the database open
             # A -wal file would grow to the size of all that is written, before that goes into the database.
@@ -282,8 +293,7 @@ class _Upgrade:
                 self._tell_renamed("table", name, f"{name}{self._suffix}")
         for step in goal.steps[self._version :]:
             _execute(db, step.then)
-        for addition in additions:
-            self._put_back(*addition)
+        self._put_back(additions)
         [items] = db.execute("SELECT count(*) FROM items").fetchone()
         return f"{self._path} is upgraded ({items} items); what it was before is kept as {self._copy}"
 
@@ -355,24 +365,39 @@ class _Upgrade:
             self._db.execute(f"DROP {kind} IF EXISTS {_quoted(name)}")
             is_ours = self._version > 0 and table in {"items", *views} and name in {*names, *RETIRED}
             if not is_ours:
-                additions.append((kind, name, table, sql))
-        return sorted(additions, key=lambda addition: addition[0] != "view")  # what else there is may need the views
+                additions.append(Addition(kind, name, table, sql))
+        return additions
 
-    def _put_back(self, kind: str, name: str, table: str, sql: str) -> None:
-        """Create a person's view, index or trigger again, unless it fails, or would make every write fail."""
-        db = self._db
-        if error := _failure(db, sql):
-            self._tell_left_out(kind, name, error)
-            return
+    def _put_back(self, additions: list[Addition]) -> None:
+        """Create people's views, indexes and triggers again, but for those that fail."""
+        # Views need one another in any order. Of triggers, those of views come first: others may need them.
+        views = [addition for addition in additions if addition.kind == "view"]
+        others = [addition for addition in additions if addition.kind != "view"]
+        others.sort(key=lambda addition: addition.table in _tables(self._db))
+        for addition in [view for view in views if self._is_created(view)]:
+            self._check(addition)
+        for addition in others:
+            if self._is_created(addition):
+                self._check(addition)
+
+    def _is_created(self, addition: Addition) -> bool:
+        error = _failure(self._db, addition.sql)
+        if error:
+            self._tell_left_out(addition.kind, addition.name, error)
+        return not error
+
+    def _check(self, addition: Addition) -> None:
+        """Drop what SQLite lets be created and cannot use, such as a trigger that needs a column that is gone."""
+        kind, name, table, _ = addition
         uses = []
         if kind == "view":
             uses = [f"SELECT * FROM {_quoted(name)}"]  # noqa: S608
-        elif kind == "trigger" and table in _tables(db):
-            same = ", ".join(f"{column} = {column}" for column in _columns(db, table) if column != "finished")
+        elif kind == "trigger" and table in _tables(self._db):
+            same = ", ".join(f"{column} = {column}" for column in _columns(self._db, table) if column != "finished")
             uses = [f"INSERT INTO {table} DEFAULT VALUES", f"UPDATE {table} SET {same}", f"DELETE FROM {table}"]  # noqa: S608
         for use in uses:
-            if error := _failure(db, f"EXPLAIN {use}"):
-                db.execute(f"DROP {kind} {_quoted(name)}")
+            if error := _failure(self._db, f"EXPLAIN {use}"):
+                self._db.execute(f"DROP {kind} {_quoted(name)}")
                 self._tell_left_out(kind, name, error)
                 return
 
