@@ -184,9 +184,7 @@ class Migrations:
         connection.execute("PRAGMA secure_delete = OFF")  # which writes every page that is given up
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA foreign_keys = OFF")
-        connection.execute(
-            "PRAGMA legacy_alter_table = ON"
-        )  # what refers to a renamed table keeps referring to its name
+        connection.execute("PRAGMA legacy_alter_table = ON")  # what refers to a renamed table refers to its name still
         try:
             connection.execute("BEGIN IMMEDIATE")
             if version is None:
@@ -312,13 +310,11 @@ class _Upgrade:
     def _carry_over(self, table: str) -> None:
         """Fill a table of ours from the one that had its name, and drop that."""
         db, goal, old = self._db, self._goal, f"{table}{self._suffix}"
-        ours = [column for column in _columns(db, table) if column != "finished"]
-        ours_before = _columns(db, old)
         if table == "items":
+            ours = [column for column in _columns(db, table) if column != "finished"]
             ours_before = goal.items_columns(self._version)
         else:
-            ours = [column for column in ours if column in ours_before]
-            ours_before = ours
+            ours = ours_before = [column for column in _columns(db, table) if column in _columns(db, old)]
         people = self._add_columns(table, ours_before)
         aliased = "".join(f", {_quoted(name)} AS people_{number}" for number, name in enumerate(people))
         extra = "".join(f", people_{number}" for number in range(len(people)))
@@ -338,10 +334,8 @@ class _Upgrade:
                 continue
             new = f"{name}{self._suffix}" if name.lower() in ours else name
             error: object = "it is generated"
-            defaults = (
-                () if is_generated else (f"{kind} DEFAULT {default or 'NULL'}", f"{kind} DEFAULT ({default})", "")
-            )
-            for definition in defaults:
+            definitions = [f"{kind} DEFAULT {default or 'NULL'}", f"{kind} DEFAULT ({default})", ""]
+            for definition in [] if is_generated else definitions:
                 if not (error := _failure(db, f"ALTER TABLE {table} ADD {_quoted(new)} {definition}")):
                     names[name] = new
                     break
@@ -353,9 +347,8 @@ class _Upgrade:
 
     def _take_away_additions(self, names: dict[str, str]) -> list[Addition]:
         """Drop the views, and the indexes and triggers of our tables and of views. Returns those that are people's."""
-        rows = self._db.execute(
-            "SELECT type, name, lower(tbl_name), sql FROM sqlite_master WHERE sql IS NOT NULL"
-        ).fetchall()
+        query = "SELECT type, name, lower(tbl_name), sql FROM sqlite_master WHERE sql IS NOT NULL"
+        rows = self._db.execute(query).fetchall()
         ours = {name for name, kind in names.items() if kind == "table"}
         views = {table for kind, _, table, _ in rows if kind == "view"}
         additions = []
@@ -363,21 +356,20 @@ class _Upgrade:
             if kind == "table" or not (table in ours | views or name.lower() in names):
                 continue
             self._db.execute(f"DROP {kind} IF EXISTS {_quoted(name)}")
-            is_ours = self._version > 0 and table in {"items", *views} and name in {*names, *RETIRED}
-            if not is_ours:
+            is_ours = table in {"items", *views} and (names.get(name) == kind or name in RETIRED)
+            if self._version == 0 or not is_ours:
                 additions.append(Addition(kind, name, table, sql))
         return additions
 
     def _put_back(self, additions: list[Addition]) -> None:
         """Create people's views, indexes and triggers again, but for those that fail."""
         # Views need one another in any order. Of triggers, those of views come first: others may need them.
+        tables = _tables(self._db)
         views = [addition for addition in additions if addition.kind == "view"]
-        others = [addition for addition in additions if addition.kind != "view"]
-        others.sort(key=lambda addition: addition.table in _tables(self._db))
-        for addition in [view for view in views if self._is_created(view)]:
-            self._check(addition)
-        for addition in others:
-            if self._is_created(addition):
+        on_views = [addition for addition in additions if addition.kind == "trigger" and addition.table not in tables]
+        on_tables = [addition for addition in additions if addition.kind != "view" and addition.table in tables]
+        for group in (views, *([addition] for addition in on_views + on_tables)):
+            for addition in [addition for addition in group if self._is_created(addition)]:
                 self._check(addition)
 
     def _is_created(self, addition: Addition) -> bool:
@@ -393,7 +385,8 @@ class _Upgrade:
         if kind == "view":
             uses = [f"SELECT * FROM {_quoted(name)}"]  # noqa: S608
         elif kind == "trigger" and table in _tables(self._db):
-            same = ", ".join(f"{column} = {column}" for column in _columns(self._db, table) if column != "finished")
+            columns = [_quoted(column) for column in _columns(self._db, table) if column != "finished"]
+            same = ", ".join(f"{column} = {column}" for column in columns)
             uses = [f"INSERT INTO {table} DEFAULT VALUES", f"UPDATE {table} SET {same}", f"DELETE FROM {table}"]  # noqa: S608
         for use in uses:
             if error := _failure(self._db, f"EXPLAIN {use}"):
@@ -407,7 +400,7 @@ def _failure(db: sqlite3.Connection, sql: str) -> sqlite3.Error | None:
     try:
         db.execute(sql)
     except sqlite3.Error as error:
-        if DISK_ERROR.search(str(error)):
+        if re.search("interrupted|locked", str(error)) or DISK_ERROR.search(str(error)):
             raise
         return error
     return None
@@ -430,10 +423,8 @@ def _execute(db: sqlite3.Connection, script: str) -> None:
 
 
 def _tables(db: sqlite3.Connection) -> set[str]:
-    rows = db.execute(
-        "SELECT lower(name) FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite^_%' ESCAPE '^'"
-    )
-    return {name for [name] in rows}
+    rows = db.execute("SELECT lower(name) FROM sqlite_master WHERE type = 'table'")
+    return {name for [name] in rows if not name.startswith("sqlite_")}
 
 
 def _table_info(db: sqlite3.Connection, table: str) -> list[tuple[Any, ...]]:
@@ -467,10 +458,8 @@ def _check_space(path: Path, needed: int) -> None:
 
 
 def _no_space(path: Path, what: str, needed: int) -> MigrationError:
-    megabytes = needed // 1_000_000 + 1
-    return MigrationError(
-        f"{path} {what}: make sure that its disk has {megabytes} MB free, then start the listener again"
-    )
+    remedy = f"make sure that its disk has {needed // 1_000_000 + 1} MB free, then start the listener again"
+    return MigrationError(f"{path} {what}: {remedy}")
 
 
 def _copy(path: Path, version: int, tick: Callable[..., object]) -> Path:
