@@ -1,4 +1,5 @@
 import os
+import re
 import resource
 import shutil
 import signal
@@ -383,6 +384,7 @@ def test_peoples_tables_indexes_triggers_and_views_go_on(people: Callable[[str],
         CREATE TRIGGER noted AFTER UPDATE OF status ON items
             BEGIN INSERT INTO log VALUES (new.object_id, new.status); END;
         CREATE UNIQUE INDEX by_title ON items (title, object_id);
+        ALTER TABLE items ADD COLUMN "my note";
         CREATE VIEW latest AS SELECT * FROM created_later;
         CREATE VIEW created_later AS SELECT title FROM items WHERE created_at > '2026-11';
         CREATE TRIGGER typed INSTEAD OF INSERT ON latest BEGIN INSERT INTO log VALUES (new.title, ''); END;"""
@@ -409,6 +411,7 @@ def test_a_trigger_that_refuses_every_write_stops_no_upgrade(people: Callable[[s
     "kind, script",
     [
         ("view", "CREATE VIEW mine AS SELECT ready_at FROM items"),
+        ("view", "CREATE VIEW usage AS SELECT 1 AS mine"),
         ("index", "CREATE INDEX mine ON items (in_doubt)"),
         ("trigger", "CREATE TRIGGER mine AFTER UPDATE OF job_id ON items BEGIN SELECT new.ready_at; END"),
         ("trigger", "CREATE TRIGGER mine AFTER INSERT ON items WHEN new.in_doubt BEGIN SELECT 1; END"),
@@ -419,13 +422,11 @@ def test_what_does_not_fit_any_more_is_named(
     people: Callable[[str], list[str]], path: Path, tmp_path: Path, kind: str, script: str
 ) -> None:
     [line] = people(script)
-    assert line.replace("mi ne", "mine").startswith(f"The {kind} mine is left out (")
+    assert re.match(rf"The {kind} (mine|mi ne|usage) is left out \(", line)
     assert line.endswith("items.db.before-3 has it")
     assert "\n" not in line
     write(path, "INSERT INTO items (object_id, status) VALUES ('', 'failed'); UPDATE items SET job_id = 'a'")
-    assert script in "".join(
-        fetch(tmp_path / "items.db.before-3", "SELECT sql FROM sqlite_master WHERE name LIKE 'mi%'")[0]
-    )
+    assert (script,) in fetch(tmp_path / "items.db.before-3", "SELECT sql FROM sqlite_master")
 
 
 def test_peoples_tables_make_room_for_those_of_the_listener(people: Callable[[str], list[str]], path: Path) -> None:
