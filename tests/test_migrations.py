@@ -502,17 +502,19 @@ def leave_wal(script: str, *names: str) -> Callable[[Path], None]:
     return make
 
 
-def leave_journal(path: Path) -> None:
-    """A foreign database whose program was killed in the middle of a transaction."""
-    write(path, FOREIGN, "DELETE")
-    subprocess.run([sys.executable, "-c", LEAVE_JOURNAL, str(path)], check=False, timeout=30)
+def leave_journal(path: Path, script: str, *changes: str) -> None:
+    """A database whose program was killed in the middle of a transaction."""
+    write(path, script, "DELETE")
+    subprocess.run([sys.executable, "-c", LEAVE_JOURNAL, str(path), *changes], check=False, timeout=30)
     assert (path.parent / "items.db-journal").stat().st_size
 
 
 LEAVE_JOURNAL = """
 import os, signal, sqlite3, sys
-db = sqlite3.connect(sys.argv[1])
+db = sqlite3.connect(sys.argv[1], isolation_level=None)
 db.execute("PRAGMA cache_size = 1")
+for statement in ("BEGIN", *sys.argv[2:]):
+    db.execute(statement)
 db.executemany("INSERT INTO b VALUES (?)", [("x" * 5000,)] * 50)
 os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -527,7 +529,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "another program's": (database(FOREIGN), OTHERS),
     "another program's, no WAL": (database(FOREIGN, "DELETE"), OTHERS),
     "another program's, killed": (leave_wal(FOREIGN, "items.db", "items.db-wal"), OTHERS),
-    "another program's, killed without WAL": (leave_journal, OTHERS),
+    "another program's, killed without WAL": (lambda path: leave_journal(path, FOREIGN), OTHERS),
     "another program's, running": (leave_wal(FOREIGN, "items.db", "items.db-wal", "items.db-shm"), OTHERS),
     "another application's": (database("PRAGMA application_id = 7; CREATE TABLE a (b)"), OTHERS),
     "only a view": (database("CREATE VIEW items AS SELECT 1 AS object_id, 2 AS finished"), OTHERS),
@@ -560,6 +562,13 @@ def test_a_file_that_is_not_ours_is_refused_in_one_line(path: Path, tmp_path: Pa
         before.pop("items.db-shm", None)
         after.pop("items.db-shm", None)
     assert after == before
+
+
+def test_a_transaction_that_was_cut_off_is_undone_before_the_upgrade(path: Path) -> None:
+    leave_journal(path, VERSION_1_1, "CREATE TABLE b (c)", "DROP TABLE state", "DROP TABLE items")
+    upgrade(path)
+    assert len(rows(path)) == 15
+    assert state(path)["registered_url"] == KEPT["registered_url"]
 
 
 def test_a_folder_and_a_pipe_are_refused(path: Path) -> None:
