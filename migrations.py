@@ -19,7 +19,7 @@ from system.text import format_utc, one_line
 APPLICATION_ID = 1768124011  # "icnk"
 SCHEMA = (Path(__file__).parent / "schema.sql").read_text(encoding="utf-8")
 WEEK_SECONDS = 7 * 24 * 3600.0
-PROGRESS_SECONDS = 5.0
+PROGRESS_SECONDS = 3.0  # the commit, which cannot say that it goes on, comes on top
 PROGRESS_INSTRUCTIONS = 100_000  # of SQLite's virtual machine: some milliseconds
 BACKUP_PAGES = 2000
 DISK_ERROR = re.compile("disk is full|disk I/O error|No space left|File too large|quota")
