@@ -1,7 +1,6 @@
 """The SQLite file: kept by one listener, on one connection that any thread may use; what goes wrong is noticed."""
 
 import fcntl
-import math
 import os
 import re
 import sqlite3
@@ -34,6 +33,10 @@ class StoreUnavailable(ListenerError):
     """The database could not be read or written just now. Nothing was changed, or it is not certain to last."""
 
 
+class StoreRefused(ListenerError):
+    """A constraint, or a trigger that a person added, does not let a row change. Nothing was written."""
+
+
 class Schema(Protocol):
     """What brings a file to the schema that its user needs: the module migrations is one."""
 
@@ -61,7 +64,7 @@ class Database:
         self.error: str | None = None  # what went wrong, until something could be written again
         self._max_wait = BUSY_SECONDS
         self._mutex = threading.Lock()
-        self._busy_milliseconds = 0
+        self._busy_timeout = BUSY_SECONDS
         self._listener_lock: TextIO | None = None
         if sqlite3.sqlite_version_info < MIN_SQLITE:
             raise StoreError(f"SQLite is {sqlite3.sqlite_version} here: 3.35 or newer is needed")
@@ -90,6 +93,7 @@ class Database:
             if is_new:
                 _give_to_folder_owner(self.path)
             db.row_factory = sqlite3.Row
+            db.text_factory = _text
             db.create_function("later", 2, _later, deterministic=True)
             db.create_function("seconds_between", 2, _seconds_between, deterministic=True)
             self._schema.prepare(db, self.path, may_write=listener, progress=progress)
@@ -130,9 +134,12 @@ class Database:
             return db.execute(statement, values).fetchall()
 
     @contextmanager
-    def transaction(self) -> Iterator[sqlite3.Connection]:
-        """Write several statements' worth, or nothing of it."""
-        with self._exclusively() as db:
+    def transaction(self, wait: float | None = None) -> Iterator[sqlite3.Connection]:
+        """Write several statements' worth, or nothing of it.
+
+        :param wait: the seconds to wait, instead of 5, for a database that somebody else holds
+        """
+        with self._exclusively(wait) as db:
             db.execute("BEGIN IMMEDIATE")
             try:
                 yield db
@@ -142,19 +149,22 @@ class Database:
                     db.execute("ROLLBACK")
 
     @contextmanager
-    def _exclusively(self) -> Iterator[sqlite3.Connection]:
-        """The connection, for one thread at a time. The waits for that and for other programs are one wait."""
-        deadline = time.monotonic() + self._max_wait
-        if not self._mutex.acquire(timeout=self._max_wait):
+    def _exclusively(self, wait: float | None = None) -> Iterator[sqlite3.Connection]:
+        """The connection, for one thread at a time."""
+        seconds = self._max_wait if wait is None else wait
+        if not self._mutex.acquire(timeout=seconds):
             raise StoreUnavailable(f"{self.path}: database is locked")
         db = self._connection
         try:
+            self._set_busy_timeout(seconds)
+            self._check_files()  # before anything is written, so that a claim is not left behind in a lost file
             changes = db.total_changes
-            self._set_busy_timeout(deadline - time.monotonic())
             yield db
-            self._check_files()
             if db.total_changes != changes:
+                self._check_files()
                 self.error = None
+        except sqlite3.IntegrityError as error:
+            raise StoreRefused(f"the database refuses to change this row: {one_line(str(error))}") from None
         except (sqlite3.Error, OSError) as error:
             self.error = explain(self.path, error)
             raise StoreUnavailable(self.error) from None
@@ -162,11 +172,9 @@ class Database:
             self._mutex.release()
 
     def _set_busy_timeout(self, seconds: float) -> None:
-        """In steps, because it costs as much as a short statement and is nearly always the same."""
-        milliseconds = max(0, math.ceil(seconds * 4) * 250)
-        if milliseconds != self._busy_milliseconds:
-            self._connection.execute(f"PRAGMA busy_timeout = {milliseconds}")
-            self._busy_milliseconds = milliseconds
+        if seconds != self._busy_timeout:  # the PRAGMA costs as much as a short statement
+            self._connection.execute(f"PRAGMA busy_timeout = {round(seconds * 1000)}")
+            self._busy_timeout = seconds
 
     def _files(self) -> list[tuple[int, int]]:
         """What tells the files that are open here from others of the same names."""
@@ -181,19 +189,31 @@ class Database:
         raise OSError(None, "was deleted or replaced under the listener: stop it, put the file back, start it")
 
 
-def _later(time: object, seconds: float | None) -> str | None:
+def _text(raw: bytes) -> str:
+    """Text from the file. A person may have written there what is not UTF-8."""
+    return raw.decode("utf-8", "replace")
+
+
+def _later(time: object, seconds: object) -> str | None:
     """SQL: that many seconds after a time, as text; NULL if one of them is none."""
-    start = seconds_of(time)
+    start = _seconds_of(time)
+    if start is None or not isinstance(seconds, (int, float)):
+        return None
     try:
-        return None if start is None or seconds is None else utc_text(start + seconds)
-    except (ValueError, OverflowError):  # beyond the year 9999
+        return utc_text(start + seconds)
+    except (ValueError, OverflowError, OSError):  # not in the years 1 to 9999
         return None
 
 
 def _seconds_between(start: object, end: object) -> float | None:
     """SQL: the seconds from one time to another; NULL if one of them is none, like what a person may have written."""
-    first, last = seconds_of(start), seconds_of(end)
+    first, last = _seconds_of(start), _seconds_of(end)
     return None if first is None or last is None else last - first
+
+
+def _seconds_of(time: object) -> float | None:
+    """SQLite cannot hand on text that is not UTF-8, so columns have to be cast: `later(CAST(due AS BLOB), 5)`."""
+    return seconds_of(_text(time) if isinstance(time, bytes) else time)
 
 
 def listener_runs(path: Path) -> bool:

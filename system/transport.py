@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import timezone
 from email.utils import parsedate_to_datetime
 from http.cookiejar import DefaultCookiePolicy
 from pathlib import Path
@@ -40,6 +40,10 @@ class TransportError(Exception):
     """No answer came. `str()` is one short line that holds no URL and no secret."""
 
 
+class NotConnected(TransportError):
+    """There was no connection, so nothing was sent."""
+
+
 @dataclass(frozen=True)
 class Answer:
     """What a server answered.
@@ -55,19 +59,32 @@ class Answer:
     is_whole: bool
 
     @property
+    def date(self) -> float | None:
+        """The server's time, its `Date`, in seconds since 1970. None if there is none, or if a cache has kept it."""
+        if "Age" in self.headers:
+            return None
+        return _seconds_of(self.headers.get("Date", ""))
+
+    @property
     def retry_after(self) -> float | None:
         """The seconds that Retry-After, in either of its forms, asks to wait, but at most an hour; None if none."""
         value = self.headers.get("Retry-After", "")
         try:
             seconds = float(value)
         except ValueError:
-            try:
-                date = parsedate_to_datetime(value)
-            except (ValueError, TypeError, OverflowError):
+            if (date := _seconds_of(value)) is None:
                 return None
-            date = date if date.tzinfo else date.replace(tzinfo=timezone.utc)
-            seconds = (date - datetime.now(timezone.utc)).total_seconds()
+            seconds = date - time.time()
         return min(seconds, MAX_RETRY_AFTER) if seconds > 0 else None
+
+
+def _seconds_of(date: str) -> float | None:
+    """A date of HTTP's as seconds since 1970. None if it is none."""
+    try:
+        parsed = parsedate_to_datetime(date)
+        return (parsed if parsed.tzinfo else parsed.replace(tzinfo=timezone.utc)).timestamp()
+    except (ValueError, TypeError, OverflowError):
+        return None
 
 
 class Transport:
@@ -115,7 +132,8 @@ class Transport:
                     verify=_ca_path(),
                 )
             except Exception as error:  # whatever requests, urllib3, http.client, ssl or the system raise
-                raise TransportError(_reason(error, self._url, self._timeout)) from None
+                kind = NotConnected if any(isinstance(cause, NOT_SENT) for cause in _causes(error)) else TransportError
+                raise kind(_reason(error, self._url, self._timeout)) from None
             with closing(response):
                 body, is_whole = _body(response)
             if not is_whole or response.status_code < 200:
@@ -215,6 +233,8 @@ def _load_certificates(context: ssl.SSLContext) -> None:
 class _NoConnection(OSError):
     """A connection could not be made. `str()` may be shown."""
 
+
+NOT_SENT = (_NoConnection, ssl.SSLCertVerificationError, ProxyError)  # causes from before the request was sent
 
 REASONS: dict[type[Exception], str] = {  # the first that fits
     _NoConnection: "{error}",

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from store import Store
-from support import ASSET, OTHER_ASSET, let_everybody_in, new_id, rows
+from support import APP, ASSET, OTHER_ASSET, let_everybody_in, new_id, rows
 from system import database
 from system.database import StoreError, StoreUnavailable, listener_runs, lock_path
 from system.errors import ListenerError
@@ -42,22 +42,6 @@ def test_a_write_waits_for_another_program_then_gives_up_and_leaves_no_trace(
         assert store.overview() == []  # reading goes on
         person.execute("COMMIT")
         assert store.add_asset(ASSET, None) == "awaiting_proxy"
-
-
-def test_the_wait_for_other_threads_and_other_programs_is_one_wait(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    [timeout] = store.database.run("PRAGMA busy_timeout")
-    assert timeout[0] == 5000
-    store.database._mutex.acquire()
-    waiting = threading.Thread(target=store.database.run, args=("SELECT 1",))
-    waiting.start()
-    now = time.monotonic()
-    monkeypatch.setattr("system.database.time.monotonic", lambda: now + 3)
-    store.database._mutex.release()
-    waiting.join()
-    # In steps of a quarter of a second: what is left of five seconds after a wait of three.
-    assert store.database._busy_milliseconds <= 2250
 
 
 def test_one_thread_waits_for_another_no_longer_than_five_seconds(
@@ -194,7 +178,7 @@ def test_after_a_clean_stop_a_start_does_not_read_the_whole_file(
     monkeypatch.setattr(database, "_check_whole", lambda db, path: checked.append(path))
     Store(path, listener=True).close()
     assert checked == []
-    subprocess.run([sys.executable, "-c", KILLED, str(path)], cwd=Path(database.__file__).parent, check=False)
+    subprocess.run([sys.executable, "-c", KILLED, str(path)], cwd=APP.parent, check=False)
     Store(path, listener=True).close()
     assert checked == [path]
 
@@ -276,9 +260,7 @@ def as_nobody(tmp_path: Path) -> Callable[[str], str]:
 
     def run(role: str) -> str:
         command = [sys.executable, "-c", AS_NOBODY, str(tmp_path / "items.db"), role]
-        done = subprocess.run(
-            command, cwd=Path(database.__file__).parent, capture_output=True, text=True, timeout=30, check=False
-        )
+        done = subprocess.run(command, cwd=APP.parent, capture_output=True, text=True, timeout=30, check=False)
         assert done.stderr == ""
         return done.stdout
 
