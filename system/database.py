@@ -21,6 +21,7 @@ from system.database_files import (
     listener_runs,
     lock_path,
     network_file_system,
+    no_checkpoint,
     remedy_if_missing,
 )
 from system.errors import ListenerError
@@ -42,6 +43,8 @@ MAX_WAL_BYTES = 16 * 1024 * 1024  # to which the file is cut back once nobody re
 MIN_SQLITE = (3, 35)
 CHECKPOINT_WRITES = 200  # a fifth of the pages, or so, at which SQLite itself moves them into items.db
 MARK = "checkpoint"  # the key in `state`, which every Schema has, of what changes at each checkpoint of ours
+SET_MARK = "INSERT INTO state VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value"
+OVERWRITTEN = "was overwritten under the listener: stop it, restore the backup again, start it"
 SETTLE_SECONDS = 1.0  # in which a checkpoint of another program ends
 
 Row = sqlite3.Row
@@ -136,10 +139,12 @@ class Database:
     def _reason_to_check(self) -> str | None:
         if self._lock is None or self.path.stat().st_size == 0:
             return None
+        if self._lock.noted("overwritten"):
+            raise StoreError(f"{self.path} {OVERWRITTEN}")
         wal = beside(self.path, "-wal")
         if wal.exists() and wal.stat().st_size > 0:
             return "The last listener on this database was cut off"
-        if not self._lock.was_left():
+        if not self._lock.noted("closed"):
             return f"{self.path} is not as the last listener left it"
         return None
 
@@ -148,23 +153,27 @@ class Database:
         endings = ["", "-wal", "-shm"]
         if self._lock:
             self._lock.hold_wal()
-            self._lock.note(is_closed=False)
+            self._lock.note("in service")
             endings.append(".lock")
         self._names = [f"{self.path}{ending}" for ending in endings]
         self._identities = [(stat.st_dev, stat.st_ino) for stat in map(os.stat, self._names)]
         if self._lock:
             self._marks.append(self._mark_in_file())
-            self._mark(db)
-            self._check_mark(self.path.stat())
+            self._checkpoint(db)
 
     def close(self) -> None:
         """Close the connection, and let another listener have the file."""
         with self._mutex:
-            is_ours = self._lock is not None and self._is_in_place()
-            self._connection.close()
+            if is_in_place := self._is_in_place():
+                self._connection.close()
+            else:
+                with no_checkpoint(self.path):  # by what this connection knows of -wal, which others may have changed
+                    self._connection.close()
             with suppress(OSError):
-                if self._lock and is_ours and not beside(self.path, "-wal").exists():
-                    self._lock.note(is_closed=True)
+                if self._lock and self._is_overwritten:
+                    self._lock.note("overwritten")
+                elif self._lock and is_in_place and not beside(self.path, "-wal").exists():
+                    self._lock.note("closed")
         self._unlock()
 
     def _is_in_place(self) -> bool:
@@ -186,6 +195,7 @@ class Database:
     def _unlock(self) -> None:
         if self._lock:
             self._lock.release()
+            self._lock = None
 
     def run(self, statement: str, **values: Any) -> list[Row]:
         """Execute one statement. When it returns, what it wrote is on the disk."""
@@ -259,18 +269,18 @@ class Database:
     def _count_write(self, db: sqlite3.Connection) -> None:
         self._writes += 1
         if self._lock and self._writes >= CHECKPOINT_WRITES:
-            self._writes = 0
             with suppress(sqlite3.Error):  # what was to be written is, and the next checkpoint will do
                 self._set_busy_timeout(db, 0)
-                self._mark(db)
+                self._checkpoint(db)
 
-    def _mark(self, db: sqlite3.Connection) -> None:
+    def _checkpoint(self, db: sqlite3.Connection) -> None:
+        self._writes = 0
         mark = secrets.token_hex(8)
         self._marks.append(mark)
-        db.execute(
-            "INSERT INTO state VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value", (MARK, mark)
-        )
+        db.execute(SET_MARK, (MARK, mark))
         db.execute("PRAGMA wal_checkpoint(PASSIVE)")
+        self._check_mark(self.path.stat())
+        self._writes = 0
 
     def _check_mark(self, stat: os.stat_result) -> None:
         deadline = time.monotonic() + SETTLE_SECONDS
@@ -279,11 +289,12 @@ class Database:
             if mark in self._marks:
                 del self._marks[: self._marks.index(mark)]
                 self._seen = (stat.st_size, stat.st_ctime_ns)
+                self._writes = CHECKPOINT_WRITES  # a checkpoint of another program: ours is to follow soon
                 return
             if time.monotonic() > deadline:
                 self._is_overwritten = True
             time.sleep(SETTLE_SECONDS / 20)
-        raise OSError(None, "was overwritten under the listener: stop it, restore the backup again, start it")
+        raise OSError(None, OVERWRITTEN)
 
     def _mark_in_file(self) -> str | None:
         """The mark that items.db itself has, without the -wal file. None if it cannot be read."""

@@ -1,12 +1,13 @@
 """The files of an SQLite database: who holds them, whether they are as they were left, what is wrong with them."""
 
 import fcntl
-import json
 import os
 import re
 import sqlite3
+import struct
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from grp import getgrgid
 from pathlib import Path
 from pwd import getpwuid
@@ -17,6 +18,7 @@ from system.errors import ListenerError
 from system.text import one_line
 
 LOCK_SECONDS = 1.0  # listener_runs(), in another process, holds a lock for an instant
+SHARED_BYTES = (0x40000002, 510)  # of the database, which SQLite locks: the first of them, and how many
 NETWORK_FILE_SYSTEMS = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "fuse", "9p", "virtiofs", "ceph", "afs"}
 
 
@@ -72,31 +74,26 @@ class ListenerLock:
         self._wal_lock = beside(self._path, "-wal").open("rb")
         _wait_for_lock(self._wal_lock, self._path)
 
-    def was_left(self) -> bool:
-        """Whether items.db is, as far as size and time tell, the one that the last listener closed."""
+    def noted(self, state: str) -> bool:
+        """Whether that state was noted last, of an items.db that is the same still, as far as size and time tell."""
         self._lock.seek(0)
-        try:
-            return bool(json.loads(self._lock.read()) == _size_and_time(self._path))
-        except (ValueError, OSError):
-            return False
+        return self._lock.read() == self._note(state)
 
-    def note(self, *, is_closed: bool) -> None:
-        """Note that items.db is left as it is now, or that it is in service."""
+    def note(self, state: str) -> None:
+        """Note what is to be known of items.db at the next start: in service, closed or overwritten."""
         self._lock.truncate(0)
-        if is_closed:
-            self._lock.write(json.dumps(_size_and_time(self._path)).encode())  # opened with "a": at the end
+        self._lock.write(self._note(state))  # opened with "a": at the end
         self._lock.flush()
+
+    def _note(self, state: str) -> bytes:
+        stat = self._path.stat()
+        return f"{state}, {stat.st_size} bytes, changed at {stat.st_mtime_ns}\n".encode()
 
     def release(self) -> None:
         """Let another listener have the database."""
         if self._wal_lock:
             self._wal_lock.close()
         self._lock.close()
-
-
-def _size_and_time(path: Path) -> list[int]:
-    stat = path.stat()
-    return [stat.st_size, stat.st_mtime_ns]
 
 
 def _wait_for_lock(file: BinaryIO, path: Path) -> None:
@@ -171,6 +168,23 @@ def check_place(path: Path) -> None:
             f"{path} {state}: its items are lost, as by a power failure or a full disk. Restore a backup, as the README"
             f" says; or begin anew, without what it knew: {remove}"
         )
+
+
+@contextmanager
+def no_checkpoint(path: Path) -> Iterator[None]:
+    """Meanwhile, closing SQLite's last connection moves nothing from the -wal file into the database.
+
+    For that, SQLite would need the lock of which this holds a part. Python can ask SQLite for it only since 3.12.
+    """
+    file: BinaryIO | None = None
+    with suppress(OSError):
+        file = path.open("rb")
+        fcntl.fcntl(file, fcntl.F_OFD_SETLK, struct.pack("hhqqi4x", fcntl.F_RDLCK, os.SEEK_SET, *SHARED_BYTES, 0))
+    try:
+        yield
+    finally:
+        if file:
+            file.close()
 
 
 def remedy_if_missing(path: Path) -> str:

@@ -167,30 +167,6 @@ def refused_as_damaged(path: Path) -> None:
         Store(path, listener=True)
 
 
-def test_after_a_clean_stop_a_start_does_not_read_the_whole_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "items.db"
-    Store(path, listener=True).close()
-    checked = []
-    monkeypatch.setattr(database, "_check_whole", lambda db, path: checked.append(path))
-    Store(path, listener=True).close()
-    assert checked == []
-    subprocess.run([sys.executable, "-c", KILLED, str(path)], cwd=APP.parent, check=False)
-    Store(path, listener=True).close()
-    assert checked == [path]
-
-
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from store import Store
-store = Store(Path(sys.argv[1]), listener=True)
-store.add_asset("x", None)
-os.kill(os.getpid(), signal.SIGKILL)
-"""
-
-
 def test_the_wal_shrinks_again_after_a_reader_is_gone(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
