@@ -43,7 +43,7 @@ MAX_WAL_BYTES = 16 * 1024 * 1024  # to which the file is cut back once nobody re
 MIN_SQLITE = (3, 35)
 CHECKPOINT_WRITES = 200  # a fifth of the pages, or so, at which SQLite itself moves them into items.db
 MARK = "checkpoint"  # the key in `state`, which every Schema has, of what changes at each checkpoint of ours
-SET_MARK = "INSERT INTO state VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value"
+SET_MARK = "INSERT INTO state (key, value) VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value"
 OVERWRITTEN = "was overwritten under the listener: stop it, restore the backup again, start it"
 SETTLE_SECONDS = 1.0  # in which a checkpoint of another program ends
 
@@ -139,32 +139,36 @@ class Database:
     def _reason_to_check(self) -> str | None:
         if self._lock is None or self.path.stat().st_size == 0:
             return None
-        if self._lock.noted("overwritten"):
+        if self._lock.noted() == self._lock.text_of("overwritten"):
             raise StoreError(f"{self.path} {OVERWRITTEN}")
         wal = beside(self.path, "-wal")
-        if wal.exists() and wal.stat().st_size > 0:
+        if (wal.exists() and wal.stat().st_size > 0) or self._lock.noted().startswith("in service"):
             return "The last listener on this database was cut off"
-        if not self._lock.noted("closed"):
+        if self._lock.noted() not in ("", self._lock.text_of("closed")):  # version 1.1 noted nothing
             return f"{self.path} is not as the last listener left it"
         return None
 
     def _watch(self, db: sqlite3.Connection) -> None:
         """From now on the files are in service. Their identities are noted, and items.db gets its first mark."""
-        endings = ["", "-wal", "-shm"]
+        self._names = [f"{self.path}{ending}" for ending in ("", "-wal", "-shm")]
         if self._lock:
+            self._names.append(f"{self.path}.lock")
             self._lock.hold_wal()
-            self._lock.note("in service")
-            endings.append(".lock")
-        self._names = [f"{self.path}{ending}" for ending in endings]
         self._identities = [(stat.st_dev, stat.st_ino) for stat in map(os.stat, self._names)]
+        main = self.path.stat()
+        self._seen = (main.st_size, main.st_ctime_ns)
         if self._lock:
-            self._marks.append(self._mark_in_file())
-            self._checkpoint(db)
+            self._marks = [self._mark_in_file()]
+            if db.total_changes or self._lock.noted() != self._lock.text_of("closed"):
+                self._checkpoint(db, "TRUNCATE")
+            self._lock.note("in service")
 
     def close(self) -> None:
         """Close the connection, and let another listener have the file."""
         with self._mutex:
             if is_in_place := self._is_in_place():
+                if self._lock and self._writes:
+                    self._checkpoint_if_possible(self._connection)
                 self._connection.close()
             else:
                 with no_checkpoint(self.path):  # by what this connection knows of -wal, which others may have changed
@@ -269,16 +273,19 @@ class Database:
     def _count_write(self, db: sqlite3.Connection) -> None:
         self._writes += 1
         if self._lock and self._writes >= CHECKPOINT_WRITES:
-            with suppress(sqlite3.Error):  # what was to be written is, and the next checkpoint will do
-                self._set_busy_timeout(db, 0)
-                self._checkpoint(db)
+            self._checkpoint_if_possible(db)
 
-    def _checkpoint(self, db: sqlite3.Connection) -> None:
+    def _checkpoint_if_possible(self, db: sqlite3.Connection) -> None:
+        with suppress(sqlite3.Error):  # what was to be written is, and the next checkpoint will do
+            self._set_busy_timeout(db, 0)
+            self._checkpoint(db)
+
+    def _checkpoint(self, db: sqlite3.Connection, mode: str = "PASSIVE") -> None:
         self._writes = 0
         mark = secrets.token_hex(8)
         self._marks.append(mark)
         db.execute(SET_MARK, (MARK, mark))
-        db.execute("PRAGMA wal_checkpoint(PASSIVE)")
+        db.execute(f"PRAGMA wal_checkpoint({mode})")
         self._check_mark(self.path.stat())
         self._writes = 0
 

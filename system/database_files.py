@@ -74,20 +74,21 @@ class ListenerLock:
         self._wal_lock = beside(self._path, "-wal").open("rb")
         _wait_for_lock(self._wal_lock, self._path)
 
-    def noted(self, state: str) -> bool:
-        """Whether that state was noted last, of an items.db that is the same still, as far as size and time tell."""
+    def noted(self) -> str:
+        """What was noted last; empty if nothing was."""
         self._lock.seek(0)
-        return self._lock.read() == self._note(state)
+        return self._lock.read().decode("utf-8", "replace")
 
     def note(self, state: str) -> None:
         """Note what is to be known of items.db at the next start: in service, closed or overwritten."""
         self._lock.truncate(0)
-        self._lock.write(self._note(state))  # opened with "a": at the end
+        self._lock.write(self.text_of(state).encode())  # opened with "a": at the end
         self._lock.flush()
 
-    def _note(self, state: str) -> bytes:
+    def text_of(self, state: str) -> str:
+        """What is noted of an items.db that is as it is now."""
         stat = self._path.stat()
-        return f"{state}, {stat.st_size} bytes, changed at {stat.st_mtime_ns}\n".encode()
+        return f"{state}, {stat.st_size} bytes, changed at {stat.st_mtime_ns}\n"
 
     def release(self) -> None:
         """Let another listener have the database."""

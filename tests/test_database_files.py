@@ -14,7 +14,7 @@ import pytest
 
 from sandbox import Sandbox
 from store import Store
-from support import ASSET, Listener, create_event, new_id, rows
+from support import ASSET, Listener, create_event, new_id, rows, wait_until
 from system.database import StoreError, StoreUnavailable, listener_runs, lock_path, network_file_system
 from system.database_files import explain
 
@@ -60,7 +60,7 @@ def test_a_file_that_goes_is_told_before_the_next_200(listener: Listener, ending
     else:
         file.unlink()
     assert post(listener) == 503
-    assert listener.logged(f"{ending} was deleted or replaced") or listener.logged("its -wal file was deleted")
+    wait_until(lambda: listener.logged(f"{ending} {'file ' if ending == '-wal' else ''}was deleted or replaced under"))
 
 
 def test_what_others_write_beside_a_lost_shm_is_kept(listener: Listener) -> None:
