@@ -9,6 +9,7 @@ import ssl
 import subprocess
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
@@ -128,7 +129,7 @@ def transports() -> Iterator[Callable[..., Transport]]:
 
     yield make
     for one in made:
-        one._session().close()  # the servers wait for it
+        one.close()  # the servers wait for it
 
 
 @pytest.fixture(autouse=True)
@@ -292,7 +293,7 @@ def test_a_request_and_its_answer_come_through_whole(
     server = servers(answering(OK, chunked, b"HTTP/1.1 204 No Content\r\n\r\n"))
     transport = transports(server, **{"App-ID": "an id"})
     answer = transport.send("GET", "/API/x%2Fy/", query={"per_page": "1", "q": "a&b"})
-    assert answer == Answer(200, "OK", answer.headers, b"ok", True)
+    assert answer == Answer(200, "OK", answer.headers, b"ok")
     answer = transport.send("POST", "/", json={})
     assert (answer.status, answer.reason, answer.headers["x-a"]) == (404, "Nothing here", "b")
     assert (answer.body, answer.is_whole) == (b"{}\n", True)
@@ -325,13 +326,68 @@ def test_a_redirect_is_not_followed_and_its_body_not_read(
     assert target.connections == 0
 
 
-def test_a_compressed_body_is_not_unpacked(
-    servers: Callable[..., Server], transports: Callable[..., Transport]
+def encoded(encoding: str, body: bytes, status: int = 200) -> Handler:
+    head = f"HTTP/1.1 {status} So\r\nContent-Encoding: {encoding}\r\nContent-Length: {len(body)}\r\n\r\n"
+    return answering(head.encode() + body)
+
+
+def raw_deflate(data: bytes) -> bytes:
+    zipper = zlib.compressobj(wbits=-15)
+    return zipper.compress(data) + zipper.flush()
+
+
+TEXT = b'{"id": "x"}' * 1000
+ENCODED = {
+    "": TEXT,
+    "identity": TEXT,
+    "none": TEXT,
+    "UTF-8": TEXT,
+    "gzip": gzip.compress(TEXT),
+    "X-GZip": gzip.compress(TEXT),
+    "identity, gzip": gzip.compress(TEXT),
+    "deflate": zlib.compress(TEXT),
+    " deflate ": raw_deflate(TEXT),
+}
+
+
+@pytest.mark.parametrize("encoding", ENCODED)
+def test_an_answer_is_read_whatever_its_encoding_is_called(
+    servers: Callable[..., Server], transports: Callable[..., Transport], encoding: str
 ) -> None:
-    bomb = gzip.compress(gzip.compress(bytes(10_000_000)))
-    head = f"HTTP/1.1 200 OK\r\nContent-Encoding: gzip, gzip\r\nContent-Length: {len(bomb)}\r\n\r\n"
-    answer = transports(servers(answering(head.encode() + bomb))).send("GET", "/")
-    assert (answer.status, answer.body, answer.is_whole) == (200, b"", False)
+    transport = transports(servers(encoded(encoding, ENCODED[encoding])))
+    for _ in range(2):
+        answer = transport.send("GET", "/")
+        assert (answer.status, answer.body, answer.fault, answer.is_whole) == (200, TEXT, None, True)
+    empty = transports(servers(encoded(encoding, b""))).send("GET", "/")
+    assert (empty.body, empty.is_whole) == (b"", True)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "body", "fault"),
+    [
+        ("br", b"x", "the answer is compressed with br"),
+        ("gzip, gzip", gzip.compress(gzip.compress(TEXT)), "the answer is compressed with gzip, gzip"),
+        ("gzip", TEXT, "the answer is said to be compressed with gzip, and is not"),
+        ("gzip", gzip.compress(TEXT)[:-9], "the answer was cut off"),
+        ("zstd" + "\t" + "x" * 100, b"x", f"the answer is compressed with zstd {'x' * 34}…"),
+    ],
+)
+def test_why_a_compressed_answer_cannot_be_read_is_told(
+    servers: Callable[..., Server], transports: Callable[..., Transport], encoding: str, body: bytes, fault: str
+) -> None:
+    answer = transports(servers(encoded(encoding, body))).send("GET", "/")
+    assert (answer.status, answer.fault, answer.is_whole) == (200, fault, False)
+
+
+@pytest.mark.parametrize(("status", "limit"), [(200, transport.MAX_ANSWER), (503, transport.MAX_ERROR)])
+def test_a_compressed_bomb_is_unpacked_up_to_the_limit(
+    servers: Callable[..., Server], transports: Callable[..., Transport], status: int, limit: int
+) -> None:
+    bomb = gzip.compress(bytes(50_000_000))
+    answer = transports(servers(encoded("gzip", bomb, status))).send("GET", "/")
+    assert (answer.status, len(answer.body), answer.fault) == (status, limit, "the answer is too large")
+    exact = gzip.compress(bytes(limit))
+    assert transports(servers(encoded("gzip", exact, status))).send("GET", "/").is_whole
 
 
 @pytest.mark.parametrize(("status", "limit"), [(200, 100_000), (503, transport.MAX_ERROR)])
@@ -365,13 +421,51 @@ def test_a_body_that_is_cut_off_is_not_whole(
     assert (answer.status, answer.is_whole) == (201, False)
 
 
-def test_what_comes_after_an_informational_answer_is_not_the_next_request_s(
+@pytest.mark.parametrize("status", ["100 Continue", "102 Processing", "103 Early Hints"])
+@pytest.mark.parametrize(
+    "end", [b"Content-Length: 2\r\n\r\nok", b"Transfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n"]
+)
+def test_an_answer_after_an_informational_one_is_read(
+    servers: Callable[..., Server], transports: Callable[..., Transport], status: str, end: bytes
+) -> None:
+    informational = f"HTTP/1.1 {status}\r\nLink: </a>; rel=preload\r\nContent-Length: 9\r\n\r\n".encode()
+    server = servers(answering(informational * 2 + b"HTTP/1.1 201 Created\r\nX-A: b\r\n" + end))
+    transport = transports(server)
+    for _ in range(2):
+        answer = transport.send("POST", "/")
+        assert (answer.status, answer.body, answer.headers["X-A"], answer.is_whole) == (201, b"ok", "b", True)
+        assert "Link" not in answer.headers
+    assert server.connections == 1
+
+
+def test_what_comes_after_a_switch_is_not_the_next_answer(
     servers: Callable[..., Server], transports: Callable[..., Transport]
 ) -> None:
-    server = servers(answering(b"HTTP/1.1 103 Early Hints\r\n\r\n"))
+    server = servers(answering(b"HTTP/1.1 101 Switching Protocols\r\n\r\n"))
     transport = transports(server)
-    assert [transport.send("POST", "/").status for _ in range(2)] == [103, 103]
+    assert [transport.send("POST", "/").status for _ in range(2)] == [101, 101]
     assert server.connections == 2
+
+
+@pytest.mark.parametrize(
+    ("headers", "date"),
+    [
+        ("Date: Mon, 23 Nov 2026 16:47:00 GMT", 1795452420.0),
+        ("Date: Mon, 23 Nov 2026 17:47:00 +0100", 1795452420.0),
+        ("Date: Mon, 23 Nov 2026 16:47:00 -0000", 1795452420.0),
+        ("Date: 2026-11-23T16:47:00Z", None),
+        ("Date: Mon, 23 Nov 99999 16:47:00 GMT", None),
+        ("Date:", None),
+        ("X: y", None),
+        ("Date: Mon, 23 Nov 2026 16:47:00 GMT\r\nAge: 0", None),
+    ],
+)
+def test_the_server_s_time_is_its_date(
+    servers: Callable[..., Server], transports: Callable[..., Transport], headers: str, date: float | None
+) -> None:
+    """Not that of an answer which a cache has kept."""
+    server = servers(answering(f"HTTP/1.1 204 No Content\r\n{headers}\r\n\r\n".encode()))
+    assert transports(server).send("GET", "/").date == date
 
 
 def test_a_connection_that_was_idle_for_long_is_not_used_again(
@@ -532,16 +626,14 @@ def test_a_certificate_that_is_not_accepted_is_told(
     assert server.requests == []
 
 
-@pytest.mark.parametrize("variable", ["REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"])
 def test_a_ca_file_that_is_missing_or_no_ca_file_is_told(
     servers: Callable[..., Server],
     transports: Callable[..., Transport],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    variable: str,
 ) -> None:
     path = tmp_path / "ca.pem"
-    monkeypatch.setenv(variable, str(path))
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(path))
     transport = transports(servers(answering(OK)).url.replace("http", "https"))
     assert failure(transport) == f"the CA file {path} cannot be read"
     path.write_text("half of a file")
