@@ -238,6 +238,7 @@ def test_a_body_that_drips_is_given_up_and_its_status_is_not(
     server = servers(dripping(b"HTTP/1.1 201 Created\r\n" + LATE_BODIES[place]))
     answer = part(transports(server, TIMEOUT))
     assert (answer.status, answer.reason) == (201, "Created")
+    assert answer.fault == "the answer did not end within 0.3 s"
 
 
 def test_over_tls_an_answer_is_bounded_too(
@@ -409,7 +410,7 @@ def test_a_body_that_is_too_large_is_cut(
 
     server = servers(endless)
     answer = transports(server).send("GET", "/")
-    assert (answer.status, len(answer.body), answer.is_whole) == (status, limit, False)
+    assert (answer.status, len(answer.body), answer.fault) == (status, limit, "the answer is too large")
     assert server.closed.acquire(timeout=5)
 
 
@@ -418,7 +419,7 @@ def test_a_body_that_is_cut_off_is_not_whole(
     servers: Callable[..., Server], transports: Callable[..., Transport], rest: bytes
 ) -> None:
     answer = transports(servers(closing_after(b"HTTP/1.1 201 Created\r\n" + rest))).send("POST", "/")
-    assert (answer.status, answer.is_whole) == (201, False)
+    assert (answer.status, answer.fault) == (201, "the answer was cut off")
 
 
 @pytest.mark.parametrize("status", ["100 Continue", "102 Processing", "103 Early Hints"])
@@ -607,6 +608,55 @@ def test_a_proxy_s_failures_are_told(
         assert failure(transport) == reason
     monkeypatch.setenv("https_proxy", "http://user:proxy-password@")
     assert "proxy-password" not in failure(transport)
+
+
+def test_only_documented_variables_matter(
+    servers: Callable[..., Server],
+    transports: Callable[..., Transport],
+    tls: ssl.SSLContext,
+    certificate: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A folder that is missing must not stop all calls, and no file may get the keys of the token's encryption."""
+    keys = tmp_path / "keys"
+    server = servers(answering(OK), tls)
+    for name in ("ALL_PROXY", "all_proxy", "HTTP_PROXY", "http_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    for file in (keys, tmp_path / "missing" / "keys"):
+        monkeypatch.setenv("SSLKEYLOGFILE", str(file))
+        assert transports(server).send("POST", "/").is_whole
+    assert not keys.exists()
+    monkeypatch.delenv("REQUESTS_CA_BUNDLE")
+    for name in ("SSL_CERT_FILE", "CURL_CA_BUNDLE"):
+        monkeypatch.setenv(name, str(certificate))
+    assert failure(transports(server)).startswith("the certificate is not accepted: self")
+
+
+def test_certificates_are_read_once_for_all_threads(
+    servers: Callable[..., Server],
+    transports: Callable[..., Transport],
+    tls: ssl.SSLContext,
+    tmp_path: Path,
+    certificate: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bundle = Path(shutil.copy(certificate, tmp_path / "ca.pem"))
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(bundle))
+    server = servers(answering(OK), tls)
+    transport = transports(server)
+    assert transport.send("GET", "/").is_whole
+    bundle.unlink()
+
+    def call() -> Answer:
+        with closing(transport):
+            return transport.send("GET", "/")
+
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(call).result().is_whole
+    transport.close()
+    assert transport.send("GET", "/").is_whole
+    assert server.connections == 3
 
 
 def test_a_certificate_that_is_not_accepted_is_told(
