@@ -25,7 +25,7 @@ from system.database_files import (
     remedy_if_missing,
 )
 from system.errors import ListenerError
-from system.text import one_line, seconds_of, utc_text
+from system.text import format_utc, one_line, parse_time
 
 __all__ = [
     "Database",
@@ -97,9 +97,9 @@ class Database:
         if sqlite3.sqlite_version_info < MIN_SQLITE:
             raise StoreError(f"SQLite is {sqlite3.sqlite_version} here: 3.35 or newer is needed")
         try:
-            check_place(self.path)
             if not listener and not self.path.exists():
                 raise StoreError(f"{self.path} does not exist: {remedy_if_missing(self.path)}")
+            check_place(self.path)
             schema.inspect(self.path)  # before there is a lock file, which does not belong beside a foreign file
             if listener:
                 self._lock = ListenerLock(self.path)
@@ -332,7 +332,7 @@ def _later(time: object, seconds: object) -> str | None:
     if start is None or not isinstance(seconds, (int, float)):
         return None
     try:
-        return utc_text(start + seconds)
+        return format_utc(start + seconds)
     except (ValueError, OverflowError, OSError):  # not in the years 1 to 9999
         return None
 
@@ -345,7 +345,7 @@ def _seconds_between(start: object, end: object) -> float | None:
 
 def _seconds_of(time: object) -> float | None:
     """SQLite cannot hand on text that is not UTF-8, so columns have to be cast: `later(CAST(due AS BLOB), 5)`."""
-    return seconds_of(_text(time) if isinstance(time, bytes) else time)
+    return parse_time(_text(time) if isinstance(time, bytes) else time)
 
 
 def _check_whole(db: sqlite3.Connection, path: Path) -> None:

@@ -163,12 +163,17 @@ def check_place(path: Path) -> None:
         with path.open("rb") as stream:
             state = "" if any(stream.read(100)) else "is full of zeros, although a listener has run on it"
     if state:
-        files = [beside(path, ending) for ending in ("", "-wal", "-shm", ".lock")]
-        remove = " ".join(["sudo rm", *(quote(str(file)) for file in files if file.exists())])
         raise StoreError(
-            f"{path} {state}: its items are lost, as by a power failure or a full disk. Restore a backup, as the README"
-            f" says; or begin anew, without what it knew: {remove}"
+            f"{path} {state}: its items are lost, as by a power failure or a full disk. {_remedy_if_lost(path)}"
         )
+
+
+def _remedy_if_lost(path: Path) -> str:
+    if listener_runs(path):
+        return "Stop the listener that runs on it, restore a backup, as the README says, and start it"
+    files = [beside(path, ending) for ending in ("", "-wal", "-shm", ".lock")]
+    remove = " ".join(["sudo rm", *(quote(str(file)) for file in files if file.exists())])
+    return f"Restore a backup, as the README says; or begin anew, without what it knew: {remove}"
 
 
 @contextmanager
