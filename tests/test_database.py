@@ -1,3 +1,4 @@
+import itertools
 import os
 import resource
 import shutil
@@ -72,6 +73,48 @@ def test_a_transaction_is_written_whole_or_not_at_all(store: Store) -> None:
         db.execute("INSERT INTO nonsense VALUES (1)")
     assert store.state("a") is None
     store.set_state("a", "2")
+
+
+def test_text_that_is_not_utf_8_stops_neither_start_nor_claim_nor_webhook(tmp_path: Path) -> None:
+    """A byte that a person wrote into one row is that row's trouble."""
+    path, bad = tmp_path / "items.db", "CAST(x'ff41fe' AS TEXT)"
+    with closing(Store(path, listener=True)) as store:
+        ids = [new_id() for _ in range(6)]
+        for object_id in ids:
+            store.add_asset(object_id, "a.mov")
+            store.proxy_closed(object_id)
+    with closing(sqlite3.connect(path)) as person:
+        [info] = [person.execute("SELECT * FROM items LIMIT 0")]
+        columns = {name for name, *_ in info.description} - {"finished"}
+        times = sorted(name for name in columns if name.endswith(("_at", "_since")))
+        for column, status in itertools.product(times, ("ready", "submitting", "awaiting_proxy", "submitted")):
+            person.execute(
+                f"UPDATE items SET status = '{status}', {column} = {bad}, title = {bad} WHERE object_id = ?", [ids[0]]
+            )
+            person.commit()
+            with closing(Store(path, listener=True)) as store:
+                store.recover()
+                while store.claim_retry() or store.claim_new() or store.claim_poll():
+                    pass
+                store.health()
+                store.overview()
+                assert store.proxy_closed(ids[0])
+                assert store.add_asset(new_id(), None) == "awaiting_proxy"
+                assert store.database.run(f"SELECT {bad} AS text")[0]["text"] == "\ufffdA\ufffd"
+
+
+@pytest.mark.parametrize(
+    "value", ["NULL", "x'ff'", "'9999-12-31T23:59:59Z'", "7", "1e300", "''", "CAST(x'ff' AS TEXT)"]
+)
+def test_no_value_is_too_odd_for_arithmetic_with_times(store: Store, value: str) -> None:
+    value = f"CAST({value} AS BLOB)"
+    for other in ("NULL", "1e12", "1e300", "'x'", "x'00'", "'2026-11-23T16:47:00Z'", value):
+        [row] = store.database.run(
+            f"""SELECT later({value}, {other}) AS later,
+                seconds_between({value}, {other}) AS a, seconds_between({other}, {value}) AS b"""
+        )
+        assert row["later"] is None
+        assert row["a"] is None or row["a"] == -row["b"]
 
 
 # One listener
