@@ -14,7 +14,7 @@ import pytest
 from store import Store
 from support import APP, ASSET, OTHER_ASSET, let_everybody_in, new_id, rows
 from system import database, database_files
-from system.database import StoreError, StoreUnavailable, listener_runs, lock_path
+from system.database import StoreError, StoreRefused, StoreUnavailable, listener_runs, lock_path
 from system.errors import ListenerError
 
 
@@ -79,28 +79,27 @@ def test_text_that_is_not_utf_8_stops_neither_start_nor_claim_nor_webhook(tmp_pa
     """A byte that a person wrote into one row is that row's trouble."""
     path, bad = tmp_path / "items.db", "CAST(x'ff41fe' AS TEXT)"
     with closing(Store(path, listener=True)) as store:
-        ids = [new_id() for _ in range(6)]
-        for object_id in ids:
-            store.add_asset(object_id, "a.mov")
-            store.proxy_closed(object_id)
-    with closing(sqlite3.connect(path)) as person:
-        [info] = [person.execute("SELECT * FROM items LIMIT 0")]
-        columns = {name for name, *_ in info.description} - {"finished"}
-        times = sorted(name for name in columns if name.endswith(("_at", "_since")))
-        for column, status in itertools.product(times, ("ready", "submitting", "awaiting_proxy", "submitted")):
+        columns = [column["name"] for column in store.database.run("PRAGMA table_info(items)")]
+    times = [name for name in columns if name.endswith(("_at", "_since"))]
+    for column, status in itertools.product(times, ("ready", "submitting", "awaiting_proxy", "submitted")):
+        object_id = new_id()
+        with closing(sqlite3.connect(path)) as person:
             person.execute(
-                f"UPDATE items SET status = '{status}', {column} = {bad}, title = {bad} WHERE object_id = ?", [ids[0]]
+                "INSERT INTO items (object_id, job, status, next_attempt_at, last_attempt_at)"
+                " VALUES (?, 'analyze', ?, '2999', '2026')",
+                [object_id, status],
             )
+            person.execute(f"UPDATE items SET {column} = {bad}, title = {bad} WHERE object_id = ?", [object_id])
             person.commit()
-            with closing(Store(path, listener=True)) as store:
-                store.recover()
-                while store.claim_retry() or store.claim_new() or store.claim_poll():
-                    pass
-                store.health()
-                store.overview()
-                assert store.proxy_closed(ids[0])
-                assert store.add_asset(new_id(), None) == "awaiting_proxy"
-                assert store.database.run(f"SELECT {bad} AS text")[0]["text"] == "\ufffdA\ufffd"
+        with closing(Store(path, listener=True)) as store:
+            store.recover()
+            while store.claim_retry() or store.claim_new() or store.claim_poll():
+                pass
+            store.health()
+            store.overview()
+            assert store.proxy_closed(object_id)
+            assert store.add_asset(new_id(), None) == "awaiting_proxy"
+            assert store.database.run(f"SELECT {bad} AS text")[0]["text"] == "\ufffdA\ufffd"
 
 
 @pytest.mark.parametrize(
@@ -115,6 +114,26 @@ def test_no_value_is_too_odd_for_arithmetic_with_times(store: Store, value: str)
         )
         assert row["later"] is None
         assert row["a"] is None or row["a"] == -row["b"]
+
+
+def test_a_row_that_a_trigger_protects_is_refused_not_unavailable(store: Store) -> None:
+    store.add_asset(ASSET, None)
+    store.database.run("CREATE TRIGGER mine BEFORE UPDATE ON items BEGIN SELECT raise(ABORT, 'hands off'); END")
+    with pytest.raises(StoreRefused, match="the database refuses to change this row: hands off"):
+        store.proxy_closed(ASSET)
+    with pytest.raises(StoreRefused, match="hands off"), store.database.transaction() as db:
+        db.execute("INSERT INTO state (key, value) VALUES ('a', '1')")
+        db.execute("UPDATE items SET title = 'x'")
+    assert (store.state("a"), store.database.error) == (None, None)
+    assert store.add_asset(OTHER_ASSET, None) == "awaiting_proxy"
+
+
+def test_a_transaction_waits_as_long_as_it_says(store: Store, tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / "items.db", isolation_level=None)) as person:
+        person.execute("BEGIN IMMEDIATE")
+        with pytest.raises(StoreUnavailable, match="locked"), store.database.transaction(wait=0.05):
+            pass
+        assert store.database.run("PRAGMA busy_timeout")[0][0] == 5000
 
 
 # One listener

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from sandbox import Sandbox
+from faulty_iconik import FaultyIconik
 from store import Store
 from support import ASSET, Listener, create_event, new_id, rows, wait_until
 from system.database import StoreError, StoreUnavailable, listener_runs, lock_path, network_file_system
@@ -131,6 +131,17 @@ def test_a_backup_copied_over_is_told_before_the_next_200(listener: Listener) ->
     assert len(rows(listener.database)) == 2
 
 
+def test_a_copy_over_an_idle_database_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "items.db"
+    with closing(Store(path, listener=True)) as store:
+        backup = backup_of(path)
+        store.add_asset(ASSET, None)
+    with closing(Store(path, listener=True)) as store:
+        shutil.copyfile(backup, path)
+        with pytest.raises(StoreUnavailable, match="was overwritten under the listener"):
+            store.overview()
+
+
 @pytest.mark.parametrize("later", [0, 3])
 def test_a_copy_that_holds_all_of_items_db_does_no_harm(store: Store, tmp_path: Path, later: int) -> None:
     """Since the backup, nothing was moved from the -wal file into items.db: it is not noticed, and nothing is lost."""
@@ -232,7 +243,7 @@ def test_a_wal_without_its_items_db_is_not_discarded(tmp_path: Path) -> None:
     assert Path(f"{path}-wal").stat().st_size > 0
 
 
-def test_a_wrong_path_leaves_nothing_beside_a_foreign_file(sandbox: Sandbox, tmp_path: Path) -> None:
+def test_a_wrong_path_leaves_nothing_beside_a_foreign_file(sandbox: FaultyIconik, tmp_path: Path) -> None:
     foreign = tmp_path / "elsewhere" / "passwd"
     foreign.parent.mkdir()
     foreign.write_text("root:x:0:0:root:/root:/bin/bash\n")

@@ -9,11 +9,13 @@ import ssl
 import subprocess
 import threading
 import time
+import tracemalloc
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -384,8 +386,12 @@ def test_why_a_compressed_answer_cannot_be_read_is_told(
 def test_a_compressed_bomb_is_unpacked_up_to_the_limit(
     servers: Callable[..., Server], transports: Callable[..., Transport], status: int, limit: int
 ) -> None:
-    bomb = gzip.compress(bytes(50_000_000))
-    answer = transports(servers(encoded("gzip", bomb, status))).send("GET", "/")
+    server = servers(encoded("gzip", gzip.compress(bytes(100_000_000)), status))
+    tracemalloc.start()
+    answer = transports(server).send("GET", "/")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 4 * limit + 5_000_000
     assert (answer.status, len(answer.body), answer.fault) == (status, limit, "the answer is too large")
     exact = gzip.compress(bytes(limit))
     assert transports(servers(encoded("gzip", exact, status))).send("GET", "/").is_whole
@@ -531,6 +537,24 @@ def test_threads_do_not_wait_for_each_other_and_the_longest_call_is_known(
     assert transport.longest_call() == 0
 
 
+def test_a_call_inside_a_call_does_not_change_its_deadline(
+    servers: Callable[..., Server], transports: Callable[..., Transport]
+) -> None:
+    inner = transports(servers(answering(OK)))
+
+    class Query(dict[str, str]):
+        def items(self) -> Any:
+            inner.send("GET", "/")
+            return super().items()
+
+    assert transports(servers(answering(OK))).send("GET", "/", query=Query(a="b")).is_whole
+    late = transports(servers(dripping(b"HTTP/1.1 200 ")), SHORT)
+    start = time.monotonic()
+    with pytest.raises(TransportError, match=r"no answer within 0\.1 s"):
+        late.send("GET", "/", query=Query(a="b"))
+    assert time.monotonic() - start < SHORT + SLACK
+
+
 def test_no_password_comes_from_netrc_and_no_cookie_goes_back(
     servers: Callable[..., Server],
     transports: Callable[..., Transport],
@@ -641,6 +665,7 @@ def test_certificates_are_read_once_for_all_threads(
     certificate: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("requests.adapters.DEFAULT_CA_BUNDLE_PATH", str(tmp_path / "missing"))
     bundle = Path(shutil.copy(certificate, tmp_path / "ca.pem"))
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(bundle))
     server = servers(answering(OK), tls)
