@@ -5,6 +5,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -131,8 +132,10 @@ def test_a_row_that_a_trigger_protects_is_refused_not_unavailable(store: Store) 
 def test_a_transaction_waits_as_long_as_it_says(store: Store, tmp_path: Path) -> None:
     with closing(sqlite3.connect(tmp_path / "items.db", isolation_level=None)) as person:
         person.execute("BEGIN IMMEDIATE")
+        start = time.monotonic()
         with pytest.raises(StoreUnavailable, match="locked"), store.database.transaction(wait=0.05):
             pass
+        assert time.monotonic() - start < database.BUSY_SECONDS / 2
         assert store.database.run("PRAGMA busy_timeout")[0][0] == 5000
 
 
