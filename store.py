@@ -255,7 +255,8 @@ class Store:
             )
             db.execute(
                 """UPDATE items SET next_attempt_at = :now,
-                    waited = max(0, waited - max(0, min(backoff, coalesce(seconds_between(:now, next_attempt_at), 0))))
+                    waited = max(0, waited - max(0, min(backoff,
+                        coalesce(seconds_between(:now, CAST(next_attempt_at AS BLOB)), 0))))
                 WHERE status = 'ready' AND last_attempt_at IS NOT NULL AND in_doubt_since IS NULL AND refused = 0
                     AND next_attempt_at > :now""",
                 values,
