@@ -4,31 +4,52 @@ import os
 import re
 import shutil
 import sqlite3
-import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
+from dataclasses import dataclass
 from filecmp import cmp
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 from system.errors import ListenerError
 from system.text import format_utc, one_line
 
 APPLICATION_ID = 1768124011  # "icnk"
-SCHEMA_VERSION = 3
 SCHEMA = (Path(__file__).parent / "schema.sql").read_text(encoding="utf-8")
-BEFORE = f"_before_{SCHEMA_VERSION}"  # ends the name of what is in the way of today's schema
-OLD_ITEMS = f"items{BEFORE}"
-GIVE_UP_SECONDS = 7 * 24 * 3600.0  # after which version 1.0 asked no more about a missing proxy
+WEEK_SECONDS = 7 * 24 * 3600.0
 PROGRESS_SECONDS = 5.0
 PROGRESS_INSTRUCTIONS = 100_000  # of SQLite's virtual machine: some milliseconds
 BACKUP_PAGES = 2000
+DISK_ERROR = re.compile("disk is full|disk I/O error|No space left|File too large|quota")
 UUID_GLOB = "-".join("[0-9a-f]" * length for length in (8, 4, 4, 4, 12))
+RETIRED = {"items_pending", "items_early", "items_ready"}  # indexes that older schemas had and today's does not
 
-# Each step is a query on the items of one schema that gives those of the next; schema.sql is what they end in. To add a
-# step 3: change schema.sql, raise SCHEMA_VERSION, and append the query here, and to OLD_COLUMNS and OLD_NAMES what the
-# items of schema 2 had. The table `state`, which schema 2 brought, is then to be carried over in _upgrade.
+Progress = Callable[[str], None]
+Addition = tuple[str, str, str, str]  # a view's, index's or trigger's type, name, table and SQL
+
+
+class MigrationError(ListenerError):
+    """The file is not ours, or could not be brought to today's schema. It was left as it was."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """How one schema becomes the next.
+
+    The tables other than items are carried over as they are, with every column that both schemas have.
+
+    :ivar items: a query on the items of the one, which gives those of the next
+    :ivar then: statements on today's tables, once they are filled
+    """
+
+    items: str
+    then: str = ""
+
+
+# To add a step 4: change schema.sql, its user_version too, and append the Step to STEPS. An index or a view that is
+# given up goes into RETIRED.
 
 # The article's script may have died between its request and its update, so its attempt counts as made.
 LEGACY_TO_1 = f"""
@@ -40,246 +61,397 @@ LEGACY_TO_1 = f"""
         CASE WHEN lower(object_id) NOT GLOB '{UUID_GLOB}' THEN 'object_id is not a UUID' END AS error {{extra}}
     FROM {{items}} WHERE object_id IS NOT NULL GROUP BY lower(object_id)"""  # noqa: S608
 
-# Version 1.0 counted attempts, but noted neither when they were made nor whether iconik had answered them.
+# Version 1.0 counted attempts, but noted neither when they were made nor whether iconik had answered them, and what its
+# catch-up found had one as well. So any job may be that of such an item, however old it is.
 SCHEMA_1_TO_2 = """
     SELECT object_id, title,
         CASE status WHEN 'pending' THEN 'awaiting_proxy' WHEN 'early' THEN 'awaiting_create' ELSE status END AS status,
-        created_at, proxy_closed_at, CASE WHEN status IN ('ready', 'submitting') THEN :now END AS ready_at,
+        created_at, proxy_closed_at,
+        CASE WHEN status NOT IN ('submitted', 'failed') AND attempts > 0 THEN '2000-01-01T00:00:00.000Z'
+            WHEN status = 'ready' THEN :now END AS ready_at,
         CASE WHEN status IN ('pending', 'early') THEN 0 ELSE attempts END AS attempts,
-        status = 'submitting' OR status IN ('pending', 'early', 'ready') AND attempts > 0 AS in_doubt,
+        status NOT IN ('submitted', 'failed') AND attempts > 0 AS in_doubt,
         CASE WHEN status = 'submitting' OR status = 'ready' AND attempts > 0 THEN :now END AS last_attempt_at,
-        CASE status WHEN 'pending' THEN iif(created_at < :given_up, NULL, :now)
+        CASE status WHEN 'pending' THEN iif(created_at < :week_ago, NULL, :now)
             WHEN 'ready' THEN coalesce(next_attempt_at, :now) ELSE next_attempt_at END AS next_attempt_at,
         submitted_at, job_id, error {extra} FROM {items}"""
 
-# Version 1.1 knew one job. A doubt dates from when the item became ready.
+# Version 1.1 knew one job, and noted of a doubt only when the item had become ready. It never learned what became of a
+# job; iconik is asked about those of the last 7 days.
 SCHEMA_2_TO_3 = """
     SELECT object_id, 'analyze' AS job, title,
-        CASE WHEN status = 'submitted' AND submitted_at < :given_up THEN 'done' ELSE status END AS status,
+        CASE WHEN status = 'submitted' AND coalesce(submitted_at, '') < :week_ago THEN 'done' ELSE status END AS status,
         NULL AS source, created_at, proxy_closed_at, NULL AS version_id, attempts, 0 AS backoff,
-        CASE WHEN status = 'awaiting_proxy' THEN max(0, coalesce(seconds_between(created_at, next_attempt_at), 0)) ELSE 0
-            END AS waited,
+        CASE WHEN status = 'awaiting_proxy'
+            THEN max(0, coalesce(round((julianday(next_attempt_at) - julianday(created_at)) * 86400, 3), 0))
+            ELSE 0 END AS waited,
         0 AS refused, 0 AS asked, NULL AS asked_at,
-        CASE WHEN in_doubt = 1 AND status IN ('ready', 'submitting', 'failed') OR status = 'submitting'
-            THEN coalesce(ready_at, last_attempt_at, created_at, :now) END AS in_doubt_since,
+        CASE WHEN in_doubt THEN coalesce(ready_at, last_attempt_at, created_at, :now)
+            WHEN status = 'submitting' THEN coalesce(last_attempt_at, ready_at, :now) END AS in_doubt_since,
         NULL AS absent_since, NULL AS counted_on, last_attempt_at,
-        CASE WHEN status = 'ready' THEN coalesce(next_attempt_at, :now) ELSE next_attempt_at END AS next_attempt_at,
-        submitted_at, CASE WHEN status = 'submitted' AND submitted_at < :given_up THEN submitted_at END AS done_at,
-        job_id, NULL AS old_job_id, NULL AS profile, NULL AS media_type, NULL AS duration, error, error AS reason {extra}
-    FROM {items}"""
+        CASE status WHEN 'ready' THEN coalesce(next_attempt_at, :now) ELSE next_attempt_at END AS next_attempt_at,
+        submitted_at, CASE WHEN status = 'submitted' AND submitted_at < :week_ago THEN submitted_at END AS done_at,
+        job_id, NULL AS old_job_id, NULL AS profile, NULL AS media_type, NULL AS duration, error, error AS reason
+        {extra} FROM {items}"""
 
-MIGRATIONS = [LEGACY_TO_1, SCHEMA_1_TO_2, SCHEMA_2_TO_3]
-OLD_COLUMNS = [
-    "object_id finished",
-    "object_id title status created_at proxy_closed_at attempts server_errors next_attempt_at submitted_at job_id error"
-    " finished",
-    "object_id title status created_at proxy_closed_at ready_at attempts in_doubt last_attempt_at next_attempt_at"
-    " submitted_at job_id error finished",
-]
-OLD_NAMES = [
-    "",
-    "items_pending items_early items_ready items_submitting items_failed problems summary",
-    "items_awaiting_proxy items_awaiting_create items_ready items_submitting items_submitted items_skipped items_failed"
-    " problems summary",
-]
+# The keys that the reconciler has of version 1.1. That one may have been passing over what a person kept out.
+STATE_2_TO_3 = """
+    INSERT OR REPLACE INTO state (key, value)
+        SELECT 'assets_floor', max(strftime('%Y-%m-%dT%H:%M:%fZ', value)) AS floor FROM state
+        WHERE key IN ('assets_floor', 'first_started_at') AND value GLOB '[0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9]T*'
+        HAVING floor IS NOT NULL;
+    INSERT OR REPLACE INTO state (key, value)
+        SELECT column1, column2 FROM (VALUES ('pass_over_until_seen', '1'), ('webhook_fingerprint', ''))
+        WHERE EXISTS (SELECT 1 FROM state WHERE key = 'assets_passed_over' AND value <> '');
+    INSERT OR REPLACE INTO state (key, value) VALUES ('job_floor analyze', '');
+    DELETE FROM state
+        WHERE key IN ('first_started_at', 'assets_resume_at', 'jobs_seen_until', 'assets_passed_over');"""
 
-Progress = Callable[[str], None]
-Addition = tuple[str, str, str]  # its kind, name and SQL
-LeftOut = Callable[[str, str, object], None]
+STEPS = (Step(LEGACY_TO_1), Step(SCHEMA_1_TO_2), Step(SCHEMA_2_TO_3, STATE_2_TO_3))
 
 
-class MigrationError(ListenerError):
-    """The file is not ours, or could not be brought to today's schema. It was left as it was."""
+@dataclass(frozen=True)
+class Migrations:
+    """What brings a file to a schema.
 
-
-def inspect(path: Path) -> None:
-    """Look at a file before it is opened for writing, which leaves no trace on it or beside it.
-
-    :raises MigrationError: it is not ours
-    :raises OSError, sqlite3.Error: it cannot be read
+    :ivar schema: the SQL that creates it
+    :ivar steps: from the article's table (0) to 1, from 1 to 2, and so on up to that schema
+    :ivar clock: seconds since 1970
     """
-    if path.exists() and not path.is_file():
-        raise MigrationError(f"{path} is not a file: change [listener] database")
-    if not path.exists() or path.stat().st_size == 0:
-        return
-    with path.open("rb") as stream:
-        header = stream.read(100)
-    if not header.startswith(b"SQLite format 3\0"):
-        raise _not_ours(path, "it is not an SQLite database")
-    application_id = int.from_bytes(header[68:72], "big")
-    _check_application(path, application_id, int.from_bytes(header[60:64], "big"))
-    wal, shm, journal = (path.with_name(path.name + end) for end in ("-wal", "-shm", "-journal"))
-    unfinished = [file for file in (wal, journal) if file.exists() and file.stat().st_size]
-    if wal.exists() and shm.exists():
-        _look(path, path, "mode=ro")
-    elif not unfinished:
-        _look(path, path, "immutable=1")  # read-only alone would create a -wal and a -shm
-    elif application_id != APPLICATION_ID:
-        # A program was killed: its last transaction has to be completed or undone before the file can be read.
-        with tempfile.TemporaryDirectory() as folder:
-            for file in (path, *unfinished):
-                shutil.copy(file, folder)
-            _look(path, Path(folder) / path.name, "mode=rw")
+
+    schema: str = SCHEMA
+    steps: Sequence[Step] = STEPS
+    clock: Callable[[], float] = time.time
+
+    @property
+    def version(self) -> int:
+        """The number of the schema."""
+        return len(self.steps)
+
+    def inspect(self, path: Path) -> None:
+        """Look at a file before it is opened for writing. Not a byte of it changes.
+
+        :raises MigrationError: it is not ours
+        :raises OSError, sqlite3.Error: it cannot be read
+        """
+        if path.exists() and not path.is_file():
+            raise MigrationError(f"{path} is not a file: change [listener] database")
+        if not path.exists() or path.stat().st_size == 0:
+            return
+        with path.open("rb") as stream:
+            header = stream.read(100)
+        if not header.startswith(b"SQLite format 3\0"):
+            raise _not_ours(path, "it is not an SQLite database")
+        application_id = int.from_bytes(header[68:72], "big")
+        self._check_application(path, application_id, int.from_bytes(header[60:64], "big"))
+        if application_id == APPLICATION_ID and _size(_beside(path, "-journal")):
+            return  # an upgrade was cut off: `prepare` looks, when SQLite has undone it
+        # Without a -wal file, read-only access alone would create one.
+        how = "mode=ro" if _size(_beside(path, "-wal")) else "immutable=1"
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?{how}", uri=True)) as db:
+            self._version(db, path)
+
+    def prepare(self, connection: sqlite3.Connection, path: Path, *, may_write: bool, progress: Progress) -> None:
+        """Bring an open database to the schema.
+
+        :param connection: in autocommit mode
+        :param may_write: False for the operator's commands, which leave an upgrade to the listener
+        :param progress: is told in a line what takes long, and every few seconds that it goes on
+        :raises MigrationError: the file is not ours or cannot be upgraded; it was left as it was
+        :raises OSError, sqlite3.Error: it cannot be read or written; it was left as it was
+        """
+        version = self._version(connection, path)
+        if version == self.version:
+            return
+        if not may_write:
+            raise MigrationError(f"{path} is not upgraded to this version yet: start the listener once, it does that")
+        needed = 3 * (_size(path) + _size(_beside(path, "-wal")))
+        _check_space(path, needed)
+        with suppress(sqlite3.OperationalError):  # somebody else has the database open
+            # A -wal file would grow to the size of all that is written, before that goes into the database.
+            connection.execute("PRAGMA journal_mode = DELETE")
+        connection.execute("PRAGMA secure_delete = OFF")  # which writes every page that is given up
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("PRAGMA foreign_keys = OFF")
+        connection.execute(
+            "PRAGMA legacy_alter_table = ON"
+        )  # what refers to a renamed table keeps referring to its name
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            if version is None:
+                _execute(connection, self.schema)
+                connection.execute("COMMIT")
+            else:
+                outcome = _Upgrade(self, connection, path, version, progress).run()
+                connection.execute("COMMIT")
+                progress(outcome)
+        except (OSError, sqlite3.Error) as error:
+            if not DISK_ERROR.search(str(error)):
+                raise
+            reason = getattr(error, "strerror", None) or error
+            raise _no_space(path, f"could not be upgraded and is as it was ({reason})", needed) from None
+        finally:
+            connection.set_progress_handler(None, 0)
+            with suppress(sqlite3.Error):
+                connection.rollback()  # which, after some errors, leaves the work to whoever reads next
+                connection.execute("SELECT 1 FROM sqlite_master").fetchone()
+            connection.execute("PRAGMA legacy_alter_table = OFF")
+
+    def items_query(self, items: str, start: int, end: int, extra: str = "") -> str:
+        """The steps from one version to another as one query, which also gives the columns `extra` of `items`."""
+        for step in self.steps[start:end]:
+            items = f"({step.items.format(items=items, extra=extra)})"
+        return items
+
+    def values(self) -> dict[str, str]:
+        """The values of the steps' parameters."""
+        return {"now": format_utc(self.clock()), "week_ago": format_utc(self.clock() - WEEK_SECONDS)}
+
+    def items_columns(self, version: int) -> list[str]:
+        """The columns that the items of a version have."""
+        query = self.items_query("(SELECT NULL AS object_id, NULL AS finished)", 0, version)
+        with closing(sqlite3.connect(":memory:")) as db:
+            columns = db.execute(f"SELECT * FROM {query}", self.values()).description  # noqa: S608
+        return sorted({"finished", *(column[0] for column in columns)})
+
+    def names(self) -> dict[str, str]:
+        """Each name in the schema, and what it is the name of: a table, an index or a view."""
+        with closing(sqlite3.connect(":memory:")) as db:
+            _execute(db, self.schema)
+            return dict(db.execute("SELECT name, type FROM sqlite_master WHERE sql IS NOT NULL").fetchall())
+
+    def _version(self, db: sqlite3.Connection, path: Path) -> int | None:
+        """The version of the schema: 0 for the article's table; None if there is nothing in the file yet."""
+        [application_id] = db.execute("PRAGMA application_id").fetchone()
+        [version] = db.execute("PRAGMA user_version").fetchone()
+        self._check_application(path, application_id, version)
+        if version == 0 and not db.execute("SELECT 1 FROM sqlite_master").fetchone():
+            return None
+        tables = _tables(db)
+        is_legacy = tables == {"items"} and sorted(_columns(db, "items")) == self.items_columns(0)
+        is_marked = application_id == APPLICATION_ID or version == 1  # version 1.0 set no application_id
+        if "items" not in tables or not (is_legacy if version == 0 else is_marked):
+            raise _not_ours(path, "it is another program's")
+        wanted = {"items": self.items_columns(version)}
+        if version == self.version:
+            with closing(sqlite3.connect(":memory:")) as new:
+                _execute(new, self.schema)
+                wanted = {table: _columns(new, table) for table in _tables(new)}
+        for table, columns in wanted.items():
+            missing = set(columns) - set(_columns(db, table))
+            if missing:
+                raise _not_ours(path, f"its table {table} has no {min(missing)}")
+        return int(version)
+
+    def _check_application(self, path: Path, application_id: int, version: int) -> None:
+        if application_id == APPLICATION_ID and version > self.version:
+            known = f"this version of the listener knows schema {self.version} at most"
+            raise MigrationError(f"{path} has schema {version}, and {known}: install the newer version again")
+        if application_id not in (0, APPLICATION_ID) or not 0 <= version <= self.version:
+            raise _not_ours(path, "it is another program's")
 
 
-def _look(path: Path, file: Path, how: str) -> None:
-    with closing(sqlite3.connect(f"{file.absolute().as_uri()}?{how}", uri=True)) as db:
-        _version(db, path)
+class _Upgrade:
+    """The steps of one file, inside one transaction."""
 
+    def __init__(self, goal: Migrations, db: sqlite3.Connection, path: Path, version: int, progress: Progress) -> None:
+        self._goal = goal
+        self._db = db
+        self._path = path
+        self._version = version
+        self._progress = progress
+        self._told_at = time.monotonic()
+        self._suffix = f"_before_{goal.version}"  # ends the name of what is in the way of today's schema
 
-def prepare(connection: sqlite3.Connection, path: Path, *, may_write: bool, progress: Progress) -> None:
-    """Bring an open database to today's schema.
+    def run(self) -> str:
+        """Take every step. Returns what to tell once that is committed."""
+        goal, db = self._goal, self._db
+        self._progress(f"Upgrading {self._path} from schema {self._version} to schema {goal.version}")
+        self._copy = _copy(self._path, goal.version, self._tick)
+        db.set_progress_handler(self._tick, PROGRESS_INSTRUCTIONS)
+        names = goal.names()
+        additions = self._take_away_additions(names)
+        in_the_way = sorted(names.keys() & _tables(db))
+        for name in in_the_way:
+            db.execute(f"ALTER TABLE {name} RENAME TO {name}{self._suffix}")
+        _execute(db, goal.schema)
+        for name in in_the_way:
+            if names[name] == "table" and _is_ours(db, name, f"{name}{self._suffix}"):
+                self._carry_over(name)
+            else:
+                self._tell_renamed("table", name, f"{name}{self._suffix}")
+        for step in goal.steps[self._version :]:
+            _execute(db, step.then)
+        for addition in additions:
+            self._put_back(*addition)
+        [items] = db.execute("SELECT count(*) FROM items").fetchone()
+        return f"{self._path} is upgraded ({items} items); what it was before is kept as {self._copy}"
 
-    :param connection: in autocommit mode
-    :param may_write: False for the operator's commands, which leave an upgrade to the listener
-    :param progress: is told in a line what takes long, and every few seconds that it goes on
-    :raises MigrationError: the file is not ours or cannot be upgraded; it was left as it was
-    :raises OSError, sqlite3.Error: it cannot be read or written; it was left as it was
-    """
-    version = _version(connection, path)
-    if version == SCHEMA_VERSION:
-        return
-    if not may_write:
-        raise MigrationError(f"{path} is not upgraded to this version yet: start the listener once, it does that")
-    size = path.stat().st_size
-    connection.execute("PRAGMA synchronous = FULL")
-    connection.execute("PRAGMA foreign_keys = OFF")
-    connection.execute("PRAGMA legacy_alter_table = ON")  # what refers to a renamed table keeps referring to its name
-    try:
-        connection.execute("BEGIN IMMEDIATE")
-        if version is None:
-            _create(connection)
-            connection.execute("COMMIT")
+    def _tick(self, *_: object) -> int:
+        if time.monotonic() - self._told_at > PROGRESS_SECONDS:
+            self._told_at = time.monotonic()
+            self._progress(f"Still upgrading {self._path}")
+        return 0
+
+    def _tell_left_out(self, kind: str, name: str, reason: object) -> None:
+        self._progress(f"{one_line(f'The {kind} {name} is left out ({reason})')}; {self._copy} has it")
+
+    def _tell_renamed(self, kind: str, name: str, new: str) -> None:
+        self._progress(f"{one_line(f'The {kind} {name} is named {new} now')}: the listener needs its name")
+
+    def _carry_over(self, table: str) -> None:
+        """Fill a table of ours from the one that had its name, and drop that."""
+        db, goal, old = self._db, self._goal, f"{table}{self._suffix}"
+        ours = [column for column in _columns(db, table) if column != "finished"]
+        ours_before = _columns(db, old)
+        if table == "items":
+            ours_before = goal.items_columns(self._version)
         else:
-            outcome = _upgrade(connection, path, version, progress)
-            connection.execute("COMMIT")
-            progress(outcome)
-    except (OSError, sqlite3.Error) as error:
-        if not re.search("disk is full|disk I/O error|No space left|File too large|quota", str(error)):
+            ours = [column for column in ours if column in ours_before]
+            ours_before = ours
+        people = self._add_columns(table, ours_before)
+        aliased = "".join(f", {_quoted(name)} AS people_{number}" for number, name in enumerate(people))
+        extra = "".join(f", people_{number}" for number in range(len(people)))
+        rows = f"(SELECT *{aliased} FROM {old})"  # noqa: S608
+        if table == "items":
+            rows = goal.items_query(rows, self._version, goal.version, extra)
+        names = ", ".join([*ours, *(_quoted(name) for name in people.values())])
+        values = ", ".join(ours) + extra
+        db.execute(f"INSERT INTO {table} ({names}) SELECT {values} FROM {rows}", goal.values())  # noqa: S608
+        db.execute(f"DROP TABLE {old}")
+
+    def _add_columns(self, table: str, ours_before: list[str]) -> dict[str, str]:
+        """Add people's own columns. Returns the name that each had with the one that it gets."""
+        db, ours, names = self._db, _columns(self._db, table), {}
+        for _, name, kind, _, default, _, is_generated in _table_info(db, f"{table}{self._suffix}"):
+            if name.lower() in ours_before:
+                continue
+            new = f"{name}{self._suffix}" if name.lower() in ours else name
+            error: object = "it is generated"
+            defaults = (
+                () if is_generated else (f"{kind} DEFAULT {default or 'NULL'}", f"{kind} DEFAULT ({default})", "")
+            )
+            for definition in defaults:
+                if not (error := _failure(db, f"ALTER TABLE {table} ADD {_quoted(new)} {definition}")):
+                    names[name] = new
+                    break
+            if error:
+                self._tell_left_out("column", name, error)
+            elif new != name:
+                self._tell_renamed("column", name, new)
+        return names
+
+    def _take_away_additions(self, names: dict[str, str]) -> list[Addition]:
+        """Drop the views, and the indexes and triggers of our tables and of views. Returns those that are people's."""
+        rows = self._db.execute(
+            "SELECT type, name, lower(tbl_name), sql FROM sqlite_master WHERE sql IS NOT NULL"
+        ).fetchall()
+        ours = {name for name, kind in names.items() if kind == "table"}
+        views = {table for kind, _, table, _ in rows if kind == "view"}
+        additions = []
+        for kind, name, table, sql in rows:
+            if kind == "table" or not (table in ours | views or name.lower() in names):
+                continue
+            self._db.execute(f"DROP {kind} IF EXISTS {_quoted(name)}")
+            is_ours = self._version > 0 and table in {"items", *views} and name in {*names, *RETIRED}
+            if not is_ours:
+                additions.append((kind, name, table, sql))
+        return sorted(additions, key=lambda addition: addition[0] != "view")  # what else there is may need the views
+
+    def _put_back(self, kind: str, name: str, table: str, sql: str) -> None:
+        """Create a person's view, index or trigger again, unless it fails, or would make every write fail."""
+        db = self._db
+        if error := _failure(db, sql):
+            self._tell_left_out(kind, name, error)
+            return
+        uses = []
+        if kind == "view":
+            uses = [f"SELECT * FROM {_quoted(name)}"]  # noqa: S608
+        elif kind == "trigger" and table in _tables(db):
+            same = ", ".join(f"{column} = {column}" for column in _columns(db, table) if column != "finished")
+            uses = [f"INSERT INTO {table} DEFAULT VALUES", f"UPDATE {table} SET {same}", f"DELETE FROM {table}"]  # noqa: S608
+        for use in uses:
+            if error := _failure(db, f"EXPLAIN {use}"):
+                db.execute(f"DROP {kind} {_quoted(name)}")
+                self._tell_left_out(kind, name, error)
+                return
+
+
+def _failure(db: sqlite3.Connection, sql: str) -> sqlite3.Error | None:
+    """Execute a statement. Returns why it failed, if it did so because of what it says."""
+    try:
+        db.execute(sql)
+    except sqlite3.Error as error:
+        if DISK_ERROR.search(str(error)):
             raise
-        raise MigrationError(
-            f"{path} could not be upgraded and is as it was ({getattr(error, 'strerror', None) or error}): make sure"
-            f" that its disk has {size // 100_000 + 1} MB free, then start the listener again"
-        ) from None
-    finally:
-        connection.set_progress_handler(None, 0)
-        with suppress(sqlite3.Error):
-            connection.rollback()  # which, after some errors, leaves the work to whoever reads next
-            connection.execute("SELECT 1 FROM sqlite_master").fetchone()
-        connection.execute("PRAGMA legacy_alter_table = OFF")
+        return error
+    return None
 
 
-def _version(db: sqlite3.Connection, path: Path) -> int | None:
-    """The version of the schema: 0 for the legacy table, the article's; None if there is nothing in the file yet."""
-    [application_id] = db.execute("PRAGMA application_id").fetchone()
-    [version] = db.execute("PRAGMA user_version").fetchone()
-    _check_application(path, application_id, version)
-    if version == 0 and not db.execute("SELECT 1 FROM sqlite_master").fetchone():
-        return None
-    tables = _tables(db)
-    is_legacy = tables - {"sqlite_stat1"} == {"items"} and _columns(db, "items") == OLD_COLUMNS[0].split()
-    is_marked = application_id == APPLICATION_ID or version == 1  # version 1.0 set no application_id
-    if "items" not in tables or not (is_legacy if version == 0 else is_marked):
-        raise _not_ours(path, "it is another program's")
-    wanted = {"items": OLD_COLUMNS[version].split()} if version < SCHEMA_VERSION else _todays_columns()
-    for table in wanted.keys() & {"items", "state"}:
-        missing = set(wanted[table]) - set(_columns(db, table))
-        if missing:
-            raise _not_ours(path, f"its table {table} has no {min(missing)}")
-    return int(version)
+def _is_ours(db: sqlite3.Connection, table: str, old: str) -> bool:
+    """Whether the old table of that name was the listener's: a person's has no such key."""
+    key = {row[1].lower() for row in _table_info(db, table) if row[5]} if table != "items" else {"object_id"}
+    return key <= set(_columns(db, old))
 
 
-def _check_application(path: Path, application_id: int, version: int) -> None:
-    if application_id == APPLICATION_ID and version > SCHEMA_VERSION:
-        known = f"this version of the listener knows schema {SCHEMA_VERSION} at most"
-        raise MigrationError(f"{path} has schema {version}, and {known}: install the newer version again")
-    if application_id not in (0, APPLICATION_ID) or not 0 <= version <= SCHEMA_VERSION:
-        raise _not_ours(path, "it is another program's")
-
-
-def _not_ours(path: Path, reason: str) -> MigrationError:
-    return MigrationError(f"{path} is not the listener's ({reason}) and was left as it is: change [listener] database")
-
-
-def _todays_columns() -> dict[str, list[str]]:
-    """Every name in today's schema, with the columns of tables and views."""
-    with closing(sqlite3.connect(":memory:")) as db:
-        _create(db)
-        names = db.execute("SELECT name FROM sqlite_master WHERE sql IS NOT NULL").fetchall()
-        return {name: _columns(db, name) for [name] in names}
-
-
-def _tables(db: sqlite3.Connection) -> set[str]:
-    return {name.lower() for [name] in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-
-
-def _columns(db: sqlite3.Connection, table: str) -> list[str]:
-    return [row[1].lower() for row in db.execute(f"PRAGMA table_xinfo({_quoted(table)})")]
-
-
-def _quoted(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'
-
-
-def _create(db: sqlite3.Connection) -> None:
-    """Execute schema.sql one statement after the other, because executescript would commit first."""
+def _execute(db: sqlite3.Connection, script: str) -> None:
+    """Execute one statement after the other, because executescript would commit first."""
     statement = ""
-    for line in SCHEMA.splitlines(keepends=True):
+    for line in script.splitlines(keepends=True):
         statement += line
         if sqlite3.complete_statement(statement):
             db.execute(statement)
             statement = ""
 
 
-def _upgrade(db: sqlite3.Connection, path: Path, version: int, progress: Progress) -> str:
-    """Take every step up to today's schema. Returns what to tell once that is committed."""
-    progress(f"Upgrading {path} from schema {version} to schema {SCHEMA_VERSION}")
-    last_told = time.monotonic()
-
-    def tick(*_: object) -> int:
-        nonlocal last_told
-        if time.monotonic() - last_told > PROGRESS_SECONDS:
-            last_told = time.monotonic()
-            progress(f"Still upgrading {path}")
-        return 0
-
-    def left_out(kind: str, name: str, reason: object) -> None:
-        progress(f"{one_line(f'The {kind} {name} is left out ({reason})')}; {copy} has it")
-
-    copy = _copy(path, tick)
-    db.set_progress_handler(tick, PROGRESS_INSTRUCTIONS)
-    additions = _take_away_additions(db, version)
-    for table in _todays_columns().keys() & _tables(db):
-        db.execute(f"ALTER TABLE {table} RENAME TO {table}{BEFORE}")
-        if table != "items":
-            progress(f"The table {table} is named {table}{BEFORE} now: the listener needs its name")
-    _create(db)
-    _fill(db, version, _add_columns(db, version, left_out))
-    db.execute(f"DROP TABLE {OLD_ITEMS}")
-    _put_back_additions(db, additions, left_out)
-    [items] = db.execute("SELECT count(*) FROM items").fetchone()
-    return f"{path} is upgraded ({items} items); what it was before is kept as {copy}"
+def _tables(db: sqlite3.Connection) -> set[str]:
+    rows = db.execute(
+        "SELECT lower(name) FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite^_%' ESCAPE '^'"
+    )
+    return {name for [name] in rows}
 
 
-def _fill(db: sqlite3.Connection, version: int, additions: dict[str, str]) -> None:
-    """Copy the items; `additions` are people's own columns: the name that each had, and the one that it gets."""
-    extra = "".join(f", {_quoted(name)}" for name in additions.values())
-    renamed = "".join(f", {_quoted(name)} AS {_quoted(new)}" for name, new in additions.items() if name != new)
-    rows = f"(SELECT *{renamed} FROM {OLD_ITEMS})"  # noqa: S608
-    for step in MIGRATIONS[version:]:
-        rows = f"({step.format(items=rows, extra=extra)})"
-    names = ", ".join(name for name in _todays_columns()["items"] if name != "finished")
-    now = time.time()
-    db.execute(
-        f"INSERT INTO items ({names}{extra}) SELECT {names}{extra} FROM {rows} ORDER BY object_id",  # noqa: S608
-        {"now": format_utc(now), "given_up": format_utc(now - GIVE_UP_SECONDS)},
+def _table_info(db: sqlite3.Connection, table: str) -> list[tuple[Any, ...]]:
+    return [tuple(row) for row in db.execute(f"PRAGMA table_xinfo({_quoted(table)})")]
+
+
+def _columns(db: sqlite3.Connection, table: str) -> list[str]:
+    return [row[1].lower() for row in _table_info(db, table)]
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
+
+
+def _beside(path: Path, ending: str) -> Path:
+    return path.with_name(path.name + ending)
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _not_ours(path: Path, reason: str) -> MigrationError:
+    return MigrationError(f"{path} is not the listener's ({reason}) and was left as it is: change [listener] database")
+
+
+def _check_space(path: Path, needed: int) -> None:
+    free = shutil.disk_usage(path.parent).free
+    if free < needed:
+        raise _no_space(path, f"is not upgraded and is as it was (its disk has {free // 1_000_000} MB free)", needed)
+
+
+def _no_space(path: Path, what: str, needed: int) -> MigrationError:
+    megabytes = needed // 1_000_000 + 1
+    return MigrationError(
+        f"{path} {what}: make sure that its disk has {megabytes} MB free, then start the listener again"
     )
 
 
-def _copy(path: Path, tick: Callable[..., object]) -> Path:
+def _copy(path: Path, version: int, tick: Callable[..., object]) -> Path:
     """Copy the database, whole or not at all, beside earlier copies of other content. Returns where the copy is."""
-    copy = path.with_name(f"{path.name}.before-{SCHEMA_VERSION}")
-    part = copy.with_name(copy.name + ".part")
+    first = copy = _beside(path, f".before-{version}")
+    part = _beside(copy, ".part")
     os.close(os.open(part, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600))
     try:
         with closing(sqlite3.connect(path)) as source, closing(sqlite3.connect(part)) as target:
@@ -291,7 +463,7 @@ def _copy(path: Path, tick: Callable[..., object]) -> Path:
         _sync(part)
         numbers = count(1)
         while copy.exists() and not cmp(part, copy, shallow=False):
-            copy = path.with_name(f"{path.name}.before-{SCHEMA_VERSION}.{next(numbers)}")
+            copy = _beside(first, f".{next(numbers)}")
         part.replace(copy)
         _sync(path.parent)
     finally:
@@ -307,67 +479,7 @@ def _sync(file: Path) -> None:
         os.close(descriptor)
 
 
-def _take_away_additions(db: sqlite3.Connection, version: int) -> list[Addition]:
-    """Drop all indexes and views, and the triggers on items and on views. Returns those that are not ours."""
-    found = db.execute(
-        """SELECT type, name, sql FROM sqlite_master
-        WHERE type = 'view' OR type = 'index' AND sql IS NOT NULL OR type = 'trigger'
-            AND (lower(tbl_name) = 'items' OR tbl_name IN (SELECT name FROM sqlite_master WHERE type = 'view'))"""
-    ).fetchall()
-    for kind, name, _ in found:
-        db.execute(f"DROP {kind} IF EXISTS {_quoted(name)}")
-    return [(kind, name, sql) for kind, name, sql in found if name not in OLD_NAMES[version].split()]
-
-
-def _put_back_additions(db: sqlite3.Connection, additions: list[Addition], left_out: LeftOut) -> None:
-    """Create them again, whichever of them needs which, and leave out those that do not fit any more."""
-    while additions:
-        errors = [(addition, error) for addition in additions if (error := _add(db, *addition))]
-        if len(errors) == len(additions):
-            for (kind, name, _), error in errors:
-                left_out(kind, name, error)
-            return
-        additions = [addition for addition, _ in errors]
-
-
-def _add_columns(db: sqlite3.Connection, version: int, left_out: LeftOut) -> dict[str, str]:
-    """Add people's own columns. Returns the name that each had with the one that it gets."""
-    ours, names = _columns(db, "items"), {}
-    for _, name, kind, _, default, _, hidden in db.execute(f"PRAGMA table_xinfo({OLD_ITEMS})").fetchall():
-        if name.lower() in OLD_COLUMNS[version].split():
-            continue
-        new = f"{name}{BEFORE}" if name.lower() in ours else name
-        error: object = "it is generated"
-        for definition in () if hidden else (f"{kind} DEFAULT {default or 'NULL'}", f"{kind} DEFAULT ({default})", ""):
-            error = _add(db, "column", name, f"ALTER TABLE items ADD {_quoted(new)} {definition}")
-            if not error:
-                names[name] = new
-                break
-        else:
-            left_out("column", name, error)
-    return names
-
-
-def _add(db: sqlite3.Connection, kind: str, name: str, sql: str) -> sqlite3.Error | None:
-    """Execute the statement, and undo it if items could not be written after it. Returns the error then."""
-    columns = _todays_columns()["items"]
-    unchanged = ", ".join(f"{name} = {name}" for name in columns if name not in ("object_id", "status", "finished"))
-    error = None
-    db.execute("SAVEPOINT addition")
-    try:
-        db.execute(sql)
-        if kind == "view":
-            db.execute(f"SELECT * FROM {_quoted(name)} LIMIT 0")  # noqa: S608
-        db.execute("SAVEPOINT trial")
-        db.execute("INSERT INTO items (object_id, status) VALUES ('', 'awaiting_proxy')")
-        for status in ("submitting", "submitted", "skipped", "failed"):
-            db.execute(f"UPDATE items SET status = '{status}', {unchanged} WHERE object_id = ''")  # noqa: S608
-        db.execute("DELETE FROM items WHERE object_id = ''")
-        db.execute("ROLLBACK TO trial")
-    except sqlite3.Error as caught:
-        if re.search("disk|interrupted", str(caught)):
-            raise
-        error = caught
-        db.execute("ROLLBACK TO addition")
-    db.execute("RELEASE addition")
-    return error
+MIGRATIONS = Migrations()
+SCHEMA_VERSION = MIGRATIONS.version
+inspect = MIGRATIONS.inspect
+prepare = MIGRATIONS.prepare
