@@ -1,14 +1,14 @@
-"""iconik-listener: has each new asset of iconik's analyzed as soon as its proxy is there.
+"""iconik-listener starts an analysis in iconik for every new asset, once, as soon as the asset's proxy is ready.
 
-The way of an asset from its webhooks to its job, and the module for each step:
+From an asset's webhooks to its job, and the module for each step:
 
-1. `resources`: iconik's events come in at /create and /proxy. Each is answered 200 once it is stored.
-2. `store`: items.db has a row for each asset. Once its create and a closed proxy have both come, it is `ready`.
-3. `submitter`: worker threads take what is ready, look at the asset at iconik, and post its analyze job.
-4. `circuit_breaker`: whether requests to iconik may go out at the moment.
-5. `iconik_client`: the requests themselves.
+1. `resources`: iconik's events arrive at /create and /proxy. Each is answered 200 once it is stored.
+2. `store`: items.db has a row for each asset and job. Once the create and a closed proxy have come, it is `ready`.
+3. `submitter`: worker threads claim what is ready, read the asset, and start its job.
+4. `circuit_breaker` and `limits`: whether requests may go out, and whether more jobs may be billed today.
+5. `jobs` and `iconik_client`: what iconik can do for an asset, and the requests themselves.
 
-The `reconciler` asks iconik for what no webhook told. What an operator types is in `commands`.
+The `reconciliation` polls iconik for what the webhooks missed. What an operator types is in `commands`.
 """
 
 import io
@@ -18,6 +18,7 @@ import shlex
 import signal
 import sys
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 if sys.version_info < (3, 10):
@@ -28,18 +29,20 @@ try:
     import requests  # noqa: F401
     import waitress  # noqa: F401
 except ImportError as missing:
-    sys.exit(f"Error: {missing.name} is not installed for {sys.executable}: use the virtual environment's Python")
+    remedy = "use the virtual environment's Python or, if that was upgraded, run deploy/install.sh again"
+    sys.exit(f"Error: {missing.name} is not installed for {sys.executable}: {remedy}")
 
 import commands
 from circuit_breaker import CircuitBreaker
 from config import Config, load
 from iconik_client import IconikClient
-from reconciliation.catalog import IconikCatalog
-from reconciliation.reconciler import Reconciler
-from resources import Listening, create_app
-from store import Store
+from limits import Limits
+from reconciliation.reconciler import Reconciler, note_job_floors
+from resources import Services, create_app
+from store import Rules, Store
 from submitter import Submitter
 from system import systemd
+from system.database import StoreUnavailable
 from system.errors import ListenerError
 from system.log import set_up_logging
 from system.server import Server
@@ -60,14 +63,16 @@ def serve(config: Config) -> None:
     threading.excepthook = _end_process
     for line in (*config.warnings, *config.notes):
         log.warning("%s", line)
-    store = Store(config.listener.database, listener=True, progress=_starting)
+    store = Store(config.listener.database, Rules.of(config), listener=True, progress=_starting)
     try:
         client = IconikClient(config.iconik)
         breaker = CircuitBreaker(config.submitter)
         submitter = Submitter(store, client, breaker, config)
-        reconciler = Reconciler(store, IconikCatalog(client), breaker, submitter, config)
-        listening = Listening(store, submitter, breaker, config.listener.webhook_secret, config.reconciler.min_age)
-        server = Server(create_app(listening), config.listener.host, config.listener.port)
+        reconciler = Reconciler(store, client, breaker, submitter, config)
+        limits = Limits(store)
+        note_job_floors(store, client)
+        services = Services(store, submitter, breaker, config.listener.webhook_secret)
+        server = Server(create_app(services), config.listener.host, config.listener.port)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: server.stop())
         submitter.start()
@@ -75,6 +80,8 @@ def serve(config: Config) -> None:
         _announce(server, store, config)
 
         def show_life() -> None:
+            with suppress(StoreUnavailable):
+                limits.log_changes()
             if (seconds := client.longest_call()) > config.iconik.timeout + MAX_CALL_EXCESS:
                 log.error("A call to iconik has hung for %.0f s: restart the listener, if systemd does not", seconds)
             elif submitter.is_alive() and reconciler.is_alive():
@@ -83,9 +90,10 @@ def serve(config: Config) -> None:
         server.run(show_life, systemd.watchdog_interval())
         log.info("Stopping")
         systemd.notify("STOPPING=1")
-        with store.database.waiting_up_to(0.1):  # what was read is answered, with a 503 if somebody holds the database
+        with store.database.waiting_up_to(0.1):  # requests that arrived are answered, with 503 if the file is locked
             server.drain()
-        submitter.stop()  # and the circuit breaker, for which the reconciler may be waiting
+        breaker.stop()
+        submitter.stop()
         reconciler.stop()
     finally:
         store.close()
@@ -118,9 +126,9 @@ def _end_process(mistake: threading.ExceptHookArgs) -> None:
 @click.help_option("-h", "--help")
 @click.pass_context
 def cli(context: click.Context, path: str) -> None:
-    """Have each new iconik asset analyzed as soon as its proxy is there.
+    """Start an analysis in iconik for every new asset, once, as soon as its proxy is ready.
 
-    Without a command: listen for iconik's webhooks.
+    Without a command, it listens for iconik's webhooks.
     """
     # How this program is to be called is printed where a person has to do something.
     this_command = shlex.join([sys.executable, os.path.abspath(__file__), "--config", os.path.abspath(path)])  # noqa: PTH100

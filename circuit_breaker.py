@@ -1,158 +1,145 @@
-"""Whether requests to iconik may go out, and how long what failed has to wait."""
+"""Whether requests to iconik may go out."""
 
 import logging
-import random
-import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 from config import SubmitterConfig
 from iconik_client import IconikError, IconikRateLimited
-from system.text import utc_text
+from system.runtime import Runtime
+from system.text import format_utc
 
 log = logging.getLogger("iconik_listener")
 
 MAX_FAILURES = 10  # different items that fail in a row before the breaker opens
 MAX_OPEN_SECONDS = 60.0
-
-
-def backoff(attempts: int, first: float, longest: float) -> float:
-    """Seconds to wait after so many attempts: `first`, doubled with each, and some more by chance, up to `longest`."""
-    return min(first * 2.0 ** min(attempts - 1, 60) * random.uniform(1, 1.2), longest)  # noqa: S311
+RATE_LIMITED_SECONDS = 10.0  # for which a 429 that does not say for how long keeps the breaker open
 
 
 @dataclass(frozen=True)
 class Permission:
-    """Leave to send one item's requests, and the place to say what came of them.
+    """Permission to send the requests of one attempt, poll or step.
 
-    `is_probe`: the breaker is half-open, and this is the one call that tries whether iconik is back.
+    :ivar openings: how often the breaker had opened when it was given
     """
 
-    is_probe: bool
-    generation: int
-    given_at: float  # by the breaker's clock
-    breaker: "CircuitBreaker"
-
-    def succeeded(self) -> None:
-        """iconik answered the POST."""
-        self.breaker._succeeded(self)
-
-    def failed(self, error: IconikError, object_id: str | None = None) -> None:
-        """iconik did not do what it was asked to for that item. Without one, that counts for a probe and a 429 only."""
-        self.breaker._failed(self, error, object_id)
+    openings: int
 
 
 class CircuitBreaker:
-    """Closed, requests go out freely. Open, none does for a while. Half-open, one at a time, until one succeeds.
+    """Closed, requests go out freely. Open, none goes out for a while; then it is closed again.
 
-    It opens when `MAX_FAILURES` different items have failed in a row: one item, however often it fails, never opens it.
-    A success ends the row, even one that is still under way when the breaker opens. Anything else that comes of a
-    request counts only if the breaker has not changed since it was sent.
+    1. It opens when `MAX_FAILURES` different items have failed in a row. One item never opens it, however often it
+       fails. It is open for `retry_delay`, doubled each time that no success came between, up to a minute or
+       `max_retry_delay`, whichever is shorter.
+    2. Then it is closed with an empty streak, and everything may go out.
+    3. A success ends the streak and the doubling. One that comes while the breaker is open was sent before it opened,
+       so iconik works, and the breaker closes at once, unless iconik asked for the pause itself.
+    4. A failure of an attempt that began before the breaker last opened counts for nothing.
+    5. A 429 counts when two different items or kinds of calls got one since the last success: then the breaker opens
+       for as long as iconik asks.
     """
 
-    def __init__(self, config: SubmitterConfig, clock: Callable[[], float] = time.monotonic) -> None:
-        """`clock`: seconds, monotonic."""
-        self._config, self._clock = config, clock
-        self._changed = threading.Condition()
+    def __init__(self, config: SubmitterConfig, runtime: Runtime | None = None) -> None:
+        self._config = config
+        self._runtime = runtime or Runtime()
+        self._changed = self._runtime.condition()
         self._stopped = False
-        self._generation = 0  # of the state: one more each time that it opens or closes
-        self._failed_items: set[str] = set()  # in a row, since the last success
-        self._row_generation: int | None = None  # the one that such a row ended, until a probe fails
-        self._openings = 0  # in a row; 0 means closed
-        self._open_until = 0.0  # by the clock
-        self._probe_is_out = False
-        self.paused_since: str | None = None  # UTC text; None while closed
-        self.reason: str | None = None  # why it opened or, if iconik says something else by now, that
+        self._streak: set[str] = set()  # the items that failed since the last success
+        self._rate_limited: set[str] = set()  # the items and kinds of calls that got a 429 since the last success
+        self._openings = 0  # in all
+        self._openings_in_a_row = 0  # without a success between them
+        self._open_until = 0.0  # by the monotonic clock
+        self._is_rate_limit = False  # whether iconik asked for this pause
+        self._opened_at: str | None = None  # UTC text, of the first opening in a row
+        self._reason: str | None = None
 
     @property
-    def state(self) -> str:
-        """`closed`, `open` or `half-open`."""
-        if not self._openings:
-            return "closed"
-        return "open" if self._clock() < self._open_until else "half-open"
+    def is_open(self) -> bool:
+        """Whether no request may go out."""
+        return self._runtime.monotonic() < self._open_until
+
+    @property
+    def opened_at(self) -> str | None:
+        """When it opened, as UTC text, if no success has come since. It may be closed by now."""
+        return self._opened_at if self._openings_in_a_row else None
+
+    @property
+    def reason(self) -> str | None:
+        """Why it opened last."""
+        return self._reason
 
     def describe(self) -> str:
-        """The state as a sentence."""
-        since = f" since {self.paused_since}: {self.reason}" if self._openings else ""
-        return f"The circuit breaker is {self.state}{since}"
+        """Its state as a sentence."""
+        if self.is_open:
+            return f"The circuit breaker has been open since {self._opened_at}: {self._reason}"
+        return "The circuit breaker is closed"
 
-    def seconds_until_half_open(self) -> float:
-        """How long nothing is sent yet: 0 unless the breaker is open."""
-        return max(0.0, self._open_until - self._clock()) if self._openings else 0.0
-
-    @contextmanager
-    def permission(self) -> Iterator[Permission | None]:
-        """Wait until a request may go out. Yields None once the breaker has been stopped."""
-        permission = self._wait()
-        try:
-            yield permission
-        finally:
-            if permission and permission.is_probe:
-                with self._changed:
-                    if permission.generation == self._generation:
-                        self._probe_is_out = False
-                        self._changed.notify_all()
+    def wait(self) -> Permission | None:
+        """Wait until requests may go out. Returns None once the breaker has been stopped."""
+        with self._changed:
+            while not self._stopped and (seconds := self._open_until - self._runtime.monotonic()) > 0:
+                self._changed.wait(seconds)
+            return None if self._stopped else Permission(self._openings)
 
     def stop(self) -> None:
-        """Let nobody send anything any more."""
+        """Let nothing go out any more."""
         with self._changed:
             self._stopped = True
             self._changed.notify_all()
 
-    def _wait(self) -> Permission | None:
+    def succeeded(self) -> None:
+        """iconik accepted a job or refused it: either is a sign of life."""
         with self._changed:
-            while not self._stopped:
-                seconds = self.seconds_until_half_open()
-                if not seconds and not self._probe_is_out:
-                    self._probe_is_out = self._openings > 0
-                    return Permission(self._probe_is_out, self._generation, self._clock(), self)
-                self._changed.wait(seconds or None)
-            return None
+            if self._openings_in_a_row:
+                log.info("iconik takes jobs again: the circuit breaker closes (it opened at %s)", self._opened_at)
+            self._streak.clear()
+            self._rate_limited.clear()
+            self._openings_in_a_row = 0
+            if not self._is_rate_limit:
+                self._open_until = 0.0
+                self._changed.notify_all()
 
-    def _succeeded(self, permission: Permission) -> None:
+    def failed(self, permission: Permission, error: IconikError, source: str, *, is_item: bool = True) -> None:
+        """A call failed.
+
+        :param source: the item, or the kind of call
+        :param is_item: whether the failure is one of an attempt at an item; of other calls only a 429 counts
+        """
         with self._changed:
-            if permission.generation not in (self._generation, self._row_generation):
+            if permission.openings != self._openings:
                 return
-            self._failed_items.clear()
-            if self._openings:
-                log.info("iconik takes jobs again: the circuit breaker closes (it opened at %s)", self.paused_since)
-                self._openings = 0
-                self.paused_since = self.reason = None
-                self._change()
+            if isinstance(error, IconikRateLimited):
+                self._rate_limited.add(source)
+                if len(self._rate_limited) >= 2:
+                    self._open(error, error.retry_after or RATE_LIMITED_SECONDS, is_rate_limit=True)
+            elif is_item:
+                self._streak.add(source)
+                if len(self._streak) >= MAX_FAILURES:
+                    self._open(error, self._next_pause())
 
-    def _failed(self, permission: Permission, error: IconikError, object_id: str | None) -> None:
+    def credentials_refused(self, permission: Permission, error: IconikError) -> None:
+        """iconik does not accept the credentials. That is never about one asset, so the breaker opens at once."""
         with self._changed:
-            if permission.generation != self._generation:
-                return
-            is_limited = isinstance(error, IconikRateLimited)
-            if object_id and not is_limited:
-                self._failed_items.add(object_id)
-            is_row = len(self._failed_items) >= MAX_FAILURES
-            if permission.is_probe or is_limited or is_row:
-                self._row_generation = self._generation if is_row else None
-                self._open(error, self._clock() - permission.given_at)
+            if permission.openings == self._openings:
+                self._open(error, self._next_pause())
 
-    def _open(self, error: IconikError, call_seconds: float) -> None:
+    def _next_pause(self) -> float:
+        longest = max(self._config.retry_delay, min(MAX_OPEN_SECONDS, self._config.max_retry_delay))
+        seconds = self._config.retry_delay * 2.0 ** min(self._openings_in_a_row, 30)
+        return min(seconds * self._runtime.uniform(1, 1.2), longest)
+
+    def _open(self, error: IconikError, seconds: float, *, is_rate_limit: bool = False) -> None:
+        is_first = self._openings_in_a_row == 0
         self._openings += 1
-        asked_to_wait = error.retry_after if isinstance(error, IconikRateLimited) else None
-        first, longest = self._config.retry_delay, max(MAX_OPEN_SECONDS, self._config.retry_delay)
-        # A call that hung is part of the wait, or one that began just before iconik's return would cost a minute more.
-        delay = max(first, backoff(self._openings, first, longest) - call_seconds)
-        if asked_to_wait:  # at first that long, even if it is short; an iconik that says so for ever is not believed
-            delay = asked_to_wait if self._openings == 1 else max(asked_to_wait, delay)
-        self._open_until = self._clock() + delay
-        if self.paused_since is None:
-            self.paused_since = utc_text(time.time())
-            log.error("The circuit breaker opens: %s. Nothing is sent for %.0f s", error.summary, delay)
-        elif error.summary != self.reason:
-            log.error("The circuit breaker stays open (since %s): now %s", self.paused_since, error.summary)
-        self.reason = error.summary
-        self._failed_items.clear()
-        self._change()
-
-    def _change(self) -> None:
-        self._generation += 1
-        self._probe_is_out = False
+        self._openings_in_a_row += 1
+        self._open_until = self._runtime.monotonic() + seconds
+        self._is_rate_limit = is_rate_limit
+        if is_first:
+            self._opened_at = format_utc(self._runtime.time())
+            log.error("The circuit breaker opens: %s. Nothing is sent for %.0f s", error.summary, seconds)
+        elif error.summary != self._reason:
+            log.error("The circuit breaker opens again (first at %s): %s", self._opened_at, error.summary)
+        self._reason = error.summary
+        self._streak.clear()
+        self._rate_limited.clear()
         self._changed.notify_all()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
+from jobs import JOBS, Job
 from system.errors import ListenerError
 from system.text import UUID
 
@@ -18,14 +19,18 @@ HOST = re.compile(r"[a-z0-9-]+(\.[a-z0-9-]+)*\.?|[0-9a-f:]*:[0-9a-f:.]*")
 THIS_MACHINE = re.compile(r"localhost|127(\.[0-9]{1,3}){3}|::1")
 MAX_SECONDS = 10 * 365 * 24 * 3600.0
 MAX_SECRETS = 2  # the new one and the old one, while it is being changed
-# Where version 1.0 had a key that has moved: (section, key) then, and now.
+# Where an older version had a key that has moved: (section, key) then, and now.
 MOVED = {
     ("submitter", "timeout"): ("iconik", "timeout"),
     ("sweep", "interval"): ("reconciler", "interval"),
     ("sweep", "min_age"): ("reconciler", "min_age"),
     ("sweep", "max_age"): ("reconciler", "max_age"),
+    ("iconik", "analysis_profile"): ("analyze", "profile"),
+    ("iconik", "skip_types"): ("analyze", "skip_types"),
 }
-Moved = dict[tuple[str, str], str]  # the section in which a key of MOVED was found, by section and key of today
+Moved = dict[tuple[str, str], tuple[str, str]]  # the section and key where one of MOVED was found, by those of today
+# iconik's types of assets, from its API document (AssetSchema).
+ASSET_TYPES = ("ASSET", "SEQUENCE", "NLE_PROJECT", "PLACEHOLDER", "CUSTOM", "LINK", "SUBCLIP")
 
 
 class ConfigError(ListenerError):
@@ -77,10 +82,9 @@ def _secrets(text: str) -> tuple[str, ...]:
     return secrets
 
 
-def _profile(text: str) -> str:
-    if text not in ("", "default") and not UUID.fullmatch(text):
-        raise ValueError(f'is {text!r}: must be empty, "default", or the UUID of an analysis profile')
-    return text.lower()
+def _profiles(text: str) -> tuple[str, ...]:
+    names = tuple(name for part in text.split(",") if (name := " ".join(part.split())))
+    return tuple(name.lower() if UUID.fullmatch(name) or name.lower() == "default" else name for name in names)
 
 
 def _types(text: str) -> frozenset[str]:
@@ -89,6 +93,22 @@ def _types(text: str) -> frozenset[str]:
         if not re.fullmatch(r"[A-Z_]+", name):
             raise ValueError(f"is {text!r}: must be asset types like SUBCLIP, separated by spaces")
     return types
+
+
+def _jobs(text: str) -> tuple[str, ...]:
+    names = [name for name in re.split(r"[\s,]+", text.strip().lower()) if name]
+    for name in names:
+        if name not in JOBS:
+            raise ValueError(f"is {text[:40]!r}: must be one or more of {', '.join(JOBS)}, separated by spaces")
+    if not names:
+        raise ValueError(f"is missing: one or more of {', '.join(JOBS)}")
+    return tuple(name for name in JOBS if name in names)
+
+
+def _query(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError("contains a character that cannot be printed")
+    return text
 
 
 def _text(text: str) -> str:
@@ -128,8 +148,6 @@ class IconikConfig:
     app_id: str = _key(_credential, secret=True)
     auth_token: str = _key(_credential, secret=True)
     timeout: float = _key(_seconds(0.01), "30")
-    analysis_profile: str = _key(_profile, "")
-    skip_types: frozenset[str] = _key(_types, "SUBCLIP")
 
 
 @dataclass(frozen=True)
@@ -142,10 +160,49 @@ class ListenerConfig:
 
 @dataclass(frozen=True)
 class SubmitterConfig:
+    jobs: tuple[str, ...] = _key(_jobs, "analyze")
     workers: int = _key(_number(int, 1, 32), "4")
     retry_delay: float = _key(_seconds(0.01), "10")
     max_retry_delay: float = _key(_seconds(0.01), "900")
     give_up_after: float = _key(_seconds(0.01), "604800")
+
+
+@dataclass(frozen=True)
+class AnalyzeConfig:
+    profile: tuple[str, ...] = _key(_profiles, "")
+    only: str = _key(_query, "")
+    skip_types: frozenset[str] = _key(_types, "SUBCLIP")
+
+
+@dataclass(frozen=True)
+class TranscribeConfig:
+    profile: tuple[str, ...] = _key(_profiles, "")
+    only: str = _key(_query, "")
+    language: str = _key(_query, "")
+
+
+@dataclass(frozen=True)
+class FacesConfig:
+    only: str = _key(_query, "")
+
+
+@dataclass(frozen=True)
+class LimitsConfig:
+    max_per_day: int = _key(_number(int, 0, 10_000_000), "0")
+
+
+@dataclass(frozen=True)
+class JobConfig:
+    """What config.ini says of one job.
+
+    :ivar profile: names or UUIDs of profiles, or `default`; empty for iconik's choice without a profile
+    :ivar only: a query in iconik's search language; empty for every asset
+    :ivar language: of the speech; empty for iconik's choice
+    """
+
+    profile: tuple[str, ...] = ()
+    only: str = ""
+    language: str = ""
 
 
 @dataclass(frozen=True)
@@ -166,9 +223,30 @@ class Config:
     iconik: IconikConfig
     listener: ListenerConfig
     submitter: SubmitterConfig
+    analyze: AnalyzeConfig
+    transcribe: TranscribeConfig
+    faces: FacesConfig
+    limits: LimitsConfig
     reconciler: ReconcilerConfig
     warnings: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+
+    @property
+    def jobs(self) -> tuple[Job, ...]:
+        """The jobs that each asset gets."""
+        return tuple(JOBS[name] for name in self.submitter.jobs)
+
+    def of(self, job: Job) -> JobConfig:
+        """The section of one job."""
+        section = getattr(self, job.name)
+        return JobConfig(
+            **{key.name: getattr(section, key.name) for key in fields(JobConfig) if hasattr(section, key.name)}
+        )
+
+    @property
+    def skip_types(self) -> frozenset[str]:
+        """The types of assets that get no job."""
+        return self.analyze.skip_types
 
 
 def load(path: Path) -> Config:
@@ -182,6 +260,10 @@ def load(path: Path) -> Config:
         "iconik": IconikConfig,
         "listener": ListenerConfig,
         "submitter": SubmitterConfig,
+        "analyze": AnalyzeConfig,
+        "transcribe": TranscribeConfig,
+        "faces": FacesConfig,
+        "limits": LimitsConfig,
         "reconciler": ReconcilerConfig,
     }
     for name in parser.sections():
@@ -191,6 +273,7 @@ def load(path: Path) -> Config:
     # The path may be relative to the file, or a link: the lock needs the file's one true name.
     listener = replace(listener, database=(path.resolve().parent / listener.database).resolve())
     submitter = _section(parser, path, moved, "submitter", SubmitterConfig)
+    analyze = _section(parser, path, moved, "analyze", AnalyzeConfig)
     if submitter.max_retry_delay < submitter.retry_delay:
         raise ConfigError(f"{path}: [submitter] max_retry_delay: must not be less than retry_delay")
     return Config(
@@ -198,11 +281,15 @@ def load(path: Path) -> Config:
         iconik=_section(parser, path, moved, "iconik", IconikConfig),
         listener=listener,
         submitter=submitter,
+        analyze=analyze,
+        transcribe=_section(parser, path, moved, "transcribe", TranscribeConfig),
+        faces=_section(parser, path, moved, "faces", FacesConfig),
+        limits=_section(parser, path, moved, "limits", LimitsConfig),
         reconciler=_section(parser, path, moved, "reconciler", ReconcilerConfig),
-        warnings=tuple(_unwise(path, listener)),
+        warnings=(*_unwise(path, listener), *_unknown_types(path, analyze.skip_types)),
         notes=tuple(
-            f"{path}: {key} has moved from [{old_section}] to [{section}]: move it there"
-            for (section, key), old_section in moved.items()
+            f"{path}: {old_key} of [{old_section}] is now {key} of [{section}]: move it there"
+            for (section, key), (old_section, old_key) in moved.items()
         ),
     )
 
@@ -232,17 +319,17 @@ def _parse(path: Path) -> configparser.ConfigParser:
 
 
 def _read_from_old_places(parser: configparser.ConfigParser) -> Moved:
-    """Move what a config.ini of version 1.0 has elsewhere to where it is now. Returns where it was."""
+    """Move what an older config.ini has elsewhere to where it is now. Returns where it was."""
     moved = {}
-    for (old_section, key), (section, _) in MOVED.items():
-        if not parser.has_option(old_section, key):
+    for (old_section, old_key), (section, key) in MOVED.items():
+        if not parser.has_option(old_section, old_key):
             continue
-        moved[section, key] = old_section
+        moved[section, key] = old_section, old_key
         if not parser.has_section(section):
             parser.add_section(section)
         if not parser.has_option(section, key):
-            parser[section][key] = parser[old_section][key]
-        parser.remove_option(old_section, key)
+            parser[section][key] = parser[old_section][old_key]
+        parser.remove_option(old_section, old_key)
     if parser.has_section("sweep") and not parser["sweep"]:
         parser.remove_section("sweep")
     return moved
@@ -261,10 +348,16 @@ def _section(
         try:
             values[key.name] = key.metadata["read"](_plain(text or ""))
         except ValueError as error:
-            old_section = moved.get((name, key.name))
-            place = f"{key.name} (still in [{old_section}])" if old_section else key.name
-            raise ConfigError(f"{path}: [{name}] {place}: {error}") from None
+            section_name, key_name = moved.get((name, key.name), (name, key.name))
+            raise ConfigError(f"{path}: [{section_name}] {key_name}: {error}") from None
     return section(**values)
+
+
+def _unknown_types(path: Path, types: frozenset[str]) -> list[str]:
+    return [
+        f"{path}: [analyze] skip_types: iconik has no type of assets {name}, only {', '.join(ASSET_TYPES)}"
+        for name in sorted(types - set(ASSET_TYPES))
+    ]
 
 
 def _unwise(path: Path, listener: ListenerConfig) -> list[str]:

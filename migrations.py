@@ -13,10 +13,10 @@ from itertools import count
 from pathlib import Path
 
 from system.errors import ListenerError
-from system.text import one_line, utc_text
+from system.text import format_utc, one_line
 
 APPLICATION_ID = 1768124011  # "icnk"
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 SCHEMA = (Path(__file__).parent / "schema.sql").read_text(encoding="utf-8")
 BEFORE = f"_before_{SCHEMA_VERSION}"  # ends the name of what is in the way of today's schema
 OLD_ITEMS = f"items{BEFORE}"
@@ -52,13 +52,36 @@ SCHEMA_1_TO_2 = """
             WHEN 'ready' THEN coalesce(next_attempt_at, :now) ELSE next_attempt_at END AS next_attempt_at,
         submitted_at, job_id, error {extra} FROM {items}"""
 
-MIGRATIONS = [LEGACY_TO_1, SCHEMA_1_TO_2]
+# Version 1.1 knew one job. A doubt dates from when the item became ready.
+SCHEMA_2_TO_3 = """
+    SELECT object_id, 'analyze' AS job, title,
+        CASE WHEN status = 'submitted' AND submitted_at < :given_up THEN 'done' ELSE status END AS status,
+        NULL AS source, created_at, proxy_closed_at, NULL AS version_id, attempts, 0 AS backoff,
+        CASE WHEN status = 'awaiting_proxy' THEN max(0, coalesce(seconds_between(created_at, next_attempt_at), 0)) ELSE 0
+            END AS waited,
+        0 AS refused, 0 AS asked, NULL AS asked_at,
+        CASE WHEN in_doubt = 1 AND status IN ('ready', 'submitting', 'failed') OR status = 'submitting'
+            THEN coalesce(ready_at, last_attempt_at, created_at, :now) END AS in_doubt_since,
+        NULL AS absent_since, NULL AS counted_on, last_attempt_at,
+        CASE WHEN status = 'ready' THEN coalesce(next_attempt_at, :now) ELSE next_attempt_at END AS next_attempt_at,
+        submitted_at, CASE WHEN status = 'submitted' AND submitted_at < :given_up THEN submitted_at END AS done_at,
+        job_id, NULL AS old_job_id, NULL AS profile, NULL AS media_type, NULL AS duration, error, error AS reason {extra}
+    FROM {items}"""
+
+MIGRATIONS = [LEGACY_TO_1, SCHEMA_1_TO_2, SCHEMA_2_TO_3]
 OLD_COLUMNS = [
     "object_id finished",
     "object_id title status created_at proxy_closed_at attempts server_errors next_attempt_at submitted_at job_id error"
     " finished",
+    "object_id title status created_at proxy_closed_at ready_at attempts in_doubt last_attempt_at next_attempt_at"
+    " submitted_at job_id error finished",
 ]
-OLD_NAMES = ["", "items_pending items_early items_ready items_submitting items_failed problems summary"]
+OLD_NAMES = [
+    "",
+    "items_pending items_early items_ready items_submitting items_failed problems summary",
+    "items_awaiting_proxy items_awaiting_create items_ready items_submitting items_submitted items_skipped items_failed"
+    " problems summary",
+]
 
 Progress = Callable[[str], None]
 Addition = tuple[str, str, str]  # its kind, name and SQL
@@ -249,7 +272,7 @@ def _fill(db: sqlite3.Connection, version: int, additions: dict[str, str]) -> No
     now = time.time()
     db.execute(
         f"INSERT INTO items ({names}{extra}) SELECT {names}{extra} FROM {rows} ORDER BY object_id",  # noqa: S608
-        {"now": utc_text(now), "given_up": utc_text(now - GIVE_UP_SECONDS)},
+        {"now": format_utc(now), "given_up": format_utc(now - GIVE_UP_SECONDS)},
     )
 
 

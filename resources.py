@@ -3,7 +3,6 @@
 import hmac
 import json
 import logging
-import time
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
@@ -12,39 +11,47 @@ from flask_restful import Api, Resource, abort
 from werkzeug.exceptions import HTTPException
 
 from circuit_breaker import CircuitBreaker
-from reconciliation.webhooks import CREATE, PROXY, SECRET_HEADER, EventKind
-from store import UNCHANGED, Store
+from events import CREATE, PROXY, SECRET_HEADER, BadEvent, Event, EventKind
+from store import PAUSED, UNCHANGED, Store
 from submitter import Submitter
-from system.database import StoreUnavailable
-from system.text import UUID, one_line, title_of, utc_text
+from system.database import StoreRefused, StoreUnavailable
+from system.runtime import Runtime
+from system.text import UUID, command, format_utc, named, one_line, parse_time
 from version import __version__
 
 log = logging.getLogger("iconik_listener")
+LAST_WEBHOOK_AT = "last_webhook_at"  # the key in items.db's state
+WEBHOOK_NOTE_SECONDS = 60.0  # between two notes of that
+MAX_NOTED_VERSIONS = 10_000
 
 
 @dataclass
-class Listening:
+class Services:
     """What the resources share.
 
     :ivar secrets: what X-Webhook-Secret may be; empty lets everybody in
-    :ivar min_age: seconds after its create at which iconik is asked for an asset's proxy
     """
 
     store: Store
     submitter: Submitter
     breaker: CircuitBreaker
     secrets: tuple[str, ...]
-    min_age: float
-    started_at: str = field(default_factory=lambda: utc_text(time.time()))
+    runtime: Runtime = field(default_factory=Runtime)
+    started_at: str = ""
     last_webhook_at: float | None = None  # seconds since 1970
+    noted_versions: set[str] = field(default_factory=set)  # assets whose new version was logged
 
+    def __post_init__(self) -> None:
+        self.started_at = self.started_at or format_utc(self.runtime.time())
+        self.last_webhook_at = parse_time(self.store.state(LAST_WEBHOOK_AT))
 
-@dataclass(frozen=True)
-class Event:
-    """One of iconik's events, as much of it as matters here."""
-
-    object_id: str
-    data: dict[str, Any]
+    def note_webhook(self) -> None:
+        """Note that iconik delivered a webhook, for people who ask when it last did. Kept over a restart."""
+        now = self.runtime.time()
+        before = self.last_webhook_at
+        self.last_webhook_at = now
+        if before is None or not 0 <= now - before < WEBHOOK_NOTE_SECONDS:
+            self.store.set_state(LAST_WEBHOOK_AT, format_utc(now))
 
 
 class WebhookResource(Resource):
@@ -52,8 +59,8 @@ class WebhookResource(Resource):
 
     kind: EventKind
 
-    def __init__(self, listening: Listening) -> None:
-        self.listening = listening
+    def __init__(self, services: Services) -> None:
+        self.services = services
 
     def post(self) -> Any:
         self._check_secret()
@@ -61,29 +68,36 @@ class WebhookResource(Resource):
         if not self.kind.includes(body):  # iconik disables a webhook that keeps failing, whatever is in it
             object_id = body.get("object_id")
             return {"object_id": object_id if UUID.fullmatch(str(object_id)) else None, "item": "ignored"}
-        event = _event(body)
-        self.listening.last_webhook_at = time.time()
         try:
-            item = self.store(event)
+            event = Event.of(body)
+            status = self.store(event)
+            self.services.note_webhook()
+        except BadEvent as error:
+            refuse(400, str(error))
+        except StoreRefused as error:
+            log.error("%s. A webhook for %s was answered 503", error, named(event.object_id, event.title))
+            return {"message": "The event cannot be stored"}, 503
         except StoreUnavailable as error:
             log.error("%s. A webhook was answered 503", error, extra={"topic": ("webhook", str(error))})
             return {"message": "The event cannot be stored just now"}, 503
-        if item == "ready":
-            log.info("Found object %s in finished proxy queue", event.object_id)
-            self.listening.submitter.wake()
-        return {"object_id": event.object_id, "item": item}
+        if status == "ready":
+            # The article's script logs this line and the next class's, so people grep for them: "Using Webhooks in
+            # Cantemo iconik to auto analyze new items", https://provideotech.org
+            log.info("Found object %s in finished proxy queue", named(event.object_id, event.title))
+            self.services.submitter.wake()
+        return {"object_id": event.object_id, "item": status}
 
     def store(self, event: Event) -> str:
         """Store what the event says. Returns the item's new status, or "unchanged"."""
         raise NotImplementedError
 
     def _check_secret(self) -> None:
-        secrets = self.listening.secrets
+        secrets = self.services.secrets
         given = request.headers.get(SECRET_HEADER, "").encode("latin-1", "replace")
         if secrets and not any(hmac.compare_digest(given, secret.encode()) for secret in secrets):
             sender = one_line(", ".join(filter(None, (request.headers.get("X-Forwarded-For"), request.remote_addr))))
-            fault = "not webhook_secret" if given else "missing"
-            message = "Refused a webhook from %s: its header X-Webhook-Secret is %s"
+            fault = "does not match webhook_secret" if given else "is missing"
+            message = "Refused a webhook from %s: its header X-Webhook-Secret %s"
             log.warning(message, sender, fault, extra={"topic": ("refused", sender, fault)})
             refuse(401, f"The header {SECRET_HEADER} is missing or wrong")
 
@@ -94,10 +108,10 @@ class Create(WebhookResource):
     kind = CREATE
 
     def store(self, event: Event) -> str:
-        item = self.listening.store.add_asset(event.object_id, title_of(event.data), self.listening.min_age)
-        if item != UNCHANGED:
-            log.info("Creating new queue item for object_id %s", event.object_id)
-        return item
+        status = self.services.store.add_asset(event.object_id, event.title)
+        if status != UNCHANGED:
+            log.info("Creating new queue item for object_id %s", named(event.object_id, event.title))
+        return status
 
 
 class Proxy(WebhookResource):
@@ -106,45 +120,60 @@ class Proxy(WebhookResource):
     kind = PROXY
 
     def store(self, event: Event) -> str:
-        status = event.data.get("status")
-        if not isinstance(status, str):
-            refuse(400, "data.status must be text")
-        return self.listening.store.proxy_closed(event.object_id) if status == "CLOSED" else UNCHANGED
+        if event.proxy_status != "CLOSED":
+            return UNCHANGED
+        status = self.services.store.proxy_closed(event.object_id, event.version_id)
+        if status == UNCHANGED and event.version_id:
+            self._log_new_version(event)
+        return status
+
+    def _log_new_version(self, event: Event) -> None:
+        noted = self.services.noted_versions
+        if event.object_id in noted or len(noted) >= MAX_NOTED_VERSIONS:
+            return
+        known = self.services.store.known_version(event.object_id)
+        if known and known != event.version_id:
+            noted.add(event.object_id)
+            remedy = command("retry", "--again", event.object_id)
+            log.info("%s has a new version, which is left alone. To start its jobs again: %s", event.object_id, remedy)
 
 
 class Health(Resource):
     """GET: how the listener is, for monitoring. No ids, no secrets, nothing from outside."""
 
-    def __init__(self, listening: Listening) -> None:
-        self.listening = listening
+    def __init__(self, services: Services) -> None:
+        self.services = services
 
     def get(self) -> Any:
-        listening, breaker = self.listening, self.listening.breaker
+        services, breaker = self.services, self.services.breaker
         try:
-            items = listening.store.health()
-        except StoreUnavailable:
+            items = services.store.health()
+            paused_by_person = bool(services.store.state(PAUSED))
+        except (StoreUnavailable, StoreRefused):
             return {"message": "The database cannot be read or written"}, 503
-        state = breaker.state
-        # Half-open without an item to try it with is as good as closed.
-        paused = state == "open" or (state == "half-open" and bool(items["ready"] or items["submitting"]))
+        # A breaker that has opened and closed, with nothing left to try iconik with, is as good as closed.
+        has_work = bool(items["ready"] or items["submitting"])
+        is_open = breaker.is_open or (breaker.opened_at is not None and has_work)
+        last = services.last_webhook_at
         return {
-            "status": "paused" if paused else "ok",
+            "status": "paused" if is_open or paused_by_person else "ok",
             "version": __version__,
-            "started_at": listening.started_at,
-            "paused_since": breaker.paused_since if paused else None,
-            "last_error": listening.submitter.last_error,
-            "last_webhook_at": utc_text(listening.last_webhook_at) if listening.last_webhook_at else None,
+            "started_at": services.started_at,
+            "paused_since": breaker.opened_at if is_open else None,
+            "paused_by_person": paused_by_person,
+            "last_error": services.submitter.last_error,
+            "last_webhook_at": format_utc(last) if last else None,
             **items,
         }
 
 
-def create_app(listening: Listening) -> Flask:
+def create_app(services: Services) -> Flask:
     """The WSGI application."""
     app = Flask("iconik_listener", static_folder=None)
     app.register_error_handler(HTTPException, _json_error)
     api = Api(app)
     for resource, path in ((Create, CREATE.path), (Proxy, PROXY.path), (Health, "/health")):
-        api.add_resource(resource, path, f"{path}/", resource_class_kwargs={"listening": listening})
+        api.add_resource(resource, path, f"{path}/", resource_class_kwargs={"services": services})
     return app
 
 
@@ -161,15 +190,6 @@ def _json_object(body: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError):  # bad UTF-8, bad JSON, a number too long, nesting too deep
         event = None
     return event if isinstance(event, dict) else refuse(400, "The body must be a JSON object")
-
-
-def _event(body: dict[str, Any]) -> Event:
-    object_id, data = str(body.get("object_id")), body.get("data")
-    if not UUID.fullmatch(object_id):
-        refuse(400, "object_id must be a UUID, like 2b45a8ca-f0b4-11e7-a36b-0a580a00054a")
-    if not isinstance(data, dict):
-        refuse(400, "data must be an object")
-    return Event(object_id.lower(), data)
 
 
 def _json_error(error: HTTPException) -> tuple[Response, int]:

@@ -1,208 +1,492 @@
-"""items.db: every statement that touches it. Each transition of an item is one statement."""
+"""The item state machine: each transition is one SQL statement, which stands beside its method."""
 
+import json
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import migrations
-from system.database import Database, Progress, Row
-from system.text import seconds_of, utc_text
+from config import Config
+from system.database import Database, Progress, Row, StoreRefused
+from system.text import format_utc, parse_time
 
+DAY_SECONDS = 24 * 3600.0
+MAX_RETRY_AFTER = 3600.0  # seconds that iconik may ask for
+MAX_RELEASED = 200  # items that one statement makes due, so that no webhook waits long for its turn
 UNCHANGED = "unchanged"
-# SQL: the ready items that were never attempted, and those that were; written as the index items_ready has it.
-NEW = "status = 'ready' AND (last_attempt_at IS NOT NULL) = 0"
-TRIED = "status = 'ready' AND (last_attempt_at IS NOT NULL) = 1"
-# SQL: when an item may be attempted again at the earliest. Its last attempt may have reached iconik without an answer.
-SOONEST = "max(:now, coalesce(later(last_attempt_at, :retry_delay), :now))"
-# SQL: when an item became ready, moved on by the time in which nobody tried: from its last attempt, if any, until now.
-READY_AT = "min(:now, coalesce(later(ready_at, max(0, seconds_between(last_attempt_at, :now))), :now))"
+# Keys of items.db's state.
+PAUSED = "paused"  # by a person: JSON, `since` and `by`; empty if not
+ALLOWED = "allowed "  # and a day: how many more jobs than max_per_day a person allows on it
+JOB_FLOOR = "job_floor "  # and a job: what was created before that time (iconik's) does not get the job by itself
+
+
+class Status:
+    """The statuses of an item. schema.sql says what each means."""
+
+    AWAITING_PROXY = "awaiting_proxy"
+    AWAITING_CREATE = "awaiting_create"
+    READY = "ready"
+    SUBMITTING = "submitting"
+    SUBMITTED = "submitted"
+    DONE = "done"
+    SKIPPED = "skipped"
+    FAILED = "failed"
+
+
+class Source:
+    """How an asset was found."""
+
+    WEBHOOK = "webhook"
+    SEARCH = "search"
+    CATCH_UP = "catch-up"
+    MENU = "menu"
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What config.ini says that a transition depends on. Durations are in seconds.
+
+    :ivar jobs: the names of the jobs that each asset gets
+    :ivar min_age: after its create, when iconik is polled for an asset's proxy; doubled each time
+    :ivar max_age: after its create, when the last poll is due
+    :ivar max_retry_delay: how long an item waits at most after a failure
+    :ivar doubt_delay: how long an item in doubt waits at least, after the request and after a start
+    :ivar max_per_day: how many jobs may be started on a day; 0 for no limit
+    """
+
+    jobs: tuple[str, ...] = ("analyze",)
+    min_age: float = 600.0
+    max_age: float = 7 * DAY_SECONDS
+    retry_delay: float = 10.0
+    max_retry_delay: float = 900.0
+    doubt_delay: float = 90.0
+    max_per_day: int = 0
+
+    @classmethod
+    def of(cls, config: Config) -> "Rules":
+        """The rules of a configuration."""
+        return cls(
+            jobs=config.submitter.jobs,
+            min_age=config.reconciler.min_age,
+            max_age=config.reconciler.max_age,
+            retry_delay=config.submitter.retry_delay,
+            max_retry_delay=config.submitter.max_retry_delay,
+            doubt_delay=3 * config.iconik.timeout,
+            max_per_day=config.limits.max_per_day,
+        )
 
 
 @dataclass(frozen=True)
 class Item:
-    """An item claimed for an attempt (`status` is submitting), or to be asked about (awaiting_proxy).
-
-    `attempts` counts this one, `in_doubt` says that iconik may have taken an earlier one that it did not answer,
-    `age` is the seconds since the item became ready.
-    """
+    """One row of items.db: an asset and a job. The columns are explained in schema.sql."""
 
     object_id: str
+    job: str
+    title: str | None
     status: str
+    source: str | None
+    proxy_closed_at: str | None
+    created_at: str | None
+    version_id: str | None
     attempts: int
-    in_doubt: int
-    age: float
+    backoff: float
+    waited: float
+    refused: int
+    asked: int
+    in_doubt_since: str | None
+    absent_since: str | None
+    counted_on: str | None
+    job_id: str | None
+    old_job_id: str | None
+    media_type: str | None
+    reason: str | None
+
+
+ITEM_COLUMNS = tuple(field.name for field in fields(Item))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of an attempt.
+
+    :ivar status: the item's next status: submitted, done, skipped, failed, or ready for another attempt
+    :ivar error: why it is skipped, failed or has to wait
+    :ivar reason: the same without ids and numbers
+    :ivar delay: for ready: seconds until the next attempt
+    :ivar backoff: for ready: the delay that the next one doubles; None leaves it
+    :ivar waited: for ready: the seconds by which `delay` counts towards giving up
+    :ivar is_refusal: iconik refused the job
+    :ivar is_attempt: False if nothing was tried: the item is as if it had not been claimed
+    :ivar in_doubt: iconik may have accepted a request that it did not answer
+    :ivar is_absent: iconik says that it has no such asset or, in doubt, no such job
+    :ivar started_nothing: certainly no job of ours was started, so the limit gets its reservation back
+    :ivar found: the job had been started by others
+    :ivar submitted_at: when iconik accepted the job, by its clock, as UTC text
+    """
+
+    status: str
+    error: str | None = None
+    reason: str | None = None
+    delay: float = 0.0
+    backoff: float | None = None
+    waited: float = 0.0
+    is_refusal: bool = False
+    is_attempt: bool = True
+    in_doubt: bool = False
+    is_absent: bool = False
+    started_nothing: bool = False
+    found: bool = False
+    submitted_at: str | None = None
+    job_id: str | None = None
+    media_type: str | None = None
+    duration: float | None = None
 
 
 class Store:
     """The items, in one SQLite file. Any thread may use it.
 
-    Every method raises StoreUnavailable if the file cannot be read or written within 5 s;
-    when one that writes returns, what it wrote is on the disk. Delays and ages are in seconds, times UTC text.
+    Every method raises StoreUnavailable if the file cannot be read or written within 5 s, and StoreRefused if a
+    person's constraint or trigger does not let a row change. When one that writes returns, what it wrote is on the
+    disk. Delays and ages are in seconds, times UTC text.
     """
 
     def __init__(
         self,
         path: Path,
+        rules: Rules = Rules(),
         *,
         listener: bool = False,
         clock: Callable[[], float] = time.time,
         progress: Progress = lambda line: None,
     ) -> None:
         """`clock`: seconds since 1970. All else, and the StoreError that this may raise, is Database's."""
+        self.rules = rules
         self._clock = clock
+        self._left_alone: set[tuple[str, str]] = set()  # items whose row a person's trigger does not let us change
         self.database = Database(path, migrations, listener=listener, progress=progress)
 
     def close(self) -> None:
         self.database.close()
 
-    # What webhooks tell. Each of these returns the item's new status, or "unchanged".
+    def now(self, delay: float = 0) -> str:
+        """The time, or that in `delay` seconds, as text."""
+        return format_utc(self._clock() + delay)
 
-    def add_asset(self, object_id: str, title: str | None, proxy_due_in: float = 0) -> str:
-        """An asset was created. Without a word about its proxy, iconik is asked for it in `proxy_due_in` seconds."""
-        rows = self.database.run(ADD_ASSET, **self.asset_values(object_id, title, proxy_due_in))
+    def today(self) -> str:
+        """The day (UTC) that jobs are counted on: `2026-11-23`."""
+        return self.now()[:10]
+
+    # What webhooks bring.
+
+    def add_asset(self, object_id: str, title: str | None) -> str:
+        """An asset was created. Without a webhook about its proxy, iconik is polled for one after `min_age`.
+
+        :returns: the new status of its items, or "unchanged"
+        """
+        rows = self.database.run(ADD_ASSET, **self.asset_values(object_id, title, Source.WEBHOOK, self.rules.min_age))
         return str(rows[0]["status"]) if rows else UNCHANGED
 
-    def asset_values(self, object_id: str, title: str | None, proxy_due_in: float = 0) -> dict[str, Any]:
+    def asset_values(self, object_id: str, title: str | None, source: str, poll_in: float = 0) -> dict[str, Any]:
         """The values of ADD_ASSET."""
-        return {"object_id": object_id, "title": title, "now": self.now(), "due": self.now(proxy_due_in)}
+        return {
+            "object_id": object_id,
+            "title": title,
+            "source": source,
+            "jobs": json.dumps(self.rules.jobs),
+            "now": self.now(),
+            "poll_in": poll_in,
+            "poll_at": self.now(poll_in),
+        }
 
-    def proxy_closed(self, object_id: str) -> str:
-        """A proxy of the asset is CLOSED."""
+    def proxy_closed(self, object_id: str, version_id: str | None = None) -> str:
+        """A proxy of the asset is CLOSED. Returns the new status of its items, or "unchanged"."""
         rows = self.database.run(
-            """INSERT INTO items (object_id, status, proxy_closed_at) VALUES (:object_id, 'awaiting_create', :now)
-            ON CONFLICT (object_id) DO UPDATE
-                SET status = 'ready', proxy_closed_at = :now, ready_at = :now, next_attempt_at = :now
-                WHERE status = 'awaiting_proxy' RETURNING status""",
+            """INSERT INTO items (object_id, job, status, proxy_closed_at, version_id)
+            SELECT :object_id, value, 'awaiting_create', :now, :version_id FROM json_each(:jobs)
+            WHERE NOT EXISTS (SELECT 1 FROM items WHERE object_id = :object_id AND created_at <
+                (SELECT nullif(state.value, '') FROM state WHERE key = 'job_floor ' || json_each.value))
+                OR EXISTS (SELECT 1 FROM items WHERE object_id = :object_id AND job = json_each.value)
+            ON CONFLICT (object_id, job) DO UPDATE SET status = 'ready', proxy_closed_at = :now,
+                version_id = :version_id, next_attempt_at = :now, attempts = 0, waited = 0
+                WHERE status = 'awaiting_proxy'
+            RETURNING status""",
             object_id=object_id,
+            version_id=version_id,
+            jobs=json.dumps(self.rules.jobs),
             now=self.now(),
         )
         return str(rows[0]["status"]) if rows else UNCHANGED
 
+    def known_version(self, object_id: str) -> str | None:
+        """The version whose proxy completed the asset's items; None if that is not known."""
+        rows = self.database.run(
+            "SELECT version_id FROM items WHERE object_id = :object_id AND version_id IS NOT NULL LIMIT 1",
+            object_id=object_id,
+        )
+        return str(rows[0]["version_id"]) if rows else None
+
     # What the submitter does.
 
-    def recover(self, retry_delay: float) -> int:
-        """At a start, make due what was under way when the process ended, and what waits for iconik's trouble to end.
+    def recover(self) -> int:
+        """At a start: take up what was under way when the process ended, and bring failures forward.
 
-        Nothing is attempted sooner than `retry_delay` after its last attempt. The time in which nobody tried does
-        not count towards giving up. Returns how many items were under way.
+        An item whose request may have reached iconik is in doubt, and waits for `doubt_delay`. What waited because
+        iconik was in trouble is due now, because the start may be what ended the trouble; refusals wait on.
+
+        :returns: how many items were under way
         """
-        values = {"now": self.now(), "retry_delay": retry_delay}
+        values = {"now": self.now(), "looked_at": self.now(self.rules.doubt_delay)}
         with self.database.transaction() as db:
             interrupted = db.execute(
-                f"""UPDATE items SET status = 'ready', in_doubt = 1, last_attempt_at = :now, next_attempt_at = '~',
-                    ready_at = {READY_AT}, error = coalesce(error, 'the listener ended before iconik answered')
-                WHERE status = 'submitting'""",  # noqa: S608
+                """UPDATE items SET status = 'ready',
+                    next_attempt_at = CASE WHEN in_doubt_since IS NULL THEN :now ELSE :looked_at END,
+                    last_attempt_at = CASE WHEN in_doubt_since IS NULL THEN last_attempt_at ELSE :now END,
+                    error = coalesce(error, 'the listener ended before iconik answered'),
+                    reason = coalesce(reason, 'the listener ended before iconik answered')
+                WHERE status = 'submitting'""",
                 values,
             ).rowcount
             db.execute(
-                f"""UPDATE items SET next_attempt_at = min(next_attempt_at, {SOONEST}), ready_at = {READY_AT}
-                WHERE status = 'ready'""",  # noqa: S608
+                """UPDATE items SET next_attempt_at = :looked_at
+                WHERE status = 'ready' AND in_doubt_since IS NOT NULL""",
+                values,
+            )
+            db.execute(
+                """UPDATE items SET next_attempt_at = :now,
+                    waited = max(0, waited - max(0, min(backoff, coalesce(seconds_between(:now, next_attempt_at), 0))))
+                WHERE status = 'ready' AND last_attempt_at IS NOT NULL AND in_doubt_since IS NULL AND refused = 0
+                    AND next_attempt_at > :now""",
                 values,
             )
         return interrupted
 
-    def claim_new(self, *, newest: bool = False) -> Item | None:
-        """Take the earliest item that was never attempted, or the newest, for an attempt that starts now."""
-        return self._claim(CLAIM_NEWEST if newest else CLAIM_NEW)
+    def skip_other_jobs(self) -> int:
+        """At a start: skip the unfinished items of jobs that are no longer configured. Returns how many."""
+        rows = self.database.run(
+            """UPDATE items SET status = 'skipped', error = job || ' is not in jobs', reason = job || ' is not in jobs'
+            WHERE status IN ('awaiting_proxy', 'awaiting_create', 'ready')
+                AND job NOT IN (SELECT value FROM json_each(:jobs))
+            RETURNING job""",
+            jobs=json.dumps(self.rules.jobs),
+        )
+        return len(rows)
 
-    def claim_due(self, min_age: float, max_age: float) -> Item | None:
-        """Take what has been due longest: an item for its next attempt, or one to be asked about.
+    def claim_new(self) -> Item | None:
+        """Take an item that was never attempted: the earliest or, under a limit, the newest."""
+        order = "DESC" if self.rules.max_per_day else "ASC"
+        return self._claim([(NEW[order], {})], needs_room=True)
 
-        The latter is due again when it is twice as old, but `min_age` from now at the earliest, and never
-        beyond `max_age`.
+    def claim_retry(self) -> Item | None:
+        """Take an item whose next attempt is due: one that holds a reservation first, then the one due longest.
+
+        What is due later than any delay of ours allows is due, too: the clock was wrong when that was written.
         """
-        return self._claim(CLAIM_DUE, min_age=min_age, max_age=max_age)
+        longest = max(DAY_SECONDS * 1.2, self.rules.max_retry_delay, MAX_RETRY_AFTER)
+        due = {"now": self.now(), "latest": self.now(longest)}
+        reserved = self._claim([(RETRY, {**due, "reserved": 1}), (MISDATED_RETRY, {**due, "reserved": 1})])
+        if reserved:
+            return reserved
+        retries = [(RETRY, {**due, "reserved": 0}), (MISDATED_RETRY, {**due, "reserved": 0})]
+        return self._claim(retries, needs_room=True)
 
-    def _claim(self, statement: str, **values: Any) -> Item | None:
-        rows = self.database.run(statement, now=self.now(), **values)
-        return Item(**dict(rows[0])) if rows else None
+    def _claim(self, searches: Iterable[tuple[str, dict[str, Any]]], *, needs_room: bool = False) -> Item | None:
+        """Take the first item that one of the searches finds, for an attempt that starts now."""
+        item: tuple[str, str] | None = None
+        try:
+            with self.database.transaction() as db:
+                if self._is_paused(db) or (needs_room and not self._has_room(db)):
+                    return None
+                for statement, values in searches:
+                    found = db.execute(statement, {**values, "left_alone": self._left_alone_json()}).fetchone()
+                    if found:
+                        item = found["object_id"], found["job"]
+                        rows = db.execute(CLAIM, item).fetchall()
+                        return _item(rows[0])
+        except StoreRefused:
+            if item:
+                self._left_alone.add(item)
+            raise
+        return None
+
+    def _left_alone_json(self) -> str:
+        return json.dumps([f"{object_id} {job}" for object_id, job in self._left_alone])
+
+    def _is_paused(self, db: Any) -> bool:
+        return bool(db.execute("SELECT 1 FROM state WHERE key = 'paused' AND value <> ''").fetchone())
+
+    def _has_room(self, db: Any) -> bool:
+        """Whether the limit leaves room for one more job than those started and those under way."""
+        if not self.rules.max_per_day:
+            return True
+        [row] = db.execute(
+            """SELECT (SELECT total(started) FROM usage WHERE day = :day)
+                + (SELECT count(*) FROM items WHERE status = 'submitting' AND counted_on IS NULL)
+                < :max_per_day + (SELECT total(value) FROM state WHERE key = 'allowed ' || :day) AS has_room""",
+            {"day": self.today(), "max_per_day": self.rules.max_per_day},
+        ).fetchall()
+        return bool(row["has_room"])
+
+    def claim_poll(self) -> Item | None:
+        """Take the asset that has been due longest for a poll for its proxy. It stays awaiting_proxy.
+
+        The next poll is due when the asset has waited twice as long, and the last one after `max_age`. That is counted
+        in delays, so no reading of a clock ends it.
+        """
+        latest = self.now(max(self.rules.max_age, self.rules.min_age, MAX_RETRY_AFTER))
+        values = {"now": self.now(), "latest": latest, "left_alone": self._left_alone_json()}
+        object_id: str | None = None
+        try:
+            with self.database.transaction() as db:
+                found = db.execute(POLL, values).fetchone() or db.execute(MISDATED_POLL, values).fetchone()
+                if found is None:
+                    return None
+                object_id = str(found["object_id"])
+                rows = db.execute(
+                    """UPDATE items SET
+                        next_attempt_at = CASE WHEN waited < :max_age
+                            THEN later(:now, min(max(waited, :min_age), :max_age - waited)) END,
+                        waited = min(:max_age, waited + max(waited, :min_age)),
+                        created_at = min(created_at, :now)
+                    WHERE object_id = :object_id AND status = 'awaiting_proxy'
+                    RETURNING *""",
+                    {
+                        "object_id": object_id,
+                        "now": self.now(),
+                        "min_age": max(self.rules.min_age, 1.0),
+                        "max_age": self.rules.max_age,
+                    },
+                ).fetchall()
+        except StoreRefused:
+            self._left_alone |= {(object_id, job) for job in self.rules.jobs if object_id}
+            raise
+        return _item(rows[0])
+
+    def postpone_poll(self, object_id: str, delay: float) -> None:
+        """Poll for the asset's proxy again in `delay` seconds, because the poll under way failed."""
+        self.database.run(
+            """UPDATE items SET next_attempt_at = :next WHERE object_id = :object_id AND status = 'awaiting_proxy'""",
+            object_id=object_id,
+            next=self.now(delay),
+        )
 
     def seconds_until_due(self) -> float | None:
-        """Seconds until claim_due has something; 0 if it has now, None if that is not known."""
-        [row] = self.database.run(
-            f"""SELECT min(due) AS due, min(due) <= :now AS is_due FROM (
-                SELECT min(next_attempt_at) AS due FROM items WHERE {TRIED}
-                UNION ALL SELECT min(next_attempt_at) FROM items WHERE status = 'awaiting_proxy')""",  # noqa: S608
-            now=self.now(),
-        )
+        """Seconds until claim_retry or claim_poll has something; 0 if one has now, None if that is not known."""
+        with self.database.transaction() as db:
+            is_paused = self._is_paused(db)
+            [row] = db.execute(
+                """SELECT min(due) AS due, min(due) <= :now AS is_due FROM (
+                    SELECT min(next_attempt_at) AS due FROM items
+                        WHERE :may_start AND status = 'ready' AND last_attempt_at IS NOT NULL
+                            AND (counted_on IS NOT NULL) = 1
+                    UNION ALL SELECT min(next_attempt_at) FROM items
+                        WHERE :has_room AND status = 'ready' AND last_attempt_at IS NOT NULL
+                            AND (counted_on IS NOT NULL) = 0
+                    UNION ALL SELECT min(next_attempt_at) FROM items WHERE status = 'awaiting_proxy')""",
+                {"now": self.now(), "may_start": not is_paused, "has_room": not is_paused and self._has_room(db)},
+            ).fetchall()
         if row["is_due"]:
             return 0.0
-        due = seconds_of(row["due"])  # a person may have written something else there
+        due = parse_time(row["due"])  # a person may have written something else there
         return due - self._clock() if due and due > self._clock() else None
 
-    def disbelieve_clock(self, retry_delay: float, max_delay: float, max_age: float) -> None:
-        """Make due what is due later than any delay of ours: the clock ran ahead when that was written.
+    def reserve(self, item: Item, iconik_now: float, profile: str) -> bool:
+        """Count the item's job against today's limit, and note that from now on it may be started.
 
-        :param max_delay: the longest that an item waits for its next attempt
-        :param max_age: the longest that one waits to be asked about
+        An item that holds a reservation keeps it.
+
+        :param iconik_now: iconik's time, in seconds since 1970
+        :returns: False if the limit is reached or a person has paused the listener: nothing was changed then
         """
-        self.database.run(
-            f"""UPDATE items SET next_attempt_at = :soon, ready_at = min(ready_at, :now)
-            WHERE {TRIED} AND next_attempt_at > :latest""",  # noqa: S608
-            now=self.now(),
-            soon=self.now(retry_delay),
-            latest=self.now(max_delay),
-        )
-        self.database.run(
-            """UPDATE items SET next_attempt_at = :now, created_at = min(created_at, :now)
-            WHERE status = 'awaiting_proxy' AND next_attempt_at > :latest""",
-            now=self.now(),
-            latest=self.now(max_age),
-        )
+        values = {
+            "object_id": item.object_id,
+            "job": item.job,
+            "day": self.today(),
+            "max_per_day": self.rules.max_per_day,
+            "iconik_now": format_utc(iconik_now),
+            "profile": profile,
+        }
+        with self.database.transaction() as db:
+            rows = db.execute(
+                """UPDATE items SET counted_on = coalesce(counted_on, :day), profile = :profile, absent_since = NULL,
+                    in_doubt_since = coalesce(in_doubt_since, :iconik_now)
+                WHERE object_id = :object_id AND job = :job AND status = 'submitting'
+                    AND NOT EXISTS (SELECT 1 FROM state WHERE key = 'paused' AND value <> '')
+                    AND (counted_on IS NOT NULL OR :max_per_day = 0
+                        OR (SELECT total(started) FROM usage WHERE day = :day)
+                            < :max_per_day + (SELECT total(value) FROM state WHERE key = 'allowed ' || :day))
+                RETURNING object_id""",
+                values,
+            ).fetchall()
+            if rows and item.counted_on is None:
+                db.execute(COUNT, {**values, "started": 1, "found": 0})
+        return bool(rows)
 
-    def mark_submitted(self, object_id: str, job_id: str | None) -> None:
-        """iconik has the job."""
-        self._end_attempt(
-            "status = 'submitted', submitted_at = :now, job_id = :job_id, in_doubt = 0, error = NULL",
-            object_id,
-            job_id=job_id,
-        )
+    def end_attempt(self, item: Item, outcome: Outcome) -> None:
+        """Record what became of an attempt at an item that is submitting."""
+        values = {
+            **{key: getattr(outcome, key) for key in OUTCOME_VALUES},
+            "object_id": item.object_id,
+            "job": item.job,
+            "now": self.now(),
+            "next": self.now(outcome.delay) if outcome.status == Status.READY else None,
+        }
+        try:
+            with self.database.transaction() as db:
+                before = db.execute(
+                    "SELECT counted_on FROM items WHERE object_id = :object_id AND job = :job AND status = 'submitting'",
+                    values,
+                ).fetchone()
+                if before is None:
+                    return
+                if outcome.started_nothing and before["counted_on"]:
+                    db.execute(COUNT, {**values, "day": before["counted_on"], "started": -1, "found": 0})
+                if outcome.found:
+                    db.execute(COUNT, {**values, "day": self.today(), "started": 0, "found": 1})
+                db.execute(END_ATTEMPT, values)
+        except StoreRefused:
+            self._left_alone.add((item.object_id, item.job))
+            raise
 
-    def mark_skipped(self, object_id: str, reason: str) -> None:
-        """The asset is not to be analyzed."""
-        self._end_attempt("status = 'skipped', error = :reason", object_id, reason=reason)
+    # What was refused for everybody, such as for want of credits.
 
-    def mark_failed(self, object_id: str, error: str) -> None:
-        """The item needs a person."""
-        self._end_attempt("status = 'failed', error = :error", object_id, error=error)
+    def is_refused_alone(self, item: Item, reason: str) -> bool:
+        """Whether no other item was refused in the same words and is due within `max_retry_delay`.
 
-    def postpone(
-        self, object_id: str, delay: float, error: str, *, in_doubt: bool = False, counts: bool = True
-    ) -> None:
-        """Another attempt is due in `delay` seconds.
-
-        :param in_doubt: iconik may have taken a POST that it did not answer
-        :param counts: whether this attempt makes the wait after the next one longer
+        While several wait for the same reason, one of them is tried that often, to see whether it is over.
         """
-        self._end_attempt(
-            """status = 'ready', next_attempt_at = :next, error = :error, in_doubt = max(in_doubt, :in_doubt),
-                attempts = max(0, attempts - :discount)""",
-            object_id,
-            next=self.now(delay),
-            error=error,
-            in_doubt=int(in_doubt),
-            discount=int(not counts),
+        [row] = self.database.run(
+            """SELECT count(*) > 0 AS has_others, min(next_attempt_at) <= :soon AS is_tried FROM items
+            WHERE status = 'ready' AND refused = 1 AND reason = :reason AND object_id <> :object_id""",
+            reason=reason,
+            object_id=item.object_id,
+            soon=self.now(self.rules.max_retry_delay),
         )
+        return not row["has_others"] or bool(row["is_tried"])
 
-    def _end_attempt(self, outcome: str, object_id: str, **values: Any) -> None:
+    def release_refused(self, reason: str) -> None:
+        """Make items due that were refused in these words, because one of them has been accepted."""
         self.database.run(
-            f"""UPDATE items SET {outcome}, last_attempt_at = :now
-            WHERE object_id = :object_id AND status = 'submitting'""",  # noqa: S608
-            object_id=object_id,
+            """UPDATE items SET next_attempt_at = :now WHERE (object_id, job) IN (
+                SELECT object_id, job FROM items
+                WHERE status = 'ready' AND refused = 1 AND reason = :reason AND next_attempt_at > :now
+                    AND in_doubt_since IS NULL
+                LIMIT :limit)""",
+            reason=reason,
             now=self.now(),
-            **values,
+            limit=MAX_RELEASED,
         )
 
-    def postpone_question(self, object_id: str, delay: float, max_age: float) -> None:
-        """Ask for the item's proxy again in `delay` seconds, unless it is older than `max_age` by now."""
+    def probe_refused(self, seconds: float) -> None:
+        """Make one item due of each reason for which none has been attempted for that long."""
         self.database.run(
-            """UPDATE items SET next_attempt_at = :next
-            WHERE object_id = :object_id AND status = 'awaiting_proxy' AND created_at > :oldest""",
-            object_id=object_id,
-            next=self.now(delay),
-            oldest=self.now(-max_age),
+            """UPDATE items SET next_attempt_at = :now WHERE (object_id, job) IN (
+                SELECT object_id, job FROM items AS one WHERE status = 'ready' AND refused = 1
+                    AND in_doubt_since IS NULL
+                GROUP BY reason HAVING max(last_attempt_at) < :since AND min(next_attempt_at) > :now)""",
+            now=self.now(),
+            since=self.now(-seconds),
         )
 
     # What must be remembered, and what is asked.
@@ -223,56 +507,110 @@ class Store:
     def health(self) -> dict[str, Any]:
         """How many items are `ready`, `submitting` and `failed`, and since when the `oldest_due_at` has been due.
 
-        If the last write failed, this first tries one: a disk that is full can be read all the same.
+        What the limit or a pause holds is `held`, and is not due. If the last write failed, this first tries one: a
+        disk that is full can be read all the same.
         """
         if self.database.error:
             self.set_state("written_at", self.now())
-        [row] = self.database.run(
-            f"""SELECT (SELECT count(*) FROM items WHERE status = 'ready') AS ready,
-                (SELECT count(*) FROM items WHERE status = 'submitting') AS submitting,
-                (SELECT count(*) FROM items WHERE status = 'failed') AS failed,
-                (SELECT min(due) FROM (SELECT min(next_attempt_at) AS due FROM items WHERE {NEW}
-                    UNION ALL SELECT min(next_attempt_at) FROM items WHERE {TRIED})
-                    WHERE due <= :now) AS oldest_due_at""",  # noqa: S608
-            now=self.now(),
-        )
-        return dict(row)
-
-    def now(self, delay: float = 0) -> str:
-        """The time, or that in `delay` seconds, as text."""
-        return utc_text(self._clock() + delay)
+        with self.database.transaction() as db:
+            is_paused = self._is_paused(db)
+            is_held = is_paused or not self._has_room(db)
+            [row] = db.execute(
+                """SELECT (SELECT count(*) FROM items WHERE status = 'ready') AS ready,
+                    (SELECT count(*) FROM items WHERE status = 'submitting') AS submitting,
+                    (SELECT count(*) FROM items WHERE status = 'failed') AS failed,
+                    CASE WHEN :is_held THEN (SELECT count(*) FROM items WHERE status = 'ready'
+                        AND (:is_paused OR counted_on IS NULL)) ELSE 0 END AS held,
+                    (SELECT total(started) FROM usage WHERE day = :day) AS jobs_today,
+                    (SELECT min(due) FROM (
+                        SELECT min(next_attempt_at) AS due FROM items
+                            WHERE NOT :is_held AND status = 'ready' AND last_attempt_at IS NULL
+                        UNION ALL SELECT min(next_attempt_at) FROM items
+                            WHERE NOT :is_held AND status = 'ready' AND last_attempt_at IS NOT NULL
+                                AND (counted_on IS NOT NULL) = 0
+                        UNION ALL SELECT min(next_attempt_at) FROM items
+                            WHERE NOT :is_paused AND status = 'ready' AND last_attempt_at IS NOT NULL
+                                AND (counted_on IS NOT NULL) = 1)
+                        WHERE due <= :now) AS oldest_due_at""",
+                {"now": self.now(), "is_held": is_held, "is_paused": is_paused, "day": self.today()},
+            ).fetchall()
+        return {**dict(row), "jobs_today": int(row["jobs_today"]), "max_per_day": self.rules.max_per_day}
 
 
 SET_STATE = "INSERT INTO state VALUES (:key, :value) ON CONFLICT (key) DO UPDATE SET value = :value"
 
-ADD_ASSET = """INSERT INTO items (object_id, title, status, created_at, next_attempt_at)
-VALUES (:object_id, :title, 'awaiting_proxy', :now, :due)
-ON CONFLICT (object_id) DO UPDATE
-    SET status = 'ready', title = :title, created_at = :now, ready_at = :now, next_attempt_at = :now
-    WHERE status = 'awaiting_create' RETURNING status"""
+# Adds the items of all configured jobs. A job that was added to the configuration later is not added to an asset
+# whose other items are older than that job's floor, unless a person asks for that.
+ADD_ASSET = """INSERT INTO items (object_id, job, title, status, source, created_at, waited, next_attempt_at)
+SELECT :object_id, value, :title, 'awaiting_proxy', :source, :now, :poll_in, :poll_at FROM json_each(:jobs)
+WHERE :source IN ('catch-up', 'menu')
+    OR NOT EXISTS (SELECT 1 FROM items WHERE object_id = :object_id AND created_at <
+        (SELECT nullif(state.value, '') FROM state WHERE key = 'job_floor ' || json_each.value))
+    OR EXISTS (SELECT 1 FROM items WHERE object_id = :object_id AND job = json_each.value)
+ON CONFLICT (object_id, job) DO UPDATE SET status = 'ready', title = :title, source = :source, created_at = :now,
+    next_attempt_at = :now
+    WHERE status = 'awaiting_create'
+RETURNING status, job"""
 
-_CLAIM = """UPDATE items SET status = 'submitting', attempts = attempts + 1, last_attempt_at = :now,
-    next_attempt_at = NULL
-WHERE object_id = (SELECT object_id FROM items WHERE {new} ORDER BY next_attempt_at {order}, created_at {order} LIMIT 1)
-{returning}"""
-_RETURNING = "RETURNING object_id, status, attempts, in_doubt, coalesce(seconds_between(ready_at, :now), 0) AS age"
-CLAIM_NEW = _CLAIM.format(new=NEW, order="", returning=_RETURNING)
-CLAIM_NEWEST = _CLAIM.format(new=NEW, order="DESC", returning=_RETURNING)
+NEW = {
+    "ASC": """SELECT object_id, job FROM items WHERE status = 'ready' AND last_attempt_at IS NULL
+        AND object_id || ' ' || job NOT IN (SELECT value FROM json_each(:left_alone))
+    ORDER BY next_attempt_at, created_at LIMIT 1""",
+    "DESC": """SELECT object_id, job FROM items WHERE status = 'ready' AND last_attempt_at IS NULL
+        AND object_id || ' ' || job NOT IN (SELECT value FROM json_each(:left_alone))
+    ORDER BY next_attempt_at DESC, created_at DESC LIMIT 1""",
+}
 
-CLAIM_DUE = f"""UPDATE items SET
-    next_attempt_at = CASE WHEN status = 'awaiting_proxy' AND 2 * seconds_between(created_at, :now) <= :max_age
-        THEN later(:now, max(:min_age, seconds_between(created_at, :now))) END,
-    created_at = min(created_at, :now), attempts = attempts + (status = 'ready'),
-    last_attempt_at = CASE status WHEN 'ready' THEN :now END,
-    status = CASE status WHEN 'ready' THEN 'submitting' ELSE status END
-WHERE object_id = (
-    SELECT object_id FROM (
-        SELECT * FROM (SELECT object_id, next_attempt_at FROM items
-            WHERE {TRIED} AND next_attempt_at <= :now
-            ORDER BY next_attempt_at, created_at LIMIT 1)
-        UNION ALL
-        SELECT * FROM (SELECT object_id, next_attempt_at FROM items
-            WHERE status = 'awaiting_proxy' AND next_attempt_at <= :now
-            ORDER BY next_attempt_at, created_at LIMIT 1))
-    ORDER BY next_attempt_at LIMIT 1)
-{_RETURNING}"""  # noqa: S608
+RETRY = """SELECT object_id, job FROM items
+WHERE status = 'ready' AND last_attempt_at IS NOT NULL AND (counted_on IS NOT NULL) = :reserved
+    AND next_attempt_at <= :now
+    AND object_id || ' ' || job NOT IN (SELECT value FROM json_each(:left_alone))
+ORDER BY next_attempt_at, created_at LIMIT 1"""
+
+MISDATED_RETRY = """SELECT object_id, job FROM items
+WHERE status = 'ready' AND last_attempt_at IS NOT NULL AND (counted_on IS NOT NULL) = :reserved
+    AND next_attempt_at > :latest
+    AND object_id || ' ' || job NOT IN (SELECT value FROM json_each(:left_alone))
+ORDER BY next_attempt_at, created_at LIMIT 1"""
+
+POLL = """SELECT object_id FROM items WHERE status = 'awaiting_proxy' AND next_attempt_at <= :now
+    AND object_id || ' ' || job NOT IN (SELECT value FROM json_each(:left_alone))
+ORDER BY next_attempt_at, created_at LIMIT 1"""
+
+MISDATED_POLL = """SELECT object_id FROM items WHERE status = 'awaiting_proxy' AND next_attempt_at > :latest
+    AND object_id || ' ' || job NOT IN (SELECT value FROM json_each(:left_alone))
+ORDER BY next_attempt_at, created_at LIMIT 1"""
+
+CLAIM = """UPDATE items SET status = 'submitting', attempts = attempts + 1
+WHERE object_id = ? AND job = ? AND status = 'ready' RETURNING *"""
+
+OUTCOME_VALUES = tuple(field.name for field in fields(Outcome) if field.name != "delay")
+
+# An acceptance ends what led to it: delays, a person's wish, doubt.
+END_ATTEMPT = """UPDATE items SET
+    status = :status,
+    attempts = CASE WHEN :is_attempt THEN attempts ELSE max(0, attempts - 1) END,
+    backoff = CASE WHEN :status IN ('submitted', 'done') THEN 0 ELSE coalesce(:backoff, backoff) END,
+    waited = CASE WHEN :status IN ('submitted', 'done') THEN 0 ELSE waited + :waited END,
+    asked = CASE WHEN :status IN ('submitted', 'done') THEN 0 ELSE asked END,
+    refused = CASE WHEN :is_attempt THEN :is_refusal ELSE refused END,
+    in_doubt_since = CASE WHEN :in_doubt THEN in_doubt_since END,
+    absent_since = CASE WHEN :is_absent THEN coalesce(absent_since, :now) END,
+    counted_on = CASE WHEN :started_nothing THEN NULL ELSE counted_on END,
+    last_attempt_at = CASE WHEN :is_attempt THEN :now ELSE last_attempt_at END,
+    next_attempt_at = :next,
+    submitted_at = CASE WHEN :status IN ('submitted', 'done') THEN coalesce(:submitted_at, :now) ELSE submitted_at END,
+    done_at = CASE WHEN :status = 'done' THEN :now END,
+    job_id = CASE WHEN :status IN ('submitted', 'done') THEN :job_id ELSE coalesce(:job_id, job_id) END,
+    media_type = coalesce(:media_type, media_type),
+    duration = coalesce(:duration, duration),
+    error = CASE WHEN :is_attempt THEN :error ELSE error END,
+    reason = CASE WHEN :is_attempt THEN :reason ELSE reason END
+WHERE object_id = :object_id AND job = :job AND status = 'submitting'"""
+
+COUNT = """INSERT INTO usage (day, job, started, found) VALUES (:day, :job, max(0, :started), :found)
+ON CONFLICT (day, job) DO UPDATE SET started = max(0, started + :started), found = found + :found"""
+
+
+def _item(row: Row) -> Item:
+    return Item(**{name: row[name] for name in ITEM_COLUMNS})

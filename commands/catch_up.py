@@ -1,38 +1,60 @@
-"""catch-up: add the assets of a time of one's own choice."""
+"""catch-up: add the assets created in a given period."""
 
 import json
+import math
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import click
 
-from commands.items import pause_after
-from config import load
+from commands.items import in_both, pause_after
+from config import Config, load
 from iconik_client import IconikClient
-from reconciliation.catalog import IconikCatalog, created_until, ids_and_titles
-from reconciliation.changes import Corrections
-from store import Store
+from jobs import NOT_STARTED, Job
+from limits import Limits
+from reconciliation.catalog import FoundAsset, IconikCatalog
+from reconciliation.changes import ReconciledChanges
+from store import Rules, Source, Store
 from system.database import listener_runs
 from system.errors import ListenerError
-from system.text import UUID, local_text, number_of, seconds_of, title_of, utc_text
+from system.text import format_local, format_utc, parse_time, pluralize
 
 MAX_WAIT = 60.0  # seconds for the database
+POLLS_PER_SECOND = 5.0  # so that what is added does not delay what comes in
 STATE = "catch_up"  # the key in items.db's state: which catch-up was begun, and how far it has come
 
 
-class Period(NamedTuple):
-    """From when to when assets were created, as UTC text."""
+@dataclass
+class Estimate:
+    """What a catch-up would add.
 
-    since: str
-    until: str
+    :ivar failed: assets that are left out because their job failed at iconik before
+    :ivar images: and the seconds of video: what iconik bills, if it starts one job for each asset
+    """
+
+    new: int = 0
+    known: int = 0
+    failed: int = 0
+    images: int = 0
+    seconds: float = 0.0
+    unknown: int = 0
+
+    def describe(self) -> str:
+        """The estimate, as a sentence."""
+        hours = self.seconds / 3600
+        parts = [f"{pluralize(self.images, 'image')} and {hours:.1f} hours of video or audio"]
+        if self.unknown:
+            parts.append(f"{self.unknown} of a media type that the search does not show")
+        return "By iconik's units, these are " + ", and ".join(parts) + "."
 
 
 def _time(context: click.Context, option: click.Parameter, text: str | None) -> float | None:
     """ISO 8601, local without an offset, as seconds since 1970."""
-    seconds = seconds_of(text, local=True) if text is not None else None
+    seconds = parse_time(text, local=True) if text is not None else None
     if text is not None and seconds is None:
         raise click.BadParameter(f"{text!r} is not a time like 2026-11-23T16:47 or 2026-11-23T16:47:00+01:00")
     return seconds
@@ -43,93 +65,157 @@ def _time(context: click.Context, option: click.Parameter, text: str | None) -> 
     "--since", callback=_time, required=True, metavar="TIME", help="Assets created from this time on: 2026-11-23T16:47"
 )
 @click.option("--until", callback=_time, metavar="TIME", help="… and up to this one.  [default: now]")
+@click.option("--query", default="", help="Only those that this query in iconik's search language finds, too.")
 @click.option("--dry-run", is_flag=True, help="Only list what would be added.")
 @click.option("--yes", is_flag=True, help="Do not ask. Needed where there is no terminal to ask at.")
 @click.pass_obj
-def catch_up(path: Path, since: float, until: float | None, dry_run: bool, yes: bool) -> None:
-    """Add the assets that were created in a time of your choice.
+def catch_up(path: Path, since: float, until: float | None, query: str, dry_run: bool, yes: bool) -> None:
+    """Add the assets that were created in a period that you choose.
 
-    What was missed since the listener's first start, it finds by itself: this is for what is older, or was kept
-    out by a query or a disabled webhook. The assets that items.db does not know are added, and the running listener
-    asks for their proxies and has them analyzed. What is analyzed already is not analyzed again.
+    The listener finds by itself what it missed since its first start. This is for assets that are older, or that a
+    query or a disabled webhook kept out. It says first how many would be added, and how many images and hours of
+    video these are. Assets that have been analyzed are not analyzed again, and those whose analysis failed are left
+    out.
 
-    Times are local unless they have an offset. Interrupted, the same command goes on where it was.
+    Times are local unless they have an offset. If it is interrupted, the same command goes on where it was.
     """
     config = load(path)
     if since >= min(time.time(), time.time() if until is None else until):
         raise click.UsageError("--since must be before --until, and not in the future")
     catalog = IconikCatalog(IconikClient(config.iconik))
-    with closing(Store(config.listener.database)) as store:
-        begun = {"since": utc_text(since), "until": None if until is None else utc_text(until)}
+    with closing(Store(config.listener.database, Rules.of(config))) as store:
+        begun = {"since": format_utc(since), "until": None if until is None else format_utc(until), "query": query}
         resumed_at = _resumed(store, begun)
-        period = Period(resumed_at or utc_text(since), utc_text(time.time()) if until is None else utc_text(until))
-        count = catalog.count_assets_created(*period)
+        start = resumed_at or format_utc(since)
+        end = format_utc(time.time() if until is None else until)
         if resumed_at:
             click.echo("This catch-up was interrupted, and goes on where it was:")
-        click.echo(f"From   {_in_both(period.since)}\nuntil  {_in_both(period.until)}\n{_assets(count)} created.")
-        if dry_run:
-            _list(catalog, Corrections(store), period)
-        elif count and _is_agreed(yes):
-            with store.database.waiting_up_to(MAX_WAIT):  # on a slow disk, the listener's webhooks go first
-                _add(catalog, Corrections(store), period, count, begun)
-            store.set_state(STATE, "")
-            if listener_runs(config.listener.database):
-                click.echo("The listener asks for their proxies and has them analyzed.")
+        click.echo(f"From   {in_both(start)}\nuntil  {in_both(end)}")
+        estimate = Estimate()
+        for _, asset in _wanted(catalog, config, store, (start, end, query), estimate):
+            if dry_run:
+                click.echo(f"{asset.object_id}  {format_local(asset.created_at)}  {asset.title or ''}".rstrip())
+        _show(estimate, Limits(store), len(config.jobs))
+        if dry_run or not estimate.new or not _is_agreed(estimate.new, yes):
+            return
+        _add(catalog, config, store, (start, end, query), begun)
+        store.set_state(STATE, "")
+        is_running = listener_runs(config.listener.database)
+        when = "The listener now polls" if is_running else "Once the listener is started, it polls"
+        click.echo(f"{when} iconik for their proxies and starts their jobs.")
+
+
+def _wanted(
+    catalog: IconikCatalog, config: Config, store: Store, period: tuple[str, str, str], estimate: Estimate
+) -> Iterator[tuple[int, FoundAsset]]:
+    """The assets to be added, each with the page that it is on; they are counted in `estimate`."""
+    start, end, query = period
+    changes = ReconciledChanges(store)
+    seen: set[str] = set()
+    for number, page in enumerate(catalog.assets(start, end, _both(query, config))):
+        for asset in page.assets:
+            if asset.object_id in seen:
+                continue
+            seen.add(asset.object_id)
+            if changes.is_known(asset.object_id):
+                estimate.known += 1
+            elif _has_failed(asset, config.jobs):
+                estimate.failed += 1
             else:
-                click.echo("Once the listener is started, it asks for their proxies and has them analyzed.")
+                estimate.new += 1
+                _measure(asset, config.jobs, estimate)
+                yield number, asset
 
 
-def _assets(count: int) -> str:
-    return f"{number_of(count, 'asset')} {'was' if count == 1 else 'were'}"
+def _both(query: str, config: Config) -> str:
+    """The query of the command and, where all jobs have the same, that of `only`."""
+    queries = {config.of(job).only for job in config.jobs}
+    only = queries.pop() if len(queries) == 1 else ""
+    return " AND ".join(f"({part})" for part in (query, only) if part)
 
 
-def _in_both(utc: str) -> str:
-    return f"{local_text(utc)} ({utc})"
+def _has_failed(asset: FoundAsset, jobs: tuple[Job, ...]) -> bool:
+    statuses = [asset.statuses.get(job.status_field) for job in jobs]
+    return "FAILED" in statuses and all(status in (*NOT_STARTED, None) for status in statuses)
 
 
-def _is_agreed(yes: bool) -> bool:
+def _measure(asset: FoundAsset, jobs: tuple[Job, ...], estimate: Estimate) -> None:
+    if asset.media_type is None:
+        estimate.unknown += 1
+    elif asset.media_type == "image":
+        estimate.images += any(job.serves("image") for job in jobs)
+    else:
+        estimate.seconds += (asset.duration or 0) * sum(job.serves(asset.media_type) for job in jobs)
+
+
+def _show(estimate: Estimate, limits: Limits, jobs_each: int) -> None:
+    if not estimate.new:
+        click.echo("All of them are in items.db already." if estimate.known else "No asset was created then.")
+        return
+    click.echo(f"{pluralize(estimate.new, 'asset')} would be added. {estimate.describe()}")
+    if estimate.known:
+        click.echo(f"{pluralize(estimate.known, 'asset')} of that time are in items.db already.")
+    if estimate.failed:
+        click.echo(f"{pluralize(estimate.failed, 'asset')} are left out, because their jobs failed at iconik.")
+    limit = limits.now()
+    if limit.max_per_day:
+        jobs = estimate.new * jobs_each
+        click.echo(
+            f"At {limit.max_per_day} jobs a day, that takes {pluralize(math.ceil(jobs / limit.max_per_day), 'day')}."
+        )
+
+
+def _is_agreed(count: int, yes: bool) -> bool:
     if yes:
         return True
     if sys.stdin is None or not sys.stdin.isatty():
         raise click.UsageError("iconik bills each analysis: give --yes, as there is no terminal to ask at")
-    return click.confirm("Add those that items.db does not know? iconik bills each analysis", abort=True)
+    return click.confirm(f"Add the {count} that are not in items.db yet? iconik bills every analysis.", abort=True)
 
 
 def _resumed(store: Store, begun: dict[str, str | None]) -> str | None:
     """Up to when the same catch-up has come already; None if it was not begun, or is done."""
     try:
         state = json.loads(store.state(STATE) or "null")
-        seen_until = seconds_of(state["seen_until"]) if state and state["begun"] == begun else None
-        return None if seen_until is None else utc_text(seen_until)
+        seen_until = parse_time(state["seen_until"]) if state and state["begun"] == begun else None
+        return None if seen_until is None else format_utc(seen_until)
     except (ValueError, LookupError, TypeError):  # written by hand
         return None
 
 
 def _add(
-    catalog: IconikCatalog, corrections: Corrections, period: Period, count: int, begun: dict[str, str | None]
+    catalog: IconikCatalog, config: Config, store: Store, period: tuple[str, str, str], begun: dict[str, str | None]
 ) -> None:
-    added = 0
+    changes = ReconciledChanges(store)
+    batch: list[FoundAsset] = []
+    added, last = 0, -1
+    estimate = Estimate()
+
+    def write() -> int:
+        started = time.monotonic()
+        seen_until = parse_time(batch[-1].created_at) if batch else None
+        state = {STATE: json.dumps({"begun": begun, "seen_until": format_utc(seen_until)})} if seen_until else {}
+        with store.database.waiting_up_to(MAX_WAIT):  # on a slow disk, the listener's webhooks go first
+            count = changes.add_assets(
+                batch,
+                Source.CATCH_UP,
+                state,
+                first_poll_in=added / POLLS_PER_SECOND,
+                seconds_between_polls=1 / POLLS_PER_SECOND,
+            )
+        batch.clear()
+        pause_after(started)
+        return count
+
     try:
-        with click.progressbar(length=count, label="Adding") as progress:
-            for page in catalog.assets_created(*period):
-                started = time.monotonic()
-                seen_until = created_until(page)
-                state = json.dumps({"begun": begun, "seen_until": seen_until})
-                added += corrections.add_assets(ids_and_titles(page), {STATE: state} if seen_until else {})
-                progress.update(len(page))
-                pause_after(started)
+        for number, asset in _wanted(catalog, config, store, period, estimate):
+            if number != last and batch:
+                added += write()
+            last = number
+            batch.append(asset)
+        if batch:
+            added += write()
     except (KeyboardInterrupt, ListenerError):
-        click.echo(f"{_assets(added)} added so far. The same command goes on from there.", err=True)
+        click.echo(f"{pluralize(added, 'asset')} added so far. The same command goes on from there.", err=True)
         raise
-    click.echo(f"{_assets(added)} added.")
-
-
-def _list(catalog: IconikCatalog, corrections: Corrections, period: Period) -> None:
-    listed = 0
-    for page in catalog.assets_created(*period):
-        for asset in page:
-            object_id = str(asset.get("id")).lower()
-            if UUID.fullmatch(object_id) and not corrections.is_known(object_id):
-                click.echo(f"{object_id}  {local_text(asset.get('date_created'))}  {title_of(asset) or ''}".rstrip())
-                listed += 1
-    click.echo(f"{_assets(listed)} not in items.db yet")
+    click.echo(f"{pluralize(added, 'asset')} added.")

@@ -1,9 +1,11 @@
-"""check: the one judge of whether all is well: of the files, of the running listener, and of iconik."""
+"""check: verify the files, the running listener and iconik."""
 
+import json
 import socket
 import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
@@ -13,35 +15,42 @@ import requests
 
 from commands.running import running_listener
 from config import Config, ConfigError, load
-from iconik_client import IconikClient, IconikError
+from events import CREATE, KINDS, SECRET_HEADER
+from iconik_client import MAX_CLOCK_DIFFERENCE, IconikClient, IconikError, IconikForbidden, IconikRefused
+from jobs import Job
+from limits import Limits
+from profiles import DEFAULT, Profile, list_profiles
 from reconciliation.catalog import IconikCatalog
-from reconciliation.webhooks import CREATE, KINDS, REGISTERED_URL, SECRET_HEADER, WebhookDefinition, of_our_kinds, ours
-from store import Store
+from reconciliation.reconciler import passed_over
+from reconciliation.webhooks import REGISTERED_URL, WebhookDefinition, of_our_kinds, ours
+from store import DAY_SECONDS, Rules, Store
 from system.errors import ListenerError
-from system.text import command, local_text, number_of, one_line, seconds_of
+from system.text import command, format_local, one_line, parse_time, pluralize
 from system.transport import Transport, TransportError
 from version import __version__
 
 MAX_DUE_SECONDS = 15 * 60.0  # for which an item that is due may wait
 MAX_WAL_BYTES = 64 * 1024 * 1024
-WAY_TIMEOUT = 10.0
+MANY = 10  # items refused in the same words that are everybody's trouble
+ROUTE_TIMEOUT = 10.0
 PING_TIMEOUT = 10.0
 
 # What is lost without each role. README.md has the same table.
 SERVICE_ROLES = {
-    "can_analyze_content": "no analyze job can be started",
-    "can_read_assets": "nothing is analyzed: each asset is looked at before its job",
+    "can_read_assets": "no job can be started: the listener reads each asset first",
     "can_read_proxies": "a proxy whose webhook was missed is not found",
     "can_read_webhooks": "webhooks that iconik disabled stay disabled, and missed assets are not found",
     "can_write_webhooks": "webhooks that iconik disabled stay disabled, and register cannot be used",
-    "can_search": "assets whose webhooks were missed are not found, and catch-up cannot be used",
-    "can_read_jobs": "an analysis that fails at iconik is not noticed",
+    "can_search": "missed assets are not found, and catch-up, only and several profiles cannot be used",
+    "can_read_jobs": "nobody notices how a job ended, and a job in doubt is only looked for by the asset's status",
+    "can_read_acls": "iconik grants access to nothing",
 }
 OTHER_ROLES = {
-    "can_read_automations": "check cannot tell whether an automation of iconik's analyzes, too",
+    "can_read_automations": "check cannot tell whether an automation also starts analyses",
     "can_delete_webhooks": "register --remove cannot be used",
+    "can_read_stats": "report cannot show iconik's own meters",
 }
-# An event of a kind that the listener ignores. It goes the way of iconik's events, and changes nothing.
+# An event of a kind that the listener ignores. It takes the same route as iconik's events, and has no effect.
 TEST_EVENT: dict[str, object] = {
     "event_type": "iconik-listener",
     "operation": "check",
@@ -51,175 +60,294 @@ TEST_EVENT: dict[str, object] = {
 }
 
 
-class Report:
-    """Facts, printed as they are found: each is ok, or wrong, or only remarkable."""
+@dataclass(frozen=True)
+class Fact:
+    """One line of check. `level` is ok, wrong or note."""
 
-    def __init__(self) -> None:
-        self.faults: list[str] = []
+    level: str
+    text: str
 
-    def ok(self, fact: str) -> None:
-        click.echo(f"ok     {fact}")
 
-    def wrong(self, fact: str) -> None:
-        self.faults.append(fact)
-        click.echo(f"WRONG  {fact}")
+Facts = Iterator[Fact]
 
-    def remark(self, fact: str) -> None:
-        click.echo(f"note   {fact}")
+
+def ok(text: str) -> Fact:
+    return Fact("ok", text)
+
+
+def wrong(text: str) -> Fact:
+    return Fact("wrong", text)
+
+
+def note(text: str) -> Fact:
+    return Fact("note", text)
 
 
 @click.command()
 @click.option(
     "--ping", metavar="URL", help="Tell a monitor: GET URL if all is well, else POST to URL/fail what is wrong."
 )
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
 @click.pass_obj
-def check(path: Path, ping: str | None) -> None:
-    """Say, fact by fact, whether all is well, and what to do if not.
+def check(path: Path, ping: str | None, as_json: bool) -> None:
+    """Check everything, one line each, and say what to do.
 
-    Looks at config.ini, items.db, the running listener, iconik, the credentials and their roles, the analysis profile,
-    the two webhooks and the way from their URL to the listener. Exit code 0 if all is well, else 1.
+    Looks at config.ini, items.db, the running listener, iconik, the credentials and their roles, the analysis profiles,
+    the two webhooks and the route from their URL to the listener. Exit code 0 if all is well, else 1.
     """
-    report = Report()
-    _check(report, path)
+    facts = []
+    for fact in all_facts(path):
+        facts.append(fact)
+        if not as_json:
+            _print(fact)
+    faults = [fact.text for fact in facts if fact.level == "wrong"]
+    if as_json:
+        found = {"ok": not faults, "facts": [{"level": fact.level, "text": fact.text} for fact in facts]}
+        click.echo(json.dumps(found, indent=2))
     if ping:
-        _ping(ping, report)
-    raise SystemExit(1 if report.faults else 0)
+        _ping(ping, faults)
+    raise SystemExit(1 if faults else 0)
 
 
-def _check(report: Report, path: Path) -> None:
+def _print(fact: Fact) -> None:
+    if fact.level == "wrong":
+        click.echo(click.style("WRONG", fg="red", bold=True) + f"  {fact.text}")
+    else:
+        click.echo(f"{fact.level:5}  {fact.text}")
+
+
+def all_facts(path: Path) -> Facts:
+    """Everything that check knows."""
     try:
         config = load(path)
     except ConfigError as error:
-        report.wrong(str(error))
+        yield wrong(str(error))
         return
     for warning in config.warnings:
-        report.wrong(warning)
-    for note in config.notes:
-        report.remark(note)
+        yield wrong(warning)
+    for old_place in config.notes:
+        yield note(old_place)
     if not config.warnings:
-        report.ok(f"{path} is complete, and not everybody can read it")
-    registered_url = _check_database(report, config)
-    _check_iconik(report, config, registered_url)
-
-
-def _check_database(report: Report, config: Config) -> str | None:
-    """Check items.db and the listener on it. Returns the URL that `register` noted."""
+        yield ok(f"{path} is complete and private")
     database = config.listener.database
+    registered_url = None
     try:
-        with closing(Store(database)) as store:
-            store.set_state("checked_at", store.now())
-            overview = {row["status"]: row["items"] for row in store.overview()}
-            counts = ", ".join(f"{items} {status}" for status, items in overview.items())
-            report.ok(f"{database} can be written: {counts or 'no items yet'}")
-            if overview.get("failed"):
-                report.wrong(f"{number_of(overview['failed'], 'item')} failed; for the reasons: {command('status')}")
-            wal = database.with_name(database.name + "-wal")
-            if wal.exists() and wal.stat().st_size > MAX_WAL_BYTES:
-                size = wal.stat().st_size // 2**20
-                report.remark(
-                    f"{wal} has grown to {size} MiB: another program has been reading items.db for long; end it"
-                )
-            _check_listener(report, config, running_listener(store))
-            return store.state(REGISTERED_URL)
+        with closing(Store(database, Rules.of(config))) as store:
+            yield from _database_facts(store)
+            yield from _item_facts(store)
+            yield from _limit_facts(Limits(store))
+            yield from _listener_facts(config, running_listener(store))
+            registered_url = store.state(REGISTERED_URL)
     except ListenerError as error:
-        report.wrong(str(error))
-    return None
+        yield wrong(str(error))
+    yield from _iconik_facts(config, registered_url)
 
 
-def _check_listener(report: Report, config: Config, listener: dict[str, Any] | None) -> None:
+def _database_facts(store: Store) -> Facts:
+    database = store.database.path
+    store.set_state("checked_at", store.now())
+    counts = ", ".join(f"{row['items']} {row['status']}" for row in store.overview())
+    yield ok(f"{database} can be written: {counts or 'no items yet'}")
+    wal = database.with_name(database.name + "-wal")
+    if wal.exists() and wal.stat().st_size > MAX_WAL_BYTES:
+        size = wal.stat().st_size // 2**20
+        yield note(
+            f"{wal} has grown to {size} MiB: another program has been reading items.db for long. Quit that program"
+        )
+    if period := passed_over(store):
+        remedy = command("catch-up", "--since", period["since"], "--until", period["until"])
+        times = f"from {format_local(period['since'])} to {format_local(period['until'])}"
+        yield note(f"assets created {times} were passed over, because {period['why']}. To add them: {remedy}")
+
+
+def _item_facts(store: Store) -> Facts:
+    """What failed is wrong for a day, and a note after that. What waits is told by reason."""
+    since = store.now(-DAY_SECONDS)
+    [failed] = store.database.run(
+        "SELECT count(*) AS items, total(last_attempt_at > :since) AS recent FROM items WHERE status = 'failed'",
+        since=since,
+    )
+    items, why = pluralize(failed["items"], "item"), f"To see why: {command('status')}"
+    if failed["recent"]:
+        yield wrong(f"{items} failed. {why}")
+    elif failed["items"]:
+        yield note(f"{items} failed, none of them in the last day. {why}")
+    last_accepted = _last_accepted(store, since)
+    for row in store.database.run(
+        """SELECT reason, count(*) AS items, total(last_attempt_at > :last_accepted) AS since_then
+        FROM items WHERE status = 'ready' AND refused = 1 GROUP BY reason ORDER BY items DESC LIMIT 10""",
+        last_accepted=last_accepted,
+    ):
+        refused = f"iconik refuses {pluralize(row['items'], 'item')}: {one_line(str(row['reason']))}"
+        text = f"{refused}. They are tried again"
+        is_everybodys = row["since_then"] >= MANY or (row["since_then"] and last_accepted < since)
+        yield wrong(f"{text}. To see which: {command('status')}") if is_everybodys else note(text)
+
+
+def _last_accepted(store: Store, since: str) -> str:
+    """When iconik last accepted a job, as UTC text; empty if not since then."""
+    [row] = store.database.run(
+        """SELECT max(at) AS at FROM (
+            SELECT max(submitted_at) AS at FROM items WHERE status = 'submitted'
+            UNION ALL SELECT max(submitted_at) FROM items WHERE status = 'done' AND done_at > :since)""",
+        since=since,
+    )
+    return str(row["at"] or "")
+
+
+def _limit_facts(limits: Limits) -> Facts:
+    limit = limits.now()
+    if limit.pause or (limit.is_reached and limit.held):
+        yield wrong(limit.describe())
+    elif limit.is_near:
+        yield note(f"{limit.started} of {limit.total} jobs a day were started today (UTC)")
+    elif not limit.max_per_day:
+        yield note("no limit is set (max_per_day): a bulk import would be analyzed, and billed, as a whole")
+
+
+def _listener_facts(config: Config, listener: dict[str, Any] | None) -> Facts:
     if listener is None:
-        report.wrong(f"no listener is running on {config.listener.database}: start it")
+        yield wrong(f"no listener is running on {config.listener.database}: start it")
         return
     if "version" not in listener:
         message = one_line(str(listener["message"]))
-        report.wrong(f"a listener is running and is not well: {message}. Its log says more")
+        yield wrong(f"a listener is running and is not well: {message}. Its log says more")
         return
     faults = _listener_faults(config, listener)
-    for fault in faults:
-        report.wrong(fault)
+    yield from map(wrong, faults)
     if not faults:
-        report.ok(f"the listener has been running since {local_text(listener['started_at'])}")
+        yield ok(f"the listener has been running since {format_local(listener['started_at'])}")
     last = listener.get("last_webhook_at")
-    report.remark(f"the last webhook came at {local_text(last)}" if last else "no webhook has come since its start")
+    yield note(f"the last webhook came at {format_local(last)}" if last else "no webhook has come yet")
 
 
 def _listener_faults(config: Config, listener: dict[str, Any]) -> list[str]:
     faults = []
     if listener["version"] != __version__:
         faults.append(f"version {listener['version']} is running, and {__version__} is installed: restart the listener")
-    if config.path.stat().st_mtime > (seconds_of(listener.get("started_at")) or 0):
+    if config.path.stat().st_mtime > (parse_time(listener.get("started_at")) or 0):
         faults.append(f"{config.path} was changed after the listener was started: restart the listener")
-    if listener.get("status") == "paused":
-        since, reason = local_text(listener["paused_since"]), one_line(str(listener["last_error"]))
+    if listener.get("paused_since"):
+        since, reason = format_local(listener["paused_since"]), one_line(str(listener["last_error"]))
         faults.append(f"the listener has been paused since {since}: {reason}")
-    due = seconds_of(listener.get("oldest_due_at"))
+    due = parse_time(listener.get("oldest_due_at"))
     if due and time.time() - due > MAX_DUE_SECONDS:
-        faults.append(f"an item has been due since {local_text(listener['oldest_due_at'])}: {command('status')}")
+        faults.append(f"an item has been due since {format_local(listener['oldest_due_at'])}: {command('status')}")
     return faults
 
 
-def _check_iconik(report: Report, config: Config, registered_url: str | None) -> None:
-    catalog = IconikCatalog(IconikClient(config.iconik))
-    roles: set[str] | None = None
-    with _asking(report, config):
-        report.ok(f"iconik answers at {config.iconik.url}, and knows the credentials as those of {catalog.user()}")
-        roles = catalog.roles()
-    if roles is None:
-        return
-    _check_roles(report, roles)
-    with _asking(report, config):
-        _check_profile(report, config, catalog)
-    if "can_read_automations" in roles:
-        with _asking(report, config):
-            _check_automations(report, catalog)
-    if "can_read_webhooks" in roles:
-        with _asking(report, config):
-            _check_webhooks(report, config, catalog, registered_url)
-
-
-@contextmanager
-def _asking(report: Report, config: Config) -> Iterator[None]:
-    """A question that iconik does not answer is wrong, and the next one is asked all the same."""
+def _iconik_facts(config: Config, registered_url: str | None) -> Facts:
+    client = IconikClient(config.iconik)
+    catalog = IconikCatalog(client)
     try:
-        yield
+        yield ok(f"iconik answers at {config.iconik.url}, and accepts the credentials ({catalog.user()})")
+        roles = catalog.roles()
     except IconikError as error:
-        report.wrong(f"{config.iconik.url}: {error}")
-
-
-def _check_roles(report: Report, roles: set[str]) -> None:
-    missing = [role for role in SERVICE_ROLES if role not in roles]
-    for role in missing:
-        report.wrong(f"the role {role} is missing: {SERVICE_ROLES[role]}")
-    if not missing:
-        report.ok("the credentials have all the roles that the listener needs")
-    for role in OTHER_ROLES:
-        if role not in roles:
-            report.remark(f"the role {role} is missing: {OTHER_ROLES[role]}")
-
-
-def _check_profile(report: Report, config: Config, catalog: IconikCatalog) -> None:
-    wanted = config.iconik.analysis_profile
-    if not wanted:
+        yield wrong(f"{config.iconik.url}: {error}")
         return
-    profiles = catalog.analysis_profiles()
-    if any(profile.get("is_default") if wanted == "default" else profile.get("id") == wanted for profile in profiles):
-        report.ok(f"the analysis profile {wanted} is there")
-    else:
-        report.wrong(f"iconik has no analysis profile {wanted}: see analysis_profile in config.ini")
+    steps: list[Callable[[], Facts]] = [
+        lambda: _clock_facts(client),
+        lambda: _role_facts(config, roles),
+        lambda: _profile_facts(config, client),
+        lambda: _only_facts(config, client),
+    ]
+    if "can_read_automations" in roles:
+        steps.append(lambda: _automation_facts(catalog))
+    if "can_read_webhooks" in roles:
+        steps.append(lambda: _webhook_facts(config, catalog, registered_url))
+    for step in steps:
+        try:
+            yield from step()
+        except IconikError as error:  # the next question is asked all the same
+            yield wrong(f"{config.iconik.url}: {error}")
 
 
-def _check_automations(report: Report, catalog: IconikCatalog) -> None:
+def _clock_facts(client: IconikClient) -> Facts:
+    difference = client.clock_difference()
+    if abs(difference) > MAX_CLOCK_DIFFERENCE:
+        where = "ahead of" if difference > 0 else "behind"
+        remedy = "sudo timedatectl set-ntp true"
+        yield wrong(f"this machine's clock is {abs(difference):.0f} s {where} iconik's. To set it: {remedy}")
+
+
+def _role_facts(config: Config, roles: set[str]) -> Facts:
+    needed = {job.role: f"no {job.name} job can be started" for job in config.jobs} | SERVICE_ROLES
+    missing = [role for role in needed if role not in roles]
+    for role in missing:
+        yield wrong(f"the role {role} is missing: {needed[role]}")
+    if not missing:
+        yield ok("the credentials have all the roles that the listener needs")
+    for role, loss in OTHER_ROLES.items():
+        if role not in roles:
+            yield note(f"the role {role} is missing: {loss}")
+
+
+def _profile_facts(config: Config, client: IconikClient) -> Facts:
+    """Whether iconik has the profiles that each job is configured for, or one of its own where none is."""
+    profiles = list_profiles(client)
+    for job in config.jobs:
+        wanted = set(job.profile_types.values())
+        names = config.of(job).profile
+        for name in names:
+            if name != DEFAULT:
+                yield _profile_fact(job, name, wanted, profiles)
+        if not names or DEFAULT in names:
+            for media_type in sorted(wanted):
+                yield _own_profile_fact(job, media_type, profiles, only_default=bool(names))
+
+
+def _own_profile_fact(job: Job, media_type: str, profiles: list[Profile], *, only_default: bool) -> Fact:
+    kind = "enabled default profile" if only_default else "enabled profile"
+    for profile in profiles:
+        if profile.media_type == media_type and profile.enabled and (profile.is_default or not only_default):
+            return ok(f'iconik has an {kind} for {media_type}: "{one_line(profile.name)}"')
+    return wrong(f"iconik has no {kind} for {media_type}, so it refuses the {job.name} jobs ([{job.name}] profile)")
+
+
+def _profile_fact(job: Job, name: str, wanted: set[str], profiles: list[Profile]) -> Fact:
+    found = [one for one in profiles if one.id == name or one.name.casefold() == name.casefold()]
+    if not found:
+        names = ", ".join(f'"{one_line(one.name)}" ({one.media_type})' for one in profiles if one.media_type in wanted)
+        return wrong(f'[{job.name}] profile: iconik has no profile "{one_line(name)}". It has: {names or "none"}')
+    profile = found[0]
+    called = f'the profile "{one_line(profile.name)}" of [{job.name}]'
+    if not profile.enabled:
+        return wrong(f"{called} is disabled in iconik")
+    if profile.media_type not in wanted:
+        return wrong(f"{called} is for {profile.media_type}, which {job.name} cannot use")
+    return ok(f"{called} is for {profile.media_type}, and is enabled")
+
+
+def _only_facts(config: Config, client: IconikClient) -> Facts:
+    for job in config.jobs:
+        only = config.of(job).only
+        if not only:
+            continue
+        try:
+            count = client.count(only)
+        except IconikForbidden:
+            raise
+        except IconikRefused as error:
+            yield wrong(f"iconik refuses the query in [{job.name}] only: {error}")
+            continue
+        if count:
+            yield ok(f"the query in [{job.name}] only finds {pluralize(count, 'asset')} today")
+        else:
+            yield wrong(f"the query in [{job.name}] only finds no asset at all, so no {job.name} job is started")
+
+
+def _automation_facts(catalog: IconikCatalog) -> Facts:
+    ours_too = {"ANALYZE": "analyze", "TRANSCRIBE": "transcribe", "EXTRACT_FACES": "faces"}
     for automation in catalog.automations():
         actions = automation.get("actions")
-        types = (
-            [action.get("type") for action in actions if isinstance(action, dict)] if isinstance(actions, list) else []
-        )
-        if automation.get("status") == "ACTIVE" and "ANALYZE" in types:
+        known = [action for action in actions if isinstance(action, dict)] if isinstance(actions, list) else []
+        types = {action.get("type") for action in known}
+        if automation.get("status") == "ACTIVE" and types & set(ours_too):
             name = one_line(str(automation.get("name")))
-            report.remark(f'the automation "{name}" of iconik analyzes, too: some assets may be analyzed twice')
+            yield note(f'iconik\'s automation "{name}" also starts jobs: some assets may be billed twice')
 
 
-def _check_webhooks(report: Report, config: Config, catalog: IconikCatalog, registered_url: str | None) -> None:
+def _webhook_facts(config: Config, catalog: IconikCatalog, registered_url: str | None) -> Facts:
     found, secrets = catalog.webhooks(), config.listener.webhook_secret
     own = ours(found, registered_url, secrets)
     shown = own if own or registered_url else of_our_kinds(found)
@@ -227,29 +355,33 @@ def _check_webhooks(report: Report, config: Config, catalog: IconikCatalog, regi
     for kind in missing:
         what = f"{kind.path} (assets, {kind.operations[0]}, {kind.realm})"
         at = f" at {registered_url}" if registered_url else ""
-        report.wrong(f"iconik has no webhook for {what}{at}: {_register(registered_url or 'URL')}")
+        yield wrong(f"iconik has no webhook for {what}{at}: {_register(registered_url or 'URL')}")
     if not own and not missing:
-        report.wrong(
-            "which webhooks at iconik are this listener's cannot be told, so those that iconik disables stay disabled,"
-            f" and missed assets are not found: {_register('URL')}"
+        yield wrong(
+            "cannot tell which of iconik's webhooks belong to this listener, so those that iconik disables stay"
+            f" disabled, and missed assets are not found: {_register('URL')}"
         )
     hosts = sorted({urlsplit(webhook.url).netloc for webhook in shown})
     if len(hosts) > 1:
-        report.wrong(f"the webhooks point at different hosts ({one_line(', '.join(hosts))}): {_register('URL')}")
+        yield wrong(f"the webhooks point at different hosts ({one_line(', '.join(hosts))}): {_register('URL')}")
+    for other in of_our_kinds(found):
+        if secrets and other.secret in secrets and other not in shown:
+            removal = _register(other.base_url, "--remove")
+            yield note(f"another webhook sends our secret, to {other.url}. If nobody listens there: {removal}")
     for webhook in shown:
-        _check_webhook(report, webhook, secrets)
+        yield from _webhook_fact(webhook, secrets)
 
 
-def _check_webhook(report: Report, webhook: WebhookDefinition, secrets: tuple[str, ...]) -> None:
+def _webhook_fact(webhook: WebhookDefinition, secrets: tuple[str, ...]) -> Facts:
     name = f"the webhook to {webhook.url}"
     problems = webhook.problems(secrets)
     for problem in problems:
-        report.wrong(f"{name} {problem}. Once the cause is fixed: {_register(webhook.base_url)}")
+        yield wrong(f"{name} {problem}. Once the cause is fixed: {_register(webhook.base_url)}")
     if not problems:
         only = f", for events with {webhook.query}" if webhook.query else ""
         lost = "; so missed assets are not found" if webhook.query and webhook.kind is CREATE else ""
-        report.ok(f"{name} is ENABLED{only}{lost}")
-    _check_way(report, webhook)
+        yield ok(f"{name} is ENABLED{only}{lost}")
+    yield _route_fact(webhook)
 
 
 def _register(url: str, *options: str) -> str:
@@ -258,53 +390,83 @@ def _register(url: str, *options: str) -> str:
     return command("register", *options, *insecure, url)
 
 
-def _check_way(report: Report, webhook: WebhookDefinition) -> None:
+def _route_fact(webhook: WebhookDefinition) -> Fact:
     """Send an event where iconik sends its own: through DNS, firewall, TLS and proxy to the listener."""
     url = webhook.url
     try:
         parts = urlsplit(url)
         host, port = str(parts.hostname), parts.port or (443 if parts.scheme == "https" else 80)
-        socket.getaddrinfo(host, port)
-        socket.create_connection((host, port), WAY_TIMEOUT).close()
+        addresses = {str(entry[4][0]) for entry in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)}
     except (socket.gaierror, ValueError) as error:  # UnicodeError is a ValueError
-        if isinstance(error, socket.gaierror) and error.errno == socket.EAI_AGAIN:
-            report.remark(f"{url} cannot be tried: this machine cannot look up names just now")
-        else:
-            removal = _register(webhook.base_url, "--remove")
-            report.wrong(f"{url}: there is no such host. Register the right one, and remove this: {removal}")
-        return
+        return _no_address(webhook, error)
+    try:
+        socket.create_connection((host, port), ROUTE_TIMEOUT).close()
     except OSError as error:
-        reason = one_line(error.strerror or str(error))
-        report.remark(f"{url} cannot be reached from this machine ({reason}): try it from another one")
-        return
+        return _no_connection(url, host, port, addresses, error)
     try:
         # All of its headers, because a gateway on the way may want them.
         headers = {**webhook.headers, "Content-Type": "application/json"}
-        transport = Transport(f"{parts.scheme}://{parts.netloc}", headers, WAY_TIMEOUT)
+        transport = Transport(f"{parts.scheme}://{parts.netloc}", headers, ROUTE_TIMEOUT)
         answer = transport.send("POST", url.removeprefix(f"{parts.scheme}://{parts.netloc}"), json=TEST_EVENT)
     except TransportError as error:
-        report.wrong(f"{url}: {error}")
-        return
+        return _no_tls(url, host, str(error)) if parts.scheme == "https" else wrong(f"{url}: {error}")
     if answer.status == 401 and SECRET_HEADER.encode() in answer.body:
-        report.wrong(
-            f"{url}: the listener there does not accept the secret that iconik sends: restart it, or register anew"
-        )
-    elif answer.status != 200 or b'"ignored"' not in answer.body:
-        report.wrong(f"{url}: something other than this listener answers there ({answer.status})")
-    else:
-        report.ok(f"{url} leads to a listener that accepts what iconik sends")
+        again = _register(webhook.base_url)
+        return wrong(f"{url}: the listener there does not accept the secret that iconik sends: restart it, or {again}")
+    if answer.status != 200 or b'"ignored"' not in answer.body:
+        return wrong(f"{url}: something other than this listener answers there ({answer.status})")
+    return ok(f"{url} reaches this listener, and the secret is right")
 
 
-def _ping(url: str, report: Report) -> None:
+def _no_address(webhook: WebhookDefinition, error: Exception) -> Fact:
+    if isinstance(error, socket.gaierror) and error.errno == socket.EAI_AGAIN:
+        return note(f"{webhook.url} cannot be tried: this machine cannot look up names just now")
+    host, removal = urlsplit(webhook.url).hostname, _register(webhook.base_url, "--remove")
+    remedy = f"create its DNS entry or, if the name is wrong, register the right one and remove this: {removal}"
+    return wrong(f"{host} is not in DNS: {remedy}")
+
+
+def _no_connection(url: str, host: str, port: int, addresses: set[str], error: OSError) -> Fact:
+    reason = one_line(error.strerror or str(error))
+    if isinstance(error, ConnectionRefusedError) and addresses & _addresses_here():
+        remedy = "sudo systemctl status caddy" if port in (80, 443) else "start what listens there"
+        return wrong(f"{url}: nothing listens on port {port} of this machine: {remedy}")
+    return note(f"{url} cannot be reached from this machine ({reason}): try it from another one")
+
+
+def _addresses_here() -> set[str]:
+    """The addresses of this machine, as far as it knows them."""
+    found = {"127.0.0.1", "127.0.1.1", "::1"}
+    for family, target in ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1")):
+        try:
+            with socket.socket(family, socket.SOCK_DGRAM) as probe:
+                probe.connect((target, 9))  # sends nothing: the system only chooses the address to send from
+                found.add(str(probe.getsockname()[0]))
+        except OSError:
+            continue
+    return found
+
+
+def _no_tls(url: str, host: str, reason: str) -> Fact:
+    if "certificate" in reason or "TLS" in reason:
+        cause = "Caddy requests one when the name points to this VM and ports 80 and 443 are open"
+        remedy = "sudo journalctl -u caddy -n 20"
+        return wrong(f"{url}: {reason}. {host} may have no valid certificate yet. {cause}: {remedy}")
+    return wrong(f"{url}: {reason}")
+
+
+def _ping(url: str, faults: list[str]) -> None:
     """Tell a monitor, by the convention of healthchecks.io. If that fails, that is a line, no more."""
     try:
         parts = urlsplit(url)
-        if report.faults:
+        if faults:
             fail = urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/fail"))
-            answer = requests.post(fail, data="\n".join(report.faults).encode(), timeout=PING_TIMEOUT)
+            answer = requests.post(fail, data="\n".join(faults).encode(), timeout=PING_TIMEOUT)
         else:
             answer = requests.get(url, timeout=PING_TIMEOUT)
         if not answer.ok:
             click.echo(f"The monitor at {parts.hostname} answered {answer.status_code}", err=True)
+    except requests.exceptions.MissingSchema:
+        raise click.UsageError("--ping needs a URL like https://hc-ping.com/…") from None
     except (requests.RequestException, OSError, ValueError) as error:
-        click.echo(f"The monitor cannot be told: {type(error).__name__}", err=True)
+        click.echo(f"The monitor at {urlsplit(url).hostname} cannot be reached: {type(error).__name__}", err=True)

@@ -1,51 +1,88 @@
-"""What `retry` and `skip` have in common: items named one by one, or all of a status, in batches."""
+"""What `retry`, `skip` and `show` have in common: items named by a person, or all of a status, in batches."""
 
 import time
 from collections.abc import Callable
 
 import click
 
-from reconciliation.changes import Corrections
-from system.text import number_of, one_line
+from commands.changes import MAX_MATCHES, Change, Key, ManualChanges, Match
+from store import Store
+from system.text import format_local, named, one_line, pluralize
 
 MIN_PAUSE, MAX_PAUSE = 0.1, 0.3  # seconds between two batches, in which the listener can write
 
 
-def change_named(
-    object_ids: tuple[str, ...], change: Callable[[str], str], says: Callable[[str], tuple[bool, str]]
-) -> int:
-    """Change items, and say of each what was done.
+def one_asset(changes: ManualChanges, text: str, *, parts: bool = True) -> Match | None:
+    """The one asset that `text` names. If it names none or several, that is printed."""
+    matches = changes.find(text, parts=parts)
+    if len(matches) == 1:
+        return matches[0]
+    if not matches:
+        click.echo(f"{one_line(text)} is not in items.db", err=True)
+        return None
+    click.echo(f"{one_line(text)} may mean several assets. Name one of them by its id:", err=True)
+    for match in matches[:MAX_MATCHES]:
+        click.echo(f"  {match.object_id}  {match.title or ''}".rstrip(), err=True)
+    if len(matches) > MAX_MATCHES:
+        click.echo("  …", err=True)
+    return None
 
-    :param change: changes one, and returns the status that it had
-    :param says: of a status, whether an item that had it was changed, and that in words
-    :returns: the exit code: 0 if every one was changed
-    """
-    all_changed = True
-    for object_id in object_ids:
-        changed, words = says(change(object_id.lower()))
-        click.echo(f"{one_line(object_id)} {words}", err=not changed)
-        all_changed = all_changed and changed
-    return 0 if all_changed else 1
+
+def change_named(
+    store: Store,
+    texts: tuple[str, ...],
+    job: str | None,
+    change: Callable[[list[Key]], list[Change]],
+    describe: Callable[[Change], str],
+    *,
+    parts: bool = True,
+) -> int:
+    """Change the items that a person named, and say of each what was done. Returns the exit code: 0 if all changed."""
+    changes = ManualChanges(store)
+    is_done = True
+    for text in texts:
+        match = one_asset(changes, text, parts=parts)
+        keys = changes.keys_of(match.object_id, job) if match else []
+        if match and not keys:
+            click.echo(f"{named(match.object_id, match.title)} has no {job} job in items.db", err=True)
+        found = change(keys) if keys else []
+        for one in found:
+            click.echo(f"{_name(store, one)} {describe(one)}", err=not one.is_changed)
+        is_done = is_done and bool(found) and any(one.is_changed for one in found)
+    return 0 if is_done else 1
 
 
 def change_all(
-    corrections: Corrections, status: str, change_batch: Callable[[list[str], str], list[str]], words: str
+    store: Store,
+    status: str,
+    job: str | None,
+    change_batch: Callable[[list[Key]], list[Change]],
+    describe: Callable[[Change], str],
 ) -> None:
-    """Change all items of a status in batches, and say of each what was done.
-
-    :param change_batch: changes those of the items that have that status, and returns their ids
-    """
-    changed, last = 0, ""
-    while object_ids := corrections.next_ids(status, last):
+    """Change all items of a status in batches, and say of each what was done."""
+    changes = ManualChanges(store)
+    changed, last = 0, ("", "")
+    while keys := changes.next_keys(status, last, job=job):
         started = time.monotonic()
-        for object_id in change_batch(object_ids, status):
-            click.echo(f"{object_id} {words}")
-            changed += 1
-        last = object_ids[-1]
+        for one in change_batch(keys):
+            if one.is_changed:
+                click.echo(f"{_name(store, one)} {describe(one)}")
+                changed += 1
+        last = keys[-1]
         pause_after(started)
-    click.echo(f"{number_of(changed, 'item')} changed")
+    click.echo(f"{pluralize(changed, 'item')} changed")
 
 
 def pause_after(started: float) -> None:
     """Leave the database to the listener for most of the time, after a write that began at `started` (monotonic)."""
     time.sleep(min(MAX_PAUSE, max(MIN_PAUSE, 3 * (time.monotonic() - started))))
+
+
+def in_both(utc: str) -> str:
+    """A time by this machine's clock and in UTC."""
+    return f"{format_local(utc)} ({utc})"
+
+
+def _name(store: Store, change: Change) -> str:
+    name = named(change.object_id, change.title)
+    return name if len(store.rules.jobs) == 1 and change.job in store.rules.jobs else f"{name} ({change.job})"

@@ -1,19 +1,20 @@
-"""register: create, update or remove the two webhooks at iconik."""
+"""register: create, repair or remove the two webhooks at iconik."""
 
 import re
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import click
 
 from config import Config, load
+from events import CREATE, KINDS
 from iconik_client import IconikClient
 from reconciliation.catalog import IconikCatalog
-from reconciliation.changes import Corrections
-from reconciliation.reconciler import ASSETS_FLOOR, ASSETS_PASSED_OVER
-from reconciliation.webhooks import KINDS, REGISTERED_URL, WebhookDefinition, of_our_kinds
-from store import Store
+from reconciliation.reconciler import about_to_register, forget_fingerprint
+from reconciliation.webhooks import REGISTERED_URL, WebhookDefinition, of_our_kinds
+from store import Rules, Store
 from system.text import one_line
 
 
@@ -23,7 +24,7 @@ from system.text import one_line
 @click.option("--insecure", is_flag=True, help="Allow http://, over which the secret travels readable.")
 @click.pass_obj
 def register(path: Path, url: str, remove: bool, insecure: bool) -> None:
-    """Create or update the two webhooks at iconik.
+    """Create or repair the two webhooks at iconik.
 
     URL is where iconik reaches this listener, without /create or /proxy: https://iconik-listener.example.com
 
@@ -35,11 +36,32 @@ def register(path: Path, url: str, remove: bool, insecure: bool) -> None:
     config = load(path)
     catalog = IconikCatalog(IconikClient(config.iconik))
     same = [webhook for webhook in of_our_kinds(catalog.webhooks()) if webhook.url == url + webhook.kind.path]
-    if remove:
-        _remove(catalog, same, url)
-    else:
-        _save(catalog, same, url, config)
-    _note(config, url, remove)
+    with _store(config, remove) as store:
+        if remove:
+            _remove(catalog, same, url)
+            if store and store.state(REGISTERED_URL) == url:
+                store.set_state(REGISTERED_URL, "")
+            return
+        if store:
+            creates = [webhook for webhook in same if webhook.kind is CREATE]
+            about_to_register(store, catalog.now(), creates)
+        is_changed = _save(catalog, same, url, config)
+        if store:
+            store.set_state(REGISTERED_URL, url)
+            if is_changed:
+                forget_fingerprint(store)
+
+
+@contextmanager
+def _store(config: Config, remove: bool) -> Iterator[Store | None]:
+    """items.db, to note which webhooks are this listener's: another one may have the same secret."""
+    if not config.listener.database.exists():
+        if not remove:
+            click.echo("note: the listener has not run yet: after its first start, run this command again", err=True)
+        yield None
+        return
+    with closing(Store(config.listener.database, Rules.of(config))) as store:
+        yield store
 
 
 def _checked(url: str, may_be_http: bool) -> str:
@@ -52,14 +74,16 @@ def _checked(url: str, may_be_http: bool) -> str:
     if not is_valid or re.search(r"[^!-~]|[?#]", url):
         raise click.UsageError("URL must be like https://iconik-listener.example.com")
     if parts.scheme == "http" and not may_be_http:
-        raise click.UsageError("http:// lets everybody on the way read the secret: use https://, or --insecure")
+        raise click.UsageError("with http:// the secret travels unencrypted: use https://, or add --insecure")
     path = parts.path.rstrip("/")
     if path.endswith(tuple(kind.path for kind in KINDS)):
         raise click.UsageError("URL must be without /create or /proxy: they are added")
     return f"{parts.scheme}://{parts.netloc.lower()}{path}"
 
 
-def _save(catalog: IconikCatalog, same: list[WebhookDefinition], url: str, config: Config) -> None:
+def _save(catalog: IconikCatalog, same: list[WebhookDefinition], url: str, config: Config) -> bool:
+    """Create or repair both. Returns whether anything was written."""
+    is_changed = False
     secret = config.listener.webhook_secret[0] if config.listener.webhook_secret else ""
     if not secret:
         click.echo("note: no webhook_secret is set in config.ini: the webhooks are registered without", err=True)
@@ -69,8 +93,10 @@ def _save(catalog: IconikCatalog, same: list[WebhookDefinition], url: str, confi
             changed = [key for key, value in desired.fields.items() if (existing.get(key) or "") != (value or "")]
             if changed:
                 catalog.save_webhook(desired.fields, existing.get("id"))
+                is_changed = True
             was = f"updated (it was {one_line(str(existing.get('status')))})" if existing else "created"
             click.echo(f"{desired.url}: {was if changed else 'as it should be'}")
+    return is_changed
 
 
 def _remove(catalog: IconikCatalog, same: list[WebhookDefinition], url: str) -> None:
@@ -79,18 +105,3 @@ def _remove(catalog: IconikCatalog, same: list[WebhookDefinition], url: str) -> 
         click.echo(f"{webhook.url}: deleted")
     if not same:
         click.echo(f"iconik has no webhooks of this listener at {one_line(url)}", err=True)
-
-
-def _note(config: Config, url: str, remove: bool) -> None:
-    """Note for the listener which webhooks are its own: another one may have the same secret."""
-    if not config.listener.database.exists():
-        if not remove:
-            click.echo("note: the listener has not run yet: after its first start, run this command again", err=True)
-        return
-    with closing(Store(config.listener.database)) as store:
-        if not remove:
-            store.set_state(REGISTERED_URL, url)
-            if store.state(ASSETS_PASSED_OVER):  # from now on there are webhooks to be missed
-                Corrections(store).note({ASSETS_FLOOR: store.now(), ASSETS_PASSED_OVER: ""})
-        elif store.state(REGISTERED_URL) == url:
-            store.set_state(REGISTERED_URL, "")

@@ -1,57 +1,75 @@
-"""retry: have items attempted again, or asked about, now."""
+"""retry: try items again now."""
 
 from contextlib import closing
-from functools import partial
 from pathlib import Path
 
 import click
 
+from commands.changes import RETRYABLE, Change, ManualChanges
 from commands.items import change_all, change_named
 from config import load
-from reconciliation.changes import RETRIES, Corrections
-from store import Store
+from jobs import JOBS
+from store import Rules, Status, Store
+
+STAYS = {
+    Status.SUBMITTING: "an attempt is under way",
+    Status.SUBMITTED: "iconik has the job. To start it again: retry --again",
+    Status.DONE: "iconik has finished the job. To start it again: retry --again",
+    Status.AWAITING_CREATE: "its proxy came, but the asset's own webhook has not come yet",
+}
 
 
-def _words(retry_delay: float) -> dict[str, str]:
+def _describe(change: Change) -> str:
     """What is said of an item, by the status that it had."""
-    return {
-        "failed": "is ready again",
-        "skipped": "is not skipped any more",
-        "ready": f"is due now, but no sooner than {retry_delay:g} s after its last attempt",
-        "awaiting_proxy": "is due now: iconik will be asked for its proxy",
-    }
+    if not change.is_changed:
+        return f"is {change.status} and stays as it is: {STAYS.get(change.status, 'nothing is to be done')}"
+    if change.status == Status.SKIPPED:
+        return f"will be looked at again. It was skipped: {change.error}"
+    if change.status == Status.AWAITING_PROXY:
+        return "is due now: iconik will be polled for its proxy"
+    return "will be tried again now"
+
+
+def _describe_again(change: Change) -> str:
+    if change.is_changed:
+        return "will be started again"
+    if change.status in (Status.READY, Status.SUBMITTING, Status.AWAITING_PROXY, Status.AWAITING_CREATE):
+        return f"is {change.status}: its run is not finished yet, so nothing is changed"
+    return "was started again within the last ten minutes, so nothing is changed"
 
 
 @click.command()
-@click.argument("object_ids", metavar="[OBJECT_ID]...", nargs=-1)
+@click.argument("assets", metavar="[ASSET]...", nargs=-1)
 @click.option(
     "--all",
     "status",
     is_flag=False,
-    flag_value="failed",
-    type=click.Choice(list(RETRIES)),
+    flag_value=Status.FAILED,
+    type=click.Choice(RETRYABLE),
     help="All items of that status.  [without one: failed]",
 )
+@click.option("--again", is_flag=True, help="Have iconik do it again, although it is done. iconik bills it again.")
+@click.option("--job", type=click.Choice(list(JOBS)), help="Only that job of the assets.")
+@click.option("--reason", default="", help="Why, for the log.")
 @click.pass_obj
-def retry(path: Path, object_ids: tuple[str, ...], status: str | None) -> None:
-    """Have items submitted again, once the cause is fixed.
+def retry(path: Path, assets: tuple[str, ...], status: str | None, again: bool, job: str | None, reason: str) -> None:
+    """Try items again now, once the cause is fixed.
 
-    What failed or was skipped is taken up again; what is ready or awaits its proxy is hurried. A running listener
-    takes it up within half a minute, unless it is paused. iconik is asked first, so nothing is analyzed twice.
+    ASSET is a file name, a part of one, an id, its first eight characters, or the link that iconik shows. What failed
+    or was skipped is taken up again; what waits is due now. A running listener takes it up within half a minute,
+    unless it is paused or the limit is reached. iconik is asked first, so nothing is started twice.
     """
-    if bool(object_ids) == bool(status):
-        raise click.UsageError("name the items, or give --all")
+    if bool(assets) == bool(status):
+        raise click.UsageError("name the assets, or give --all")
+    if again and status:
+        raise click.UsageError("--again needs the assets' names: every job that it starts again is billed again")
     config = load(path)
-    delay = config.submitter.retry_delay
-    words = _words(delay)
-
-    def says(status: str) -> tuple[bool, str]:
-        if status in words:
-            return True, words[status]
-        return False, "is not in items.db" if status == "unknown" else f"is {status}: it stays as it is"
-
-    with closing(Store(config.listener.database)) as store:
-        corrections = Corrections(store)
+    with closing(Store(config.listener.database, Rules.of(config))) as store:
+        changes = ManualChanges(store)
+        if again:
+            raise SystemExit(change_named(store, assets, job, changes.again, _describe_again, parts=False))
         if not status:
-            raise SystemExit(change_named(object_ids, lambda one: corrections.retry(one, delay), says))
-        change_all(corrections, status, partial(corrections.retry_batch, retry_delay=delay), words[status])
+            raise SystemExit(
+                change_named(store, assets, job, lambda keys: changes.retry(keys, reason=reason), _describe)
+            )
+        change_all(store, status, job, lambda keys: changes.retry(keys, status=status, reason=reason), _describe)

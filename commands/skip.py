@@ -1,35 +1,42 @@
-"""skip: settle what is not to be analyzed."""
+"""skip: mark items as not to be done."""
 
 from contextlib import closing
 from pathlib import Path
 
 import click
 
+from commands.changes import SKIPPABLE, Change, ManualChanges
 from commands.items import change_all, change_named
 from config import load
-from reconciliation.changes import SKIPPED, Corrections
-from store import Store
+from jobs import JOBS
+from store import Rules, Status, Store
 
 
-def _says(status: str) -> tuple[bool, str]:
-    if status in (*SKIPPED, "skipped"):
-        return True, "is skipped"
-    return False, "is not in items.db" if status == "unknown" else f"is {status}: it stays as it is"
+def _describe(change: Change) -> str:
+    if change.is_changed or change.status == Status.SKIPPED:
+        return "is skipped"
+    return f"is {change.status} and stays as it is"
 
 
 @click.command()
-@click.argument("object_ids", metavar="[OBJECT_ID]...", nargs=-1)
-@click.option("--all", "status", type=click.Choice(SKIPPED), help="All items of that status.")
+@click.argument("assets", metavar="[ASSET]...", nargs=-1)
+@click.option("--all", "status", type=click.Choice(SKIPPABLE), help="All items of that status.")
+@click.option("--job", type=click.Choice(list(JOBS)), help="Only that job of the assets.")
+@click.option("--reason", default="", help="Why: items.db keeps it with the item.")
 @click.pass_obj
-def skip(path: Path, object_ids: tuple[str, ...], status: str | None) -> None:
-    """Settle that assets are not to be analyzed.
+def skip(path: Path, assets: tuple[str, ...], status: str | None, job: str | None, reason: str) -> None:
+    """Mark assets as not to be analyzed.
 
-    An item that is being submitted, or was, stays as it is. What was skipped can be retried.
+    ASSET is a file name, a part of one, an id, its first eight characters, or the link that iconik shows. An item that
+    is being submitted, or was, stays as it is. What is skipped can be retried.
     """
-    if bool(object_ids) == bool(status):
-        raise click.UsageError("name the items, or give --all with a status")
-    with closing(Store(load(path).listener.database)) as store:
-        corrections = Corrections(store)
+    if bool(assets) == bool(status):
+        raise click.UsageError("name the assets, or give --all with a status")
+    config = load(path)
+    with closing(Store(config.listener.database, Rules.of(config))) as store:
+        changes = ManualChanges(store)
         if not status:
-            raise SystemExit(change_named(object_ids, corrections.skip, _says))
-        change_all(corrections, status, corrections.skip_batch, "is skipped")
+            raise SystemExit(
+                change_named(store, assets, job, lambda keys: changes.skip(keys, reason=reason), _describe)
+            )
+        change_all(store, status, job, lambda keys: changes.skip(keys, status=status, reason=reason), _describe)

@@ -1,82 +1,167 @@
-"""status: how many items are where, and what is wrong."""
+"""status: the state of the listener and its items at a glance."""
 
 import json
-import shlex
 import textwrap
 import time
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
-from sqlite3 import Row
 from typing import Any
 
 import click
 
 from commands.running import running_listener
-from config import Config, load
-from store import Store
-from system.text import local_text, number_of, one_line, seconds_of
+from config import load
+from limits import Limit, Limits
+from store import Rules, Status, Store
+from system.text import command, format_local, named, one_line, parse_time, pluralize
 
 MAX_PROBLEMS = 100
+MAX_GROUPS = 10
+NEWEST = 3  # items of a group that are named
+
+
+@dataclass(frozen=True)
+class Group:
+    """Items that wait or failed for the same reason.
+
+    :ivar since: when the first of them was attempted last, as UTC text
+    :ivar newest: (object_id, title) of the newest few
+    """
+
+    status: str
+    reason: str
+    items: int
+    since: str | None
+    newest: list[tuple[str, str | None]]
 
 
 @click.command()
+@click.option("--all", "show_all", is_flag=True, help="List every item that waits or failed.")
 @click.option("--json", "as_json", is_flag=True, help="For programs. Times are UTC, and problems 100 at most.")
 @click.pass_obj
-def status(path: Path, as_json: bool) -> None:
-    """Show the running listener, how many items are where, and those that failed or are being retried."""
+def status(path: Path, show_all: bool, as_json: bool) -> None:
+    """Show the running listener, today's jobs, how many items are in each status, and what waits or failed, and why."""
     config = load(path)
-    with closing(Store(config.listener.database)) as store:
-        listener, overview, problems = running_listener(store), store.overview(), _problems(store)
-    if as_json:
-        statuses = {row["status"]: {"items": row["items"], "oldest": row["oldest"]} for row in overview}
-        shown = [dict(row) for row in problems[:MAX_PROBLEMS]]
-        found = {"listener": listener, "statuses": statuses, "problems": shown}
-        click.echo(json.dumps(found, indent=2))
-        return
-    click.echo(_listener_line(listener))
-    click.echo("\nstatus              items  oldest" if overview else "\nitems.db holds no items yet.")
-    for row in overview:
-        click.echo(f"{row['status']:15}  {row['items']:8}  {_age(row['oldest'])}".rstrip())
-    for row in problems[:MAX_PROBLEMS]:
-        _show_problem(config, row)
-    if len(problems) > MAX_PROBLEMS:
-        database = shlex.quote(str(config.listener.database))
-        click.echo(f'\nThere are more. To see them all:\nsqlite3 {database} "SELECT * FROM problems"')  # noqa: S608
+    with closing(Store(config.listener.database, Rules.of(config))) as store:
+        listener, limit, overview = running_listener(store), Limits(store).now(), store.overview()
+        if as_json:
+            _print_json(store, listener, limit)
+            return
+        if show_all:
+            _list_problems(store)
+        _print_groups(problem_groups(store))
+        click.echo(_jobs_line(store, limit, len(config.jobs)))
+        click.echo("\nstatus              items  oldest" if overview else "\nitems.db holds no items yet.")
+        for row in overview:
+            held = f"  ({limit.held} held)" if row["status"] == Status.READY and limit.held else ""
+            click.echo(f"{row['status']:15}  {row['items']:8}  {_age(row['oldest'])}{held}".rstrip())
+        if reason := limit.describe():
+            click.echo("\n" + textwrap.fill(reason, 100, break_on_hyphens=False))
+        click.echo("\n" + _listener_line(listener))
 
 
-def _problems(store: Store) -> list[Row]:
-    """One more than are shown, to tell whether there are more."""
-    return store.database.run("SELECT * FROM problems LIMIT :limit", limit=MAX_PROBLEMS + 1)
+def problem_groups(store: Store) -> list[Group]:
+    """What failed and what is being retried, by reason, the largest groups first; at most ten of each status."""
+    groups = []
+    for status_, condition in (
+        (Status.FAILED, "status = 'failed'"),
+        (Status.READY, "status = 'ready' AND last_attempt_at IS NOT NULL AND reason IS NOT NULL AND attempts > 0"),
+    ):
+        rows = store.database.run(
+            f"""SELECT reason, count(*) AS items, min(last_attempt_at) AS since FROM items WHERE {condition}
+            GROUP BY reason ORDER BY items DESC LIMIT {MAX_GROUPS}"""  # noqa: S608
+        )
+        for row in rows:
+            newest = store.database.run(
+                f"""SELECT object_id, title FROM items WHERE {condition} AND reason IS :reason
+                ORDER BY last_attempt_at DESC LIMIT {NEWEST}""",  # noqa: S608
+                reason=row["reason"],
+            )
+            names = [(one["object_id"], one["title"]) for one in newest]
+            groups.append(Group(status_, str(row["reason"] or ""), row["items"], row["since"], names))
+    return groups
+
+
+def jobs_since(store: Store, day: str) -> int:
+    """How many jobs were started on that day (UTC, or the beginning of one: a month) and since."""
+    [row] = store.database.run("SELECT total(started) AS jobs FROM usage WHERE day >= :day", day=day)
+    return int(row["jobs"])
+
+
+def _jobs_line(store: Store, limit: Limit, kinds: int) -> str:
+    month = jobs_since(store, limit.day[:7])
+    [last] = store.database.run(
+        """SELECT max(at) AS at FROM (SELECT max(submitted_at) AS at FROM items WHERE status = 'submitted'
+            UNION ALL SELECT max(submitted_at) FROM items WHERE status = 'done')"""
+    )
+    of = f" of {limit.total}" if limit.max_per_day else ""
+    noun = "jobs" if kinds > 1 else "analyses"
+    latest = f" The last one was accepted at {format_local(last['at'])}." if last["at"] else ""
+    return f"{limit.started}{of} {noun} were started today (UTC), {month} this month.{latest}"
+
+
+def _print_groups(groups: list[Group]) -> None:
+    for status_, colour, heading in (
+        (Status.FAILED, "red", "failed"),
+        (Status.READY, "yellow", "waiting to be retried"),
+    ):
+        for group in [one for one in groups if one.status == status_]:
+            since = f", since {format_local(group.since)}" if group.since else ""
+            click.echo(click.style(f"{pluralize(group.items, 'item')} {heading}{since}:", fg=colour))
+            click.echo(textwrap.fill(one_line(group.reason, 1000), 100, initial_indent="  ", subsequent_indent="  "))
+            names = [one_line(title) if title else object_id for object_id, title in group.newest]
+            more = f" and {group.items - len(names)} more" if group.items > len(names) else ""
+            click.echo(f"  {', '.join(names)}{more}\n")
+
+
+def _list_problems(store: Store) -> None:
+    rows = store.database.run("SELECT * FROM problems")
+    for row in rows:
+        due = f", next attempt at {format_local(row['next_attempt_at'])}" if row["status"] == Status.READY else ""
+        attempts = pluralize(row["attempts"], "attempt")
+        click.echo(f"{named(row['object_id'], row['title'])}  {row['status']}, {attempts}{due}")
+        click.echo(textwrap.fill(one_line(str(row["error"]), 1000), 100, initial_indent="  ", subsequent_indent="  "))
+    if rows:
+        click.echo()
+
+
+def _print_json(store: Store, listener: dict[str, Any] | None, limit: Limit) -> None:
+    problems = store.database.run("SELECT * FROM problems LIMIT :limit", limit=MAX_PROBLEMS)
+    statuses = {row["status"]: {"items": row["items"], "oldest": row["oldest"]} for row in store.overview()}
+    found = {
+        "listener": listener,
+        "statuses": statuses,
+        "jobs_today": limit.started,
+        "jobs_this_month": jobs_since(store, limit.day[:7]),
+        "max_per_day": limit.max_per_day,
+        "held": limit.held,
+        "paused_by_person": limit.pause is not None,
+        "problems": [dict(row) for row in problems],
+    }
+    click.echo(json.dumps(found, indent=2))
 
 
 def _listener_line(listener: dict[str, Any] | None) -> str:
     if listener is None:
         return "No listener is running."
     if "version" not in listener:
-        return textwrap.fill(f"A listener is running, and is not well: {one_line(str(listener['message']))}.", 78)
-    parts = [f"The listener ({listener['version']}) has been running since {local_text(listener['started_at'])}."]
+        return textwrap.fill(f"A listener is running, and is not well: {one_line(str(listener['message']))}.", 100)
+    parts = [f"The listener ({listener['version']}) has been running since {format_local(listener['started_at'])}."]
     if listener.get("paused_since"):
-        parts.append(
-            f"It has been paused since {local_text(listener['paused_since'])}: {one_line(str(listener['last_error']))}."
-        )
+        since, reason = format_local(listener["paused_since"]), one_line(str(listener["last_error"]))
+        parts.append(f"It has been paused since {since}: {reason}.")
     if listener.get("last_webhook_at"):
-        parts.append(f"The last webhook came at {local_text(listener['last_webhook_at'])}.")
+        parts.append(f"The last webhook came at {format_local(listener['last_webhook_at'])}.")
     else:
-        parts.append("No webhook has come since.")
-    return textwrap.fill(" ".join(parts), 78)
-
-
-def _show_problem(config: Config, row: Row) -> None:
-    click.echo(f"\n{one_line(row['object_id'])}  {row['status']}, {number_of(row['attempts'], 'attempt')}")
-    due = f"The next attempt is due at {local_text(row['next_attempt_at'])}." if row["status"] == "ready" else None
-    for text in filter(None, (row["title"], row["error"], due)):
-        click.echo(textwrap.fill(one_line(str(text), 1000), 78, initial_indent="  ", subsequent_indent="  "))
-    click.echo(f"  {config.iconik.url}/asset/{row['object_id']}")
+        parts.append("No webhook has come yet.")
+    parts.append(f"To check everything: {command('check')}")
+    return textwrap.fill(" ".join(parts), 100, break_on_hyphens=False)
 
 
 def _age(time_text: str | None) -> str:
     """How long ago that was: `2 d 3 h`, `5 min`."""
-    since = seconds_of(time_text)
+    since = parse_time(time_text)
     if since is None:  # none is meant, or it was written by hand
         return time_text or ""
     minutes = max(0, int(time.time() - since) // 60)  # a clock may have run ahead

@@ -1,15 +1,67 @@
-"""The calls to iconik of the reconciler and the commands: what a webhook's way to its job does not need.
+"""The calls to iconik that the reconciler and the commands make.
 
-What is known of iconik's API, and from where, is in docs/iconik.md.
+What we know about iconik's API, and from where, is in docs/iconik.md.
 """
 
-import itertools
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 from urllib.parse import quote
 
-from iconik_client import PAGE_SIZE, IconikClient, IconikUnavailable, Json
-from system.text import UUID, one_line, seconds_of, title_of, utc_text
+from events import title_of
+from iconik_client import PAGE_SIZE, IconikClient, IconikJob, IconikUnavailable, search_body
+from jobs import JOBS, Json
+from system.text import UUID, one_line
+
+MAX_IDS = 100  # in one request
+
+
+@dataclass(frozen=True)
+class FoundAsset:
+    """An asset that iconik's search found.
+
+    :ivar created_at: `date_created` as iconik writes it; a client may have chosen it
+    :ivar statuses: how far each job is, by its status field, as far as the search shows it
+    :ivar duration: seconds
+    """
+
+    object_id: str
+    title: str | None
+    created_at: str
+    media_type: str | None
+    duration: float | None
+    statuses: dict[str, str]
+
+    @classmethod
+    def of(cls, fields: Json) -> "FoundAsset":
+        """Read one object of a search."""
+        milliseconds = fields.get("duration_milliseconds")
+        media_type = fields.get("media_type")
+        return cls(
+            object_id=str(fields.get("id")).lower(),
+            title=title_of(fields),
+            created_at=one_line(str(fields.get("date_created") or "")),
+            media_type=one_line(media_type, 40).lower() if isinstance(media_type, str) and media_type else None,
+            duration=milliseconds / 1000 if isinstance(milliseconds, int | float) else None,
+            statuses={
+                job.status_field: str(fields[job.status_field])
+                for job in JOBS.values()
+                if isinstance(fields.get(job.status_field), str)
+            },
+        )
+
+
+@dataclass(frozen=True)
+class Page:
+    """One page of a search.
+
+    :ivar read: how many objects iconik sent, those that are no assets included
+    :ivar total: how many it says that there are in all; None if it does not say
+    """
+
+    assets: list[FoundAsset]
+    read: int
+    total: int | None
 
 
 class IconikCatalog:
@@ -21,40 +73,66 @@ class IconikCatalog:
     def __init__(self, client: IconikClient) -> None:
         self._client = client
 
-    def assets_created(self, since: str, until: str) -> Iterator[list[Json]]:
-        """The assets created in that time (UTC, ISO 8601), oldest first, in pages: `id`, `title`, `date_created`.
+    def now(self) -> float:
+        """iconik's time, in seconds since 1970."""
+        return self._client.now()
 
-        An asset may come twice, on two pages.
+    def assets(self, since: str, until: str, only: str = "") -> Iterator[Page]:
+        """The assets created or imported in that time (UTC, ISO 8601), by `date_created`, in pages.
+
+        Only an empty page ends it, because iconik may leave out what we are not to see. An asset may come twice.
+
+        :param only: a query in iconik's search language that they must match, too
         """
-        body = _search_body(since, until)
-        while page := self._search(body, 1):
-            yield page
-            if len(page) < PAGE_SIZE:
+        body = _period(since, until, only)
+        seen: set[str] = set()
+        while True:
+            page = self._client.search(body)
+            objects = [one for one in page["objects"] if isinstance(one, dict)]
+            if not page["objects"]:
                 return
-            after, date = page[-1].get("_sort"), page[-1].get("date_created")
-            if not (isinstance(after, list) and after and isinstance(date, str)) or after == body.get("search_after"):
+            yield _page(page)
+            last = next((one for one in reversed(objects) if one.get("_sort")), None)
+            after = last.get("_sort") if last else None
+            if not isinstance(after, list) or str(after) in seen:
                 raise IconikUnavailable("iconik's search does not lead to its next page", status=200)
-            if len(after) < 2:  # only the date: search_after would skip the rest of those created at that moment
-                yield from _numbered(partial(self._search, _search_body(date, date)))
+            if len(after) < 2 and last:  # only the date: search_after would skip the rest of those of that moment
+                yield from self._of_moment(str(last.get("date_created")), only)
+            seen.add(str(after))
             body["search_after"] = after
 
-    def count_assets_created(self, since: str, until: str) -> int:
-        """How many assets were created in that time (UTC, ISO 8601)."""
-        query = {"per_page": "1", **SEARCH_QUERY}
-        answer = self._client.call("POST", "search/v1/search/", "can_search", query, _search_body(since, until))
-        return answer["total"] if isinstance(answer.get("total"), int) else 0
+    def _of_moment(self, date: str, only: str) -> Iterator[Page]:
+        term = {"name": "date_created", "range": {"min": date, "max": date}}
+        body = {**search_body(term, SEARCH_FIELDS), **({"query": only} if only else {})}
+        number = 1
+        while True:
+            page = self._client.search(body, page=number)
+            if not page["objects"]:
+                return
+            yield Page(_page(page).assets, 0, None)  # they are counted with the page that led here
+            if len(page["objects"]) < PAGE_SIZE:
+                return
+            number += 1
 
-    def failed_analyze_jobs(self, since: str) -> Iterator[list[Json]]:
-        """The ANALYZE jobs that failed since then (UTC, ISO 8601), in pages: `id`, `object_id`, `error_message`, …"""
-        query = {"type": "ANALYZE", "status": "FAILED", "object_type": "assets", "date_modified": f"{since};*"}
-        query |= {"sort": "date_modified,asc", "per_page": str(PAGE_SIZE), "facets": "false"}
-        return _numbered(
-            lambda number: self._client.objects("GET", "jobs/v1/jobs/", "can_read_jobs", query | {"page": str(number)})
-        )
+    def count_assets(self, since: str, until: str, only: str = "") -> int:
+        """How many assets were created or imported in that time (UTC, ISO 8601)."""
+        total = self._client.search(_period(since, until, only), per_page=1).get("total")
+        return total if isinstance(total, int) else 0
+
+    def measures(self, object_ids: Sequence[str]) -> list[FoundAsset]:
+        """The assets of up to 100 ids, as far as the search knows them: `media_type` and `duration`."""
+        body = search_body({"name": "id", "value_in": list(object_ids)}, ["id", "media_type", "duration_milliseconds"])
+        return _page(self._client.search(body)).assets
+
+    def jobs(self, job_ids: Sequence[str]) -> list[IconikJob]:
+        """The jobs of up to 100 ids, as far as iconik knows them."""
+        query = {"ids": ",".join(job_ids), "facets": "false"}
+        pages = self._client.pages("jobs/v1/jobs/", "can_read_jobs", query)
+        return [IconikJob.of(fields) for page in pages for fields in page]
 
     def automations(self) -> list[Json]:
         """iconik's own automations: `name`, `status`, `triggers`, `actions`."""
-        return self._client.objects("GET", "automations/v1/automations/", "can_read_automations")
+        return self._all("automations/v1/automations/", "can_read_automations")
 
     def user(self) -> str:
         """Who the credentials belong to: an e-mail address or, failing that, a name or a UUID."""
@@ -66,13 +144,18 @@ class IconikCatalog:
         roles = self._client.call("GET", "users/v1/users/current/roles/", "").get("objects")
         return {role for role in roles if isinstance(role, str)} if isinstance(roles, list) else set()
 
-    def analysis_profiles(self) -> list[Json]:
-        """The analysis profiles: `id`, `name`, `enabled`, `is_default`."""
-        return self._client.objects("GET", "files/v1/analysis/profiles/", "", {"per_page": str(PAGE_SIZE)})
+    def usage(self) -> Json:
+        """iconik's own meters: `images_analyzed`, `video_analyzed_hours`, `transcription_hours` …"""
+        return self._client.call("GET", "stats/v1/current_usage/", "can_read_stats")
 
     def webhooks(self) -> list[Json]:
         """The webhook definitions, as in iconik's WebhookSchema."""
-        return self._client.objects("GET", "notifications/v1/webhooks/", "can_read_webhooks")
+        return self._all("notifications/v1/webhooks/", "can_read_webhooks")
+
+    def webhook(self, webhook_id: str) -> Json:
+        """One webhook definition."""
+        path = f"notifications/v1/webhooks/{quote(webhook_id, safe='')}/"
+        return self._client.call("GET", path, "can_read_webhooks")
 
     def save_webhook(self, webhook: Json, webhook_id: str | None = None) -> None:
         """Create a webhook definition, or update the one with that id."""
@@ -85,44 +168,41 @@ class IconikCatalog:
         path = f"notifications/v1/webhooks/{quote(webhook_id, safe='')}/"
         self._client.call("DELETE", path, "can_delete_webhooks", may_be_empty=True)
 
-    def _search(self, body: Json, page: int) -> list[Json]:
-        query = {"per_page": str(PAGE_SIZE), "page": str(page), **SEARCH_QUERY}
-        return self._client.objects("POST", "search/v1/search/", "can_search", query, body)
+    def _all(self, path: str, role: str) -> list[Json]:
+        found: dict[str, Json] = {}
+        for page in self._client.pages(path, role):
+            found |= {str(one.get("id")): one for one in page}
+        return list(found.values())
 
 
-def _numbered(ask: Callable[[int], list[Json]]) -> Iterator[list[Json]]:
-    """The pages that `ask` returns for 1, 2, 3 …, up to the one that is not full."""
-    previous: list[Json] = []
-    for number in itertools.count(1):
-        page = ask(number)
-        if page:
-            yield page
-        if len(page) < PAGE_SIZE:
-            return
-        if page == previous:  # or it would be asked for ever
-            raise IconikUnavailable("iconik answers with the same page again and again", status=200)
-        previous = page
+SEARCH_FIELDS: list[str] = [
+    "id",
+    "title",
+    "date_created",
+    "media_type",
+    "duration_milliseconds",
+    *(job.status_field for job in JOBS.values()),
+]
 
 
-def ids_and_titles(page: list[Json]) -> list[tuple[str, str | None]]:
-    """The assets of a page of `assets_created`, as Corrections.add_assets takes them."""
-    assets = [(str(asset.get("id")).lower(), title_of(asset)) for asset in page]
-    return [(object_id, title) for object_id, title in assets if UUID.fullmatch(object_id)]
+def _page(answer: Json) -> Page:
+    objects: list[Any] = answer["objects"]
+    assets = [FoundAsset.of(one) for one in objects if isinstance(one, dict)]
+    total = answer.get("total")
+    known = [asset for asset in assets if UUID.fullmatch(asset.object_id)]
+    return Page(known, len(objects), total if isinstance(total, int) else None)
 
 
-def created_until(page: list[Json]) -> str | None:
-    """When the last asset of a page of `assets_created` was created, as UTC text; None if iconik does not say."""
-    seconds = seconds_of(page[-1].get("date_created"))
-    return None if seconds is None else utc_text(seconds)
-
-
-SEARCH_QUERY = {"generate_signed_url": "false", "save_search_history": "false"}
-
-
-def _search_body(since: str, until: str) -> Json:
+def _period(since: str, until: str, only: str) -> Json:
+    """The body of a search by date. A client may write `date_created`, so `date_imported` counts as well."""
+    bounds = {"min": since, "max": until}
     return {
         "doc_types": ["assets"],
-        "filter": {"operator": "AND", "terms": [{"name": "date_created", "range": {"min": since, "max": until}}]},
+        "filter": {
+            "operator": "OR",
+            "terms": [{"name": "date_created", "range": bounds}, {"name": "date_imported", "range": bounds}],
+        },
         "sort": [{"name": "date_created", "order": "asc"}],
-        "include_fields": ["id", "title", "date_created"],
+        "include_fields": SEARCH_FIELDS,
+        **({"query": only} if only else {}),
     }

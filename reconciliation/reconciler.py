@@ -1,40 +1,62 @@
-"""What the webhooks did not tell: once after the start and then every hour, iconik is asked for it."""
+"""Polls iconik, at the start and hourly, for what the webhooks missed."""
 
+import json
 import logging
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Iterator
+from enum import Enum
+from typing import Any, TypeVar
 
 from circuit_breaker import CircuitBreaker
 from config import Config
-from iconik_client import IconikDenied, IconikError, IconikRefused, Json
+from events import CREATE
+from iconik_client import (
+    MAX_CLOCK_DIFFERENCE,
+    IconikClient,
+    IconikDenied,
+    IconikError,
+    IconikForbidden,
+    IconikJob,
+    IconikRefused,
+)
+from jobs import JOBS
 from reconciliation import webhooks
-from reconciliation.catalog import IconikCatalog, created_until, ids_and_titles
-from reconciliation.changes import BATCH_SIZE, Corrections
-from reconciliation.webhooks import CREATE, REGISTERED_URL, WebhookDefinition
-from store import Store
-from submitter import Submitter
-from system.database import StoreUnavailable
-from system.text import UUID, command, number_of, one_line, seconds_of, utc_text
+from reconciliation.catalog import MAX_IDS, IconikCatalog
+from reconciliation.changes import BATCH_SIZE, OUTCOME_SECONDS, ReconciledChanges, SubmittedItem
+from reconciliation.webhooks import REGISTERED_URL, WebhookDefinition
+from store import DAY_SECONDS, JOB_FLOOR, Outcome, Source, Status, Store
+from submitter import DOUBT_MARGIN, Submitter, job_outcome
+from system.database import StoreRefused, StoreUnavailable
+from system.runtime import Runtime
+from system.text import command, format_utc, named, parse_time, pluralize
 
 log = logging.getLogger("iconik_listener")
 Answer = TypeVar("Answer")
 
-DAY = 24 * 3600.0
-DEFAULT_INTERVAL = 3600.0  # of what does not ask iconik, if the interval is 0
-PERSON_SECONDS = 5 * 3600.0  # who disables a webhook sooner after it was enabled is not iconik, which takes longer
-SEARCH_LAG = DAY  # by which iconik's search index may be behind
-JOBS_OVERLAP = 3600.0
+DEFAULT_INTERVAL = 3600.0  # of what needs no call to iconik, if the interval is 0
+# A webhook that is disabled again within 5 h was disabled by a person: iconik needs 5 h of failures.
+MIN_ICONIK_DISABLE_SECONDS = 5 * 3600.0
+SEARCH_LAG = DAY_SECONDS  # by which iconik's search index may be behind
 PAUSE_SECONDS = 0.05  # between two batches of deletions
 STOP_SECONDS = 1.0
+MAX_LOOKS = 3  # in which the same number of assets, fewer than iconik's total, is believed
+MAX_LISTED = 200  # items without a known job whose jobs are listed in one look, a request each
 
-# Keys of items.db's state.
-FIRST_STARTED_AT = "first_started_at"
-ASSETS_SEEN_UNTIL = "assets_seen_until"
-ASSETS_RESUME_AT = "assets_resume_at"  # how far a search has come that is not done
+# Keys of items.db's state. The times are iconik's.
 ASSETS_FLOOR = "assets_floor"  # nothing that was created before is added
-ASSETS_PASSED_OVER = "assets_passed_over"  # at the last look, missed assets were not to be added
-JOBS_SEEN_UNTIL = "jobs_seen_until"
+ASSETS_SEEN_UNTIL = "assets_seen_until"  # the mark: missed assets have been found until then
+ASSETS_SHORT = "assets_short"  # how many were found, and in how many looks, when that was fewer than iconik's total
+FINGERPRINT = "webhook_fingerprint"  # of the definition for /create, as JSON
+WEBHOOKS_SEEN_AT = "webhooks_seen_at"  # when that was
+PASSED_OVER = "passed_over"  # the time in which assets were passed over, as JSON, for `check`
+FIRST_LOOK_PASSES_OVER = "pass_over_until_seen"  # version 1.1 was passing over when it was upgraded
+
+
+class Wanted(Enum):
+    """Whether missed assets may be added."""
+
+    YES = "yes"
+    NO = "no"  # a person keeps them out
+    UNKNOWN = "unknown"
 
 
 class Stopped(Exception):
@@ -42,26 +64,33 @@ class Stopped(Exception):
 
 
 class Reconciler:
-    """A thread that compares what iconik knows with items.db. Its steps can be cut off and repeated at any point."""
+    """A thread that compares what iconik has with items.db. Its steps can be cut off and repeated at any point."""
 
     def __init__(
-        self, store: Store, catalog: IconikCatalog, breaker: CircuitBreaker, submitter: Submitter, config: Config
+        self,
+        store: Store,
+        client: IconikClient,
+        breaker: CircuitBreaker,
+        submitter: Submitter,
+        config: Config,
+        *,
+        runtime: Runtime | None = None,
     ) -> None:
-        self._store, self._catalog, self._breaker, self._submitter = store, catalog, breaker, submitter
-        self._corrections = Corrections(store)
+        self._store = store
+        self._client = client
+        self._catalog = IconikCatalog(client)
+        self._breaker = breaker
+        self._submitter = submitter
         self._config = config
-        self._stopping = threading.Event()
-        self._told: set[str] = set()  # what is said once a start
-        self._missed_assets_are_wanted: bool | None = None  # None: this look could not tell
-        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._runtime = runtime or Runtime()
+        self._changes = ReconciledChanges(store)
+        self._stopping = self._runtime.event()
+        self._logged: set[str] = set()  # what is logged once in a process
+        self._started_at = self._runtime.monotonic()
+        self._thread = self._runtime.thread(self._run)
 
     def start(self) -> None:
-        """Begin.
-
-        :raises StoreUnavailable: items.db cannot be written
-        """
-        if self._store.state(FIRST_STARTED_AT) is None:
-            self._store.set_state(FIRST_STARTED_AT, self._store.now())
+        """Begin."""
         self._thread.start()
 
     def is_alive(self) -> bool:
@@ -69,7 +98,7 @@ class Reconciler:
         return self._thread.is_alive()
 
     def stop(self) -> None:
-        """Ask for nothing more, and wait up to 1 s. A request under way may go on: it can be repeated."""
+        """Ask iconik for nothing more, and wait up to 1 s. A request under way may go on: it can be repeated."""
         self._stopping.set()
         if self._thread.ident is not None:
             self._thread.join(STOP_SECONDS)
@@ -77,85 +106,134 @@ class Reconciler:
     def _run(self) -> None:
         while not self._stopping.is_set():
             interval = self._config.reconciler.interval or DEFAULT_INTERVAL
-            done = self.reconcile()
-            self._stopping.wait(interval if done else min(interval, self._config.submitter.max_retry_delay))
+            is_done = self.reconcile()
+            self._stopping.wait(interval if is_done else min(interval, self._config.submitter.max_retry_delay))
 
     def reconcile(self) -> bool:
-        """Go through all steps once. Returns whether each was done; what was not is worth another try before long."""
-        if not self._config.reconciler.interval:  # a person wants nothing of the other steps
-            done = self._step("missed assets", self._pass_over_missed_assets)
-            return self._step("deleting old rows", self._delete_old) and done
-        done = self._step("our webhooks", self._enable_webhooks)
-        done &= self._step("missed assets", self._add_missed_assets)
-        done &= self._step("failed jobs", self._fail_jobs)
-        return self._step("deleting old rows", self._delete_old) and done
+        """Go through all steps once. Returns whether each was done; if not, another try before long is worth it.
 
-    def _step(self, name: str, step: Callable[[], None]) -> bool:
+        1. Our webhooks at iconik.
+        2. The assets whose webhooks were missed.
+        3. What became of the jobs that iconik accepted.
+        4. Old rows.
+
+        With an interval of 0, only the last step is done, and the time until it is set again is passed over.
+        """
+        if not self._config.reconciler.interval:
+            return bool(self._step("deleting old rows", self._delete_old) and self._forget_look())
+        wanted = self._step("the webhooks", self._look_after_webhooks)
+        is_done = [
+            wanted is not None,
+            self._step("missed assets", lambda: self._add_missed_assets(wanted or Wanted.UNKNOWN)),
+            self._step("the jobs", self._find_outcomes),
+            self._step("deleting old rows", self._delete_old),
+        ]
+        self._compare_clocks()
+        return all(is_done)
+
+    def _step(self, name: str, step: Callable[[], Answer]) -> Answer | None:
+        """Do one step. Returns what it returns; None if it was not done."""
         try:
-            step()
-            return True
+            return step()
         except Stopped:
             pass
-        except IconikDenied as error:
-            self._tell_once(logging.ERROR, f"Reconciling, {name}: left out: {error}", name + error.summary)
-        except (IconikError, StoreUnavailable) as error:
+        except (IconikDenied, IconikForbidden) as error:
+            self._log_once(logging.ERROR, f"Cannot check {name} at iconik: {error}", name + error.summary)
+        except (IconikError, StoreUnavailable, StoreRefused) as error:
             if not self._stopping.is_set():
                 log.warning(
-                    "Reconciling, %s: %s. It will be tried again", name, error, extra={"topic": (name, str(error))}
+                    "Cannot check %s at iconik, will try again: %s", name, error, extra={"topic": (name, str(error))}
                 )
         except Exception:  # something that iconik has never answered before must not end the service
-            log.exception("Reconciling, %s: unexpected", name)
-        return False
+            log.exception("Cannot check %s at iconik: unexpected error", name)
+        return None
 
     def _ask(self, call: Callable[[], Answer]) -> Answer:
         """One request to iconik, when the circuit breaker permits it."""
-        with self._breaker.permission() as permission:
-            if permission is None or self._stopping.is_set():
-                raise Stopped
-            try:
-                return call()
-            except IconikRefused:
-                raise
-            except IconikError as error:
-                permission.failed(error)
-                raise
+        permission = self._breaker.wait()
+        if permission is None or self._stopping.is_set():
+            raise Stopped
+        try:
+            return call()
+        except IconikRefused:
+            raise
+        except IconikError as error:
+            self._breaker.failed(permission, error, "reconciler", is_item=False)
+            raise
 
-    def _pages(self, pages: Iterator[list[Json]]) -> Iterator[list[Json]]:
+    def _each(self, pages: Iterator[Answer]) -> Iterator[Answer]:
         while (page := self._ask(lambda: next(pages, None))) is not None:
             yield page
 
     # Step 1: our webhooks.
 
-    def _enable_webhooks(self) -> None:
-        self._missed_assets_are_wanted = None
+    def _look_after_webhooks(self) -> Wanted:
+        """Enable the webhooks that iconik disabled, and find out whether missed assets are wanted.
+
+        1. Which definitions are ours is known by the URL that `register` noted or, failing that, by their secret.
+        2. If a person keeps assets out (the definition for /create is disabled or has a filter), the time until now is
+           passed over. If a person had it so at some time since the last look, the time since then is.
+        3. If ours is not in the list, that says nothing: nothing is added, and nothing is passed over.
+        """
         found = self._ask(self._catalog.webhooks)
         own = webhooks.ours(found, self._store.state(REGISTERED_URL), self._config.listener.webhook_secret)
-        # Judged before anything is changed: iconik's list may show what was just changed as it was.
-        self._missed_assets_are_wanted = any(
-            webhook.kind is CREATE and webhook.lets_all_through and not self._is_left_disabled(webhook)
-            for webhook in own
-        )
         if not own:
-            line = "Which webhooks at iconik are this listener's cannot be told, so missed assets are not looked for"
-            self._tell_once(logging.WARNING, f"{line}: {command('register', 'URL')}")
+            line = "Cannot tell which of iconik's webhooks belong to this listener, so missed assets are not added"
+            self._log_once(logging.WARNING, f"{line}: {command('register', 'URL')}")
+            return Wanted.UNKNOWN
+        wanted = self._are_assets_wanted([webhook for webhook in own if webhook.kind is CREATE])
         failure: IconikError | None = None
         for webhook in own:
             try:
                 self._keep_enabled(webhook)
-            except IconikError as error:  # the other one can do with or without it
+            except IconikError as error:  # try the other webhook anyway
                 failure = error
         if failure:
             raise failure
+        return wanted
+
+    def _are_assets_wanted(self, creates: list[WebhookDefinition]) -> Wanted:
+        if not creates:
+            return Wanted.UNKNOWN
+        open_ones = [webhook for webhook in creates if webhook.lets_all_through and not self._is_left_disabled(webhook)]
+        if not open_ones:
+            self._note_fingerprint(creates[0])
+            pass_over(self._store, self._catalog.now(), "a person has the /create webhook disabled or filtered")
+            return Wanted.NO
+        if self._was_otherwise(open_ones[0]):
+            pass_over(self._store, self._catalog.now(), "a person had the /create webhook otherwise meanwhile")
+        self._note_fingerprint(open_ones[0])
+        return Wanted.YES
+
+    def _was_otherwise(self, webhook: WebhookDefinition) -> bool:
+        if self._store.state(FIRST_LOOK_PASSES_OVER):
+            self._store.set_state(FIRST_LOOK_PASSES_OVER, "")
+            return True
+        return was_otherwise(self._store, webhook)
+
+    def _note_fingerprint(self, webhook: WebhookDefinition) -> None:
+        self._store.set_state(FINGERPRINT, json.dumps(webhook.fingerprint()))
+        self._store.set_state(WEBHOOKS_SEEN_AT, format_utc(self._catalog.now()))
+
+    def _forget_look(self) -> bool:
+        """With an interval of 0 nobody looks: the time until the next look is passed over."""
+        self._store.set_state(FIRST_LOOK_PASSES_OVER, "1")
+        return True
 
     def _keep_enabled(self, webhook: WebhookDefinition) -> None:
         """Enable a webhook that iconik disabled for failing, and leave alone one that a person disabled."""
         if webhook.status == "FAILING":
             log.warning("iconik cannot deliver to %s: %s", webhook.url, webhook.last_error)
         if self._is_left_disabled(webhook):
-            line = f"A person disabled the webhook to {webhook.url}, and it stays so. To enable it:"
-            self._tell_once(logging.WARNING, f"{line} {command('register', 'URL')}")
+            line = f"Somebody disabled the webhook to {webhook.url} in iconik, so it is left disabled. To enable it:"
+            self._log_once(logging.WARNING, f"{line} {command('register', 'URL')}")
         elif webhook.status == "DISABLED":
+            now = WebhookDefinition(webhook.kind, self._ask(lambda: self._catalog.webhook(webhook.id)))
+            if now.fields != webhook.fields:
+                log.warning("The webhook to %s has just been changed, so it is left as it is", webhook.url)
+                return
             self._ask(lambda: self._catalog.save_webhook(webhook.enabled(), webhook.id))
+            self._store.set_state(FINGERPRINT, "")
             self._store.set_state(_enabled_key(webhook), self._store.now())
             log.warning("iconik had disabled the webhook to %s for failing: it is enabled again", webhook.url)
 
@@ -167,7 +245,7 @@ class Reconciler:
             is_left = False
         else:
             enabled_at = self._store.state(_enabled_key(webhook)) or ""
-            again_so_soon = self._store.now(-PERSON_SECONDS) < enabled_at <= self._store.now()
+            again_so_soon = self._store.now(-MIN_ICONIK_DISABLE_SECONDS) < enabled_at <= self._store.now()
             is_left = was_left or again_so_soon or not webhook.disabled_by_iconik
         if is_left != was_left:
             self._store.set_state(key, "1" if is_left else "")
@@ -175,100 +253,253 @@ class Reconciler:
 
     # Step 2: missed assets.
 
-    def _add_missed_assets(self) -> None:
-        if self._missed_assets_are_wanted is None:
-            return
-        if not self._missed_assets_are_wanted:
-            self._pass_over_missed_assets()
-            return
-        floor, until = self._assets_floor(), self._store.now(-self._config.reconciler.min_age)
-        since = self._noted_time(ASSETS_RESUME_AT)
-        if since is None or since >= until:
-            since = _later(self._noted_time(ASSETS_SEEN_UNTIL) or floor, -SEARCH_LAG)
-        since = max(since, floor)
-        if since < until:
-            self._add_assets(since, until)
-            self._corrections.note({ASSETS_SEEN_UNTIL: until, ASSETS_RESUME_AT: ""})
+    def _add_missed_assets(self, wanted: Wanted) -> bool:
+        """Add the assets that iconik has and items.db does not.
 
-    def _pass_over_missed_assets(self) -> None:
-        """Add nothing now, nor ever what was created until the first look that adds something again."""
-        if not self._store.state(ASSETS_PASSED_OVER):
-            self._store.set_state(ASSETS_PASSED_OVER, "1")
+        1. Nothing that was created before the floor is added. The floor is iconik's time at the first start.
+        2. The search begins a day before the mark, because iconik's index may be behind.
+        3. The mark moves only if as many assets were read as iconik says that there are, or the same number in three
+           looks. What a look could not read is searched again in the next one.
+        """
+        floor = self._floor()
+        if wanted is not Wanted.YES:
+            return True
+        now = self._catalog.now()
+        until = now - self._config.reconciler.min_age
+        mark = min(parse_time(self._store.state(ASSETS_SEEN_UNTIL)) or floor, now)
+        since = max(floor, mark - SEARCH_LAG)
+        if since < until and self._add_assets(format_utc(since), format_utc(until)):
+            self._store.set_state(ASSETS_SEEN_UNTIL, format_utc(max(mark, until)))
+        return True
 
-    def _assets_floor(self) -> str:
-        """When the first asset was created that may be added. That is now if assets were passed over until now."""
-        noted, passed_over = self._store.state(ASSETS_FLOOR), self._store.state(ASSETS_PASSED_OVER)
-        floor = None if passed_over else self._noted_time(ASSETS_FLOOR) or self._noted_time(FIRST_STARTED_AT)
-        floor = floor or self._store.now()
-        if passed_over or floor != noted:
-            self._corrections.note({ASSETS_FLOOR: floor, ASSETS_PASSED_OVER: ""})
+    def _floor(self) -> float:
+        """When the first asset was created that may be added, by iconik's clock. It never moves back."""
+        noted = parse_time(self._store.state(ASSETS_FLOOR))
+        if noted is not None:
+            return noted
+        if not self._client.knows_time:
+            self._ask(self._catalog.user)
+        floor = self._catalog.now() - (self._runtime.monotonic() - self._started_at)
+        self._store.set_state(ASSETS_FLOOR, format_utc(floor))
         return floor
 
-    def _noted_time(self, key: str) -> str | None:
-        """A time in items.db's state; None if there is none.
-
-        It is never later than now, whatever the clock was when it was noted; what is not a time counts as now.
-        """
-        text, now = self._store.state(key), self._store.now()
-        seconds = seconds_of(text)
-        if not text:
-            return None
-        return now if seconds is None or seconds < 0 else min(utc_text(seconds), now)
-
-    def _add_assets(self, since: str, until: str) -> None:
-        """Add the assets created in that time, and note after each page how far this has come."""
-        added = 0
+    def _add_assets(self, since: str, until: str) -> bool:
+        """Add the assets created or imported in that time. Returns whether all were read."""
+        added = read = 0
+        total: int | None = None
         try:
-            for page in self._pages(self._catalog.assets_created(since, until)):
-                reached = created_until(page)
-                state = {ASSETS_RESUME_AT: reached} if reached else {}
-                added += self._corrections.add_assets(ids_and_titles(page), state)
+            for page in self._each(self._catalog.assets(since, until)):
+                read += page.read
+                total = page.total if total is None else total
+                for start in range(0, len(page.assets), BATCH_SIZE):
+                    batch = page.assets[start : start + BATCH_SIZE]
+                    added += self._changes.add_assets(batch, Source.SEARCH, {})
                 self._submitter.wake()
         finally:
             if added:
-                log.warning("Added %s whose webhooks were missed, created since %s", number_of(added, "asset"), since)
+                log.warning("Added %s whose webhooks were missed, created since %s", pluralize(added, "asset"), since)
+        if read == 0 and total is None:
+            total = self._ask(lambda: self._catalog.count_assets(since, until))
+        return self._is_complete(read, total)
 
-    # Step 3: failed jobs.
+    def _is_complete(self, read: int, total: int | None) -> bool:
+        if total is not None and read >= total:
+            self._store.set_state(ASSETS_SHORT, "")
+            return True
+        number, looks = _numbers(self._store.state(ASSETS_SHORT))
+        looks = looks + 1 if number == read else 1
+        if looks >= MAX_LOOKS:
+            log.warning("iconik's search shows %d of %s assets again and again: the rest are passed over", read, total)
+            self._store.set_state(ASSETS_SHORT, "")
+            return True
+        self._store.set_state(ASSETS_SHORT, json.dumps([read, looks]))
+        return False
 
-    def _fail_jobs(self) -> None:
-        """What iconik took and could not do afterwards is not finished."""
-        now = self._store.now()
-        seen_until = self._noted_time(JOBS_SEEN_UNTIL) or self._noted_time(FIRST_STARTED_AT) or now
-        for page in self._pages(self._catalog.failed_analyze_jobs(_later(seen_until, -JOBS_OVERLAP))):
-            for job in page:
-                self._fail_job(job)
-            reached = _in_order_until([seconds_of(job.get("date_modified")) for job in page])
-            if reached is not None:
-                self._store.set_state(JOBS_SEEN_UNTIL, utc_text(reached))
-        self._store.set_state(JOBS_SEEN_UNTIL, now)
+    # Step 3: what became of the jobs.
 
-    def _fail_job(self, job: Json) -> None:
-        object_id, job_id = str(job.get("object_id")).lower(), one_line(str(job.get("id")))
-        reason = one_line(str(job.get("error_message") or job.get("message") or "iconik does not say why"))
-        failed_at = seconds_of(job.get("date_modified"))
-        failed_at_text = self._store.now() if failed_at is None else utc_text(failed_at)
-        error = f"iconik's analysis failed: {reason}"
-        if UUID.fullmatch(object_id) and self._corrections.fail_submitted(object_id, job_id, failed_at_text, error):
-            log.error("%s failed: %s. Once the cause is fixed: %s", object_id, error, command("retry", object_id))
+    def _find_outcomes(self) -> bool:
+        """Find out how the jobs ended that iconik accepted in the last 7 days.
+
+        1. Those whose ids are known are asked for by id, 100 in a request.
+        2. The others are asked for by asset and kind of job, a request each.
+        3. The media types and durations of what is done are asked of the search, 100 in a request.
+        """
+        since = self._catalog.now() - OUTCOME_SECONDS
+        after, listed = ("", ""), 0
+        while items := self._changes.submitted(after, since):
+            after = items[-1].object_id, items[-1].job
+            by_id = {item.job_id: item for item in items if item.job_id}
+            found = {job.id: job for job in self._jobs_by_id(list(by_id))}
+            for item in items:
+                job = found.get(item.job_id or "")
+                if job is None and listed < MAX_LISTED:
+                    listed += 1
+                    job = self._newest_job(item)
+                if job:
+                    self._end_job(item, job)
+        self._measure(since)
+        return True
+
+    def _jobs_by_id(self, job_ids: list[str]) -> list[IconikJob]:
+        """The jobs with these ids, half of them at a time where iconik refuses so many."""
+        if not job_ids:
+            return []
+        try:
+            return self._ask(lambda: self._catalog.jobs(job_ids[:MAX_IDS]))
+        except IconikForbidden:
+            raise
+        except IconikRefused as error:
+            if error.status == 404:
+                return []
+            if len(job_ids) == 1:
+                return []
+            half = len(job_ids) // 2
+            return self._jobs_by_id(job_ids[:half]) + self._jobs_by_id(job_ids[half:])
+
+    def _newest_job(self, item: SubmittedItem) -> IconikJob | None:
+        """The newest job of an item's kind; of our own run only, if we started it."""
+        job = JOBS.get(item.job)
+        if job is None:
+            return None
+        since = (parse_time(item.submitted_at) or 0) - DOUBT_MARGIN if item.is_ours else 0.0
+        try:
+            found = self._ask(lambda: self._client.jobs_of(item.object_id, job, since))
+        except IconikForbidden:
+            raise
+        except IconikRefused:
+            return None
+        candidates = [one for one in found if one.id != item.old_job_id and (one.created_at or since) >= since]
+        return max(candidates, key=lambda one: one.created_at or 0, default=None)
+
+    def _end_job(self, item: SubmittedItem, found: IconikJob) -> None:
+        outcome: Outcome = job_outcome(JOBS[item.job], found) if item.job in JOBS else Outcome(Status.SUBMITTED)
+        if outcome.status == Status.SUBMITTED:
+            if item.job_id != found.id:
+                self._changes.note_job_id(item, found.id)
+            return
+        try:
+            is_ended = self._changes.end_job(item, outcome)
+        except StoreRefused as error:
+            log.error("%s: %s", item.object_id, error)
+            return
+        if is_ended and outcome.status == Status.FAILED:
+            name, remedy = named(item.object_id, item.title), command("retry", item.object_id)
+            log.error("%s failed: %s. Once the cause is fixed: %s", name, outcome.error, remedy)
+
+    def _measure(self, since: float) -> None:
+        asked: set[str] = set()
+        while object_ids := [one for one in self._changes.unmeasured(since) if one not in asked]:
+            asked |= set(object_ids)
+            measured = [asset for asset in self._ask(lambda: self._catalog.measures(object_ids)) if asset.media_type]
+            for asset in measured:
+                self._changes.measure(asset)
+            if not measured:
+                return
 
     # Step 4: old rows.
 
-    def _delete_old(self) -> None:
+    def _delete_old(self) -> bool:
+        """Delete closed proxies whose create has not come for a day, and old days of the ledger."""
         deleted = 0
         try:
-            while batch := self._corrections.delete_awaiting_create():
+            while batch := self._changes.delete_awaiting_create():
                 deleted += batch
                 if batch == BATCH_SIZE and self._stopping.wait(PAUSE_SECONDS):
                     raise Stopped
+            self._changes.delete_old_usage()
         finally:
             if deleted:
-                log.info("Deleted %s whose create has not come for a day after the proxy", number_of(deleted, "item"))
+                log.info("Deleted %s whose create has not come for a day after the proxy", pluralize(deleted, "item"))
+        return True
 
-    def _tell_once(self, level: int, line: str, topic: str = "") -> None:
+    def _compare_clocks(self) -> None:
+        difference = self._client.clock_difference()
+        if abs(difference) > MAX_CLOCK_DIFFERENCE:
+            line = (
+                f"This machine's clock is {abs(difference):.0f} s {'ahead of' if difference > 0 else 'behind'} iconik's"
+            )
+            log.warning("%s: set it, for example with timedatectl set-ntp true", line, extra={"topic": ("clock",)})
+
+    def _log_once(self, level: int, line: str, topic: str = "") -> None:
         """Log a line if none of that topic (without one: no such line) has been logged since the start."""
-        if (topic or line) not in self._told:
-            self._told.add(topic or line)
+        if (topic or line) not in self._logged:
+            self._logged.add(topic or line)
             log.log(level, line)
+
+
+def note_job_floors(store: Store, client: IconikClient) -> None:
+    """At a start: note for each job that is new in the configuration that older assets do not get it by themselves."""
+    new = [job for job in store.rules.jobs if store.state(JOB_FLOOR + job) is None]
+    if not new:
+        return
+    is_new_file = not store.overview()
+    if not is_new_file and not client.knows_time:
+        try:
+            IconikCatalog(client).user()  # its answer says iconik's time
+        except IconikError as error:
+            log.warning("Cannot ask iconik for its time, so this machine's counts: %s", error)
+    for job in new:
+        store.set_state(JOB_FLOOR + job, "" if is_new_file else format_utc(client.now()))
+
+
+def was_otherwise(store: Store, webhook: WebhookDefinition) -> bool:
+    """Whether a person had the definition for /create otherwise at some time since the last look."""
+    try:
+        before: Any = json.loads(store.state(FINGERPRINT) or "null")
+    except ValueError:
+        before = None
+    return isinstance(before, dict) and webhook.was_otherwise(before)
+
+
+def pass_over(store: Store, now: float, why: str) -> None:
+    """Add nothing that was created until now (iconik's time), because a person keeps or kept it out.
+
+    The time since the last look is noted, for the log and for `check`, with the command that adds its assets.
+    """
+    floor = max(now, parse_time(store.state(ASSETS_FLOOR)) or 0)
+    store.set_state(ASSETS_FLOOR, format_utc(floor))
+    store.set_state(ASSETS_SEEN_UNTIL, format_utc(floor))
+    seen_at = parse_time(store.state(WEBHOOKS_SEEN_AT))
+    if seen_at is None:
+        return
+    since, until = format_utc(seen_at), format_utc(now)
+    before = passed_over(store)
+    if before and before["until"] == since:  # it goes on
+        since = before["since"]
+    else:
+        remedy = command("catch-up", "--since", since, "--until", until)
+        log.warning("Assets created since %s are passed over, because %s. To add them: %s", since, why, remedy)
+    store.set_state(PASSED_OVER, json.dumps({"since": since, "until": until, "why": why}))
+
+
+def passed_over(store: Store) -> dict[str, str] | None:
+    """The latest time in which assets were passed over: `since`, `until` and `why`. None if there was none."""
+    try:
+        period = json.loads(store.state(PASSED_OVER) or "null")
+    except ValueError:
+        return None
+    return period if isinstance(period, dict) and period.keys() == {"since", "until", "why"} else None
+
+
+def about_to_register(store: Store, now: float, creates: list[WebhookDefinition]) -> None:
+    """Before `register` writes the definition for /create: pass over the time in which a person kept assets out.
+
+    That is the time before it if there is no such definition yet, if a person disabled or filtered it, or had it so at
+    some time since the last look.
+
+    :param creates: the definitions for /create that iconik has at that URL
+    """
+    if not creates:
+        pass_over(store, now, "there was no /create webhook at that URL")
+    elif not any(webhook.lets_all_through for webhook in creates):
+        pass_over(store, now, "a person had the /create webhook disabled or filtered")
+    elif any(was_otherwise(store, webhook) for webhook in creates):
+        pass_over(store, now, "a person had the /create webhook otherwise meanwhile")
+
+
+def forget_fingerprint(store: Store) -> None:
+    """We wrote the definition ourselves: what changed is no person's doing."""
+    store.set_state(FINGERPRINT, "")
 
 
 def _enabled_key(webhook: WebhookDefinition) -> str:
@@ -276,11 +507,9 @@ def _enabled_key(webhook: WebhookDefinition) -> str:
     return f"webhook_enabled_at {webhook.id}"
 
 
-def _in_order_until(times: Sequence[float | None]) -> float | None:
-    """The last of these times, if they are in order; None if they are not, or one is missing."""
-    known = [time for time in times if time is not None]
-    return known[-1] if known and known == sorted(known) and len(known) == len(times) else None
-
-
-def _later(time_text: str, seconds: float) -> str:
-    return utc_text((seconds_of(time_text) or 0) + seconds)
+def _numbers(text: str | None) -> tuple[int, int]:
+    try:
+        number, looks = json.loads(text or "[-1, 0]")
+        return int(number), int(looks)
+    except (ValueError, TypeError):
+        return -1, 0

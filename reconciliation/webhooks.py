@@ -1,43 +1,16 @@
-"""The two webhooks that iconik sends: which events they carry, and how they are, and should be, defined at iconik."""
+"""The definitions of our two webhooks at iconik, as they are and as they should be."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
+from events import CREATE, KINDS, SECRET_HEADER, EventKind
 from system.text import one_line
 
 Json = dict[str, Any]
 MAX_URL = 2000  # of a webhook
-SECRET_HEADER = "X-Webhook-Secret"  # noqa: S105 its name
 REGISTERED_URL = "registered_url"  # the key in items.db's state under which `register` notes where our webhooks point
-
-
-@dataclass(frozen=True)
-class EventKind:
-    """The events that one of our two URLs is for.
-
-    A definition at iconik is for `operations[0]`, and has `query` so that less is sent.
-    """
-
-    path: str
-    name: str
-    operations: tuple[str, ...]
-    realm: str
-    query: str
-
-    def includes(self, event: Mapping[str, object]) -> bool:
-        """Whether an event is of this kind. A field that is not there counts as matching."""
-        return (
-            event.get("event_type", "assets") == "assets"
-            and event.get("operation", self.operations[0]) in self.operations
-            and event.get("realm", self.realm) == self.realm
-        )
-
-
-CREATE = EventKind("/create", "iconik-listener: new assets", ("create",), "entity", "")
-PROXY = EventKind("/proxy", "iconik-listener: proxies", ("update", "create"), "proxies", 'data.status="CLOSED"')
-KINDS = (CREATE, PROXY)
 
 
 @dataclass(frozen=True)
@@ -57,8 +30,8 @@ class WebhookDefinition:
             "description": existing.get("description") or "",
             "url": url,
             "event_type": "assets",
-            "operation": kind.operations[0],
-            "realm": kind.realm,
+            "operation": kind.operations[0] if not existing else existing.get("operation"),
+            "realm": kind.realm if not existing else existing.get("realm"),
             "query": found._whole_query if existing and not found._query_problems() else kind.query,
             "status": "ENABLED",
             "headers": {**kept, **({SECRET_HEADER: secret} if secret else {})},
@@ -119,6 +92,11 @@ class WebhookDefinition:
         return next((value for key, value in self.headers.items() if key.lower() == SECRET_HEADER.lower()), "")
 
     @property
+    def signs_of_failing(self) -> tuple[object, ...]:
+        """What iconik writes into a definition when it cannot deliver."""
+        return tuple(self.fields.get(name) for name in ("first_failed_at", "last_error", "last_payload"))
+
+    @property
     def disabled_by_iconik(self) -> bool:
         """Whether iconik disabled it for failing. One that a person disabled has no error."""
         return self.status == "DISABLED" and bool(self.fields.get("first_failed_at") or self.fields.get("last_error"))
@@ -128,6 +106,33 @@ class WebhookDefinition:
         """Whether iconik is meant to send every event of the kind: nobody disabled or filtered it."""
         wanted = self.status in ("ENABLED", "FAILING") or self.disabled_by_iconik
         return wanted and not self.query and not self.fields.get("object_id")
+
+    def fingerprint(self) -> Json:
+        """What tells whether a person had the definition otherwise meanwhile, as JSON.
+
+        FAILING, and disabled by iconik, count as ENABLED, because iconik changes those by itself.
+        """
+        return {
+            "id": self.id,
+            "query": self._whole_query,
+            "object_id": str(self.fields.get("object_id") or ""),
+            "is_enabled": self.status in ("ENABLED", "FAILING") or self.disabled_by_iconik,
+            "date_modified": str(self.fields.get("date_modified") or ""),
+            "signs_of_failing": [str(sign or "") for sign in self.signs_of_failing],
+        }
+
+    def was_otherwise(self, before: Json) -> bool:
+        """Whether a person had the definition otherwise at some time since its fingerprint was `before`.
+
+        1. It has another id, query or object, or was switched on or off.
+        2. It was written since, without any sign that it was iconik who wrote that it fails.
+        """
+        now = self.fingerprint()
+        if any(now[key] != before.get(key) for key in ("id", "query", "object_id", "is_enabled")):
+            return True
+        is_written = now["date_modified"] != before.get("date_modified")
+        is_failing = any(now["signs_of_failing"]) or now["signs_of_failing"] != before.get("signs_of_failing")
+        return is_written and not is_failing
 
     def problems(self, secrets: tuple[str, ...]) -> list[str]:
         """What keeps events from us, each as half a sentence about this webhook; an empty list if all is well."""
@@ -151,14 +156,17 @@ class WebhookDefinition:
 
 
 def of_our_kinds(found: Iterable[Json]) -> list[WebhookDefinition]:
-    """Those of iconik's webhook definitions that are for our events and our paths."""
+    """Those of iconik's webhook definitions that carry our events to our paths.
+
+    An operation or a realm that is null, or missing, means all of them.
+    """
     return [
         WebhookDefinition(kind, fields)
         for kind in KINDS
         for fields in found
         if fields.get("event_type") == "assets"
-        and fields.get("operation") in kind.operations
-        and fields.get("realm") == kind.realm
+        and fields.get("operation") in (*kind.operations, None, "")
+        and fields.get("realm") in (kind.realm, None, "")
         and fields.get("status") != "DELETED"
         and WebhookDefinition(kind, fields).base_url
     ]
@@ -172,7 +180,7 @@ def ours(found: Iterable[Json], registered_url: str | None, secrets: tuple[str, 
     """
     candidates = of_our_kinds(found)
     if registered_url:
-        return [one for one in candidates if one.url == registered_url.rstrip("/") + one.kind.path]
-    pair = [one for one in candidates if one.secret in (secrets or ("",))]
-    is_a_pair = [one.kind for one in pair] == list(KINDS) and pair[0].base_url == pair[1].base_url
+        return [webhook for webhook in candidates if webhook.url == registered_url.rstrip("/") + webhook.kind.path]
+    pair = [webhook for webhook in candidates if webhook.secret in (secrets or ("",))]
+    is_a_pair = [webhook.kind for webhook in pair] == list(KINDS) and pair[0].base_url == pair[1].base_url
     return pair if is_a_pair else []

@@ -1,7 +1,42 @@
 """`python -m sandbox [PORT]`: the stand-in for iconik by itself."""
 
+import re
 import sys
+from contextlib import suppress
 
-from sandbox import main
+from sandbox import Sandbox
 
-sys.exit(main(sys.argv[1:]))
+DEFAULT_PORT = 9000
+
+
+def main(arguments: list[str]) -> int:
+    """Run the stand-in until Ctrl-C or the end of stdin, with a line of it for each asset. Returns the exit code."""
+    port = arguments[0] if arguments else str(DEFAULT_PORT)
+    if len(arguments) > 1 or not re.fullmatch(r"[0-9]{1,5}", port) or int(port) > 65535:
+        print("Usage: python -m sandbox [PORT]", file=sys.stderr)
+        return 2
+    try:
+        sandbox = Sandbox(int(port), verbose=True)
+    except OSError as error:
+        print(f"Error: port {port} of 127.0.0.1: {error.strerror}. Use python -m sandbox PORT", file=sys.stderr)
+        return 1
+    with suppress(KeyboardInterrupt, BrokenPipeError), sandbox:
+        sandbox.makes_up_assets = True
+        print(f"A stand-in for iconik, on this machine only. For config.ini:\n\n[iconik]\nurl = {sandbox.url}")
+        print(f"app_id = {sandbox.app_id}\nauth_token = {sandbox.auth_token}\n")
+        print(
+            "Each line typed here is the title of an asset to upload, such as holiday.mov. Ctrl-C ends it.", flush=True
+        )
+        for line in sys.stdin.buffer:
+            if title := line.decode(errors="replace").strip():
+                delivered = len(sandbox.deliveries)
+                asset_id = sandbox.create_asset(title)
+                sandbox.set_proxy(asset_id)
+                print(f"Uploaded {asset_id}", flush=True)
+                if len(sandbox.deliveries) == delivered:
+                    print("No webhook is enabled for it. To define them: python app.py register URL", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -15,7 +15,7 @@ from shlex import quote
 from typing import Any, Protocol, TextIO
 
 from system.errors import ListenerError
-from system.text import one_line, seconds_of, utc_text
+from system.text import format_utc, one_line, parse_time
 
 BUSY_SECONDS = 5.0  # a person may hold the database in sqlite3; then iconik gets a 503
 LOCK_SECONDS = 1.0  # listener_runs(), in another process, holds the lock for an instant
@@ -32,6 +32,10 @@ class StoreError(ListenerError):
 
 class StoreUnavailable(ListenerError):
     """The database could not be read or written just now. Nothing was changed, or it is not certain to last."""
+
+
+class StoreRefused(ListenerError):
+    """A constraint or a trigger that a person added does not let a row change. Nothing was written."""
 
 
 class Schema(Protocol):
@@ -155,6 +159,8 @@ class Database:
             self._check_files()
             if db.total_changes != changes:
                 self.error = None
+        except sqlite3.IntegrityError as error:
+            raise StoreRefused(f"{self.path} does not let this row change: {one_line(str(error))}") from None
         except (sqlite3.Error, OSError) as error:
             self.error = explain(self.path, error)
             raise StoreUnavailable(self.error) from None
@@ -183,16 +189,16 @@ class Database:
 
 def _later(time: object, seconds: float | None) -> str | None:
     """SQL: that many seconds after a time, as text; NULL if one of them is none."""
-    start = seconds_of(time)
+    start = parse_time(time)
     try:
-        return None if start is None or seconds is None else utc_text(start + seconds)
+        return None if start is None or seconds is None else format_utc(start + seconds)
     except (ValueError, OverflowError):  # beyond the year 9999
         return None
 
 
 def _seconds_between(start: object, end: object) -> float | None:
     """SQL: the seconds from one time to another; NULL if one of them is none, like what a person may have written."""
-    first, last = seconds_of(start), seconds_of(end)
+    first, last = parse_time(start), parse_time(end)
     return None if first is None or last is None else last - first
 
 

@@ -1,4 +1,4 @@
-"""Text: ids, times and lines, each understood in one place."""
+"""Parsing and formatting of ids, times and one-line text."""
 
 import os
 import re
@@ -7,7 +7,7 @@ from contextlib import suppress
 from datetime import datetime, timezone
 
 UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE | re.ASCII)
-MAX_TITLE = 255
+MAX_TITLE_IN_LOG = 80
 
 
 def one_line(text: str, max_length: int = 200) -> str:
@@ -19,32 +19,37 @@ def one_line(text: str, max_length: int = 200) -> str:
     return line if len(line) <= max_length else line[: max_length - 1] + "…"
 
 
-def number_of(count: int, noun: str) -> str:
+def pluralize(count: int, noun: str) -> str:
     """`1 item`, `2 items`."""
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
-def title_of(asset: dict[str, object]) -> str | None:
-    """The title of an asset of iconik's, as one line; None if it has none that is text."""
-    title = asset.get("title")
-    return one_line(title, MAX_TITLE) if isinstance(title, str) else None
+def named(object_id: str, title: str | None) -> str:
+    """An id and a title as the log shows them: `2b45a8ca-… "holiday.mov"`."""
+    return f'{one_line(object_id)} "{one_line(title, MAX_TITLE_IN_LOG)}"' if title else one_line(object_id)
 
 
-def utc_text(seconds: float) -> str:
+def without_ids(text: str) -> str:
+    """A message without the ids and numbers in it, to group messages by. The status that iconik answered stays."""
+    text = re.sub(UUID, "…", text)
+    return re.sub(r"(?<!answered )\b\d[\d.,:]*\b", "…", text)
+
+
+def format_utc(seconds: float) -> str:
     """Write seconds since 1970 as items.db and the log do: `2026-11-23T16:47:00.123Z`."""
     return datetime.fromtimestamp(seconds, timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def local_text(time: object) -> str:
+def format_local(time: object) -> str:
     """Write an ISO 8601 time by this machine's clock, and say by which: `2026-11-23 17:47:00 CET`."""
-    seconds = seconds_of(time)
+    seconds = parse_time(time)
     with suppress(ValueError, OverflowError):  # by this machine's clock it may be in the year 10000
         if seconds is not None:
             return datetime.fromtimestamp(seconds).astimezone().strftime("%Y-%m-%d %H:%M:%S %Z")
     return one_line(str(time))
 
 
-def seconds_of(text: object, *, local: bool = False) -> float | None:
+def parse_time(text: object, *, local: bool = False) -> float | None:
     """Read an ISO 8601 time as seconds since 1970. None if `text` is not such a time.
 
     :param local: a time without an offset is by this machine's clock; it is UTC otherwise

@@ -40,6 +40,10 @@ class TransportError(Exception):
     """No answer came. `str()` is one short line that holds no URL and no secret."""
 
 
+class NotConnected(TransportError):
+    """There was no connection, so nothing was sent."""
+
+
 @dataclass(frozen=True)
 class Answer:
     """What a server answered.
@@ -53,6 +57,16 @@ class Answer:
     headers: Mapping[str, str]
     body: bytes
     is_whole: bool
+
+    @property
+    def date(self) -> float | None:
+        """The server's time, in seconds since 1970: its `Date`. None if there is none, or if a cache has kept it."""
+        if self.headers.get("Age"):
+            return None
+        try:
+            return parsedate_to_datetime(self.headers.get("Date", "")).timestamp()
+        except (ValueError, TypeError, OverflowError):
+            return None
 
     @property
     def retry_after(self) -> float | None:
@@ -115,7 +129,8 @@ class Transport:
                     verify=_ca_path(),
                 )
             except Exception as error:  # whatever requests, urllib3, http.client, ssl or the system raise
-                raise TransportError(_reason(error, self._url, self._timeout)) from None
+                kind = NotConnected if any(isinstance(cause, NOT_SENT) for cause in _causes(error)) else TransportError
+                raise kind(_reason(error, self._url, self._timeout)) from None
             with closing(response):
                 body, is_whole = _body(response)
             if not is_whole or response.status_code < 200:
@@ -215,6 +230,8 @@ def _load_certificates(context: ssl.SSLContext) -> None:
 class _NoConnection(OSError):
     """A connection could not be made. `str()` may be shown."""
 
+
+NOT_SENT = (_NoConnection, ssl.SSLCertVerificationError, ProxyError)  # causes from before the request was sent
 
 REASONS: dict[type[Exception], str] = {  # the first that fits
     _NoConnection: "{error}",

@@ -8,9 +8,9 @@ from hypothesis import settings
 
 from circuit_breaker import CircuitBreaker
 from config import Config
+from faulty_iconik import FaultyIconik
 from iconik_client import IconikClient
-from sandbox import Sandbox
-from store import Store
+from store import Rules, Store
 from submitter import Submitter
 from support import Clock, Listener, ListenerHere, make_config
 
@@ -19,8 +19,9 @@ settings.load_profile("default")
 
 
 @pytest.fixture
-def sandbox() -> Iterator[Sandbox]:
-    with Sandbox() as sandbox:
+def sandbox() -> Iterator[FaultyIconik]:
+    sandbox = FaultyIconik()
+    with sandbox:
         yield sandbox
 
 
@@ -55,7 +56,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
 
 
 @pytest.fixture
-def configs(tmp_path: Path, sandbox: Sandbox) -> Callable[..., Config]:
+def configs(tmp_path: Path, sandbox: FaultyIconik) -> Callable[..., Config]:
     """Makes Configs for the sandbox, with short delays, of `section__key=value`."""
     return lambda **values: make_config(tmp_path, sandbox, **values)
 
@@ -70,20 +71,26 @@ def submitters(
     store: Store, client: IconikClient, configs: Callable[..., Config]
 ) -> Iterator[Callable[..., Submitter]]:
     """Makes Submitters, with circuit breakers of their own, that are not started yet, and stops them in the end."""
-    made = []
+    made: list[Submitter] = []
+    breakers: list[CircuitBreaker] = []
 
     def make(**values: Any) -> Submitter:
         config = configs(**{"submitter__workers": 2, **values})
-        made.append(Submitter(store, client, CircuitBreaker(config.submitter), config))
+        store.rules = Rules.of(config)
+        breaker = CircuitBreaker(config.submitter)
+        breakers.append(breaker)
+        made.append(Submitter(store, client, breaker, config))
         return made[-1]
 
     yield make
+    for breaker in breakers:
+        breaker.stop()
     for submitter in made:
         submitter.stop()
 
 
 @pytest.fixture
-def listeners(tmp_path: Path, sandbox: Sandbox) -> Iterator[Callable[..., Listener]]:
+def listeners(tmp_path: Path, sandbox: FaultyIconik) -> Iterator[Callable[..., Listener]]:
     """Makes Listeners that are not started yet, and ends them in the end."""
     made = []
 
@@ -103,7 +110,7 @@ def listener(listeners: Callable[..., Listener]) -> Listener:
 
 
 @pytest.fixture
-def listeners_here(tmp_path: Path, sandbox: Sandbox) -> Iterator[Callable[..., ListenerHere]]:
+def listeners_here(tmp_path: Path, sandbox: FaultyIconik) -> Iterator[Callable[..., ListenerHere]]:
     """The same in this process: Listeners that are quicker to start."""
     made = []
 

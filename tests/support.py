@@ -21,10 +21,10 @@ import requests
 import app
 from circuit_breaker import CircuitBreaker
 from config import Config, load
+from faulty_iconik import FaultyIconik
 from iconik_client import IconikClient
-from resources import Listening, create_app
-from sandbox import Sandbox
-from store import Store
+from resources import Services, create_app
+from store import Rules, Store
 from submitter import Submitter
 from system.server import Server
 
@@ -116,8 +116,20 @@ def write_config(folder: Path, **values: object) -> Path:
     """A config.ini of `section__key=value`, with the two credentials unless they are given as None."""
     values = {"iconik__app_id": "app", "iconik__auth_token": "to%ken", **values}
     lines = []
-    for section in ("iconik", "listener", "submitter", "reconciler", "sweep"):
-        if section != "sweep" or any(name.startswith("sweep__") for name in values):
+    for section in (
+        "iconik",
+        "listener",
+        "submitter",
+        "analyze",
+        "transcribe",
+        "faces",
+        "limits",
+        "reconciler",
+        "sweep",
+    ):
+        if section in ("iconik", "listener", "submitter", "reconciler") or any(
+            name.startswith(f"{section}__") for name in values
+        ):
             lines.append(f"[{section}]")
         for name, value in values.items():
             if name.startswith(f"{section}__") and value is not None:
@@ -128,7 +140,7 @@ def write_config(folder: Path, **values: object) -> Path:
     return path
 
 
-def write_sandbox_config(folder: Path, sandbox: Sandbox, **values: object) -> Path:
+def write_sandbox_config(folder: Path, sandbox: FaultyIconik, **values: object) -> Path:
     """A config.ini for a sandbox, with short delays."""
     return write_config(
         folder,
@@ -147,7 +159,7 @@ def write_sandbox_config(folder: Path, sandbox: Sandbox, **values: object) -> Pa
     )
 
 
-def make_config(folder: Path, sandbox: Sandbox, **values: object) -> Config:
+def make_config(folder: Path, sandbox: FaultyIconik, **values: object) -> Config:
     """The same, read."""
     return load(write_sandbox_config(folder, sandbox, **values))
 
@@ -155,7 +167,7 @@ def make_config(folder: Path, sandbox: Sandbox, **values: object) -> Config:
 class Listener:
     """The real `python app.py` in a process of its own, set up for a sandbox."""
 
-    def __init__(self, folder: Path, sandbox: Sandbox, **values: object) -> None:
+    def __init__(self, folder: Path, sandbox: FaultyIconik, **values: object) -> None:
         self.sandbox = sandbox
         self.database = folder / "items.db"
         self.config = write_sandbox_config(folder, sandbox, **values)
@@ -241,11 +253,11 @@ class ListenerHere(Listener):
 
     def start(self, *_: object) -> "ListenerHere":
         config = load(self.config)
-        self.store = Store(config.listener.database, listener=True)
+        self.store = Store(config.listener.database, Rules.of(config), listener=True)
         breaker, client = CircuitBreaker(config.submitter), IconikClient(config.iconik)
         self.submitter = Submitter(self.store, client, breaker, config)
-        secrets, min_age = config.listener.webhook_secret, config.reconciler.min_age
-        app = create_app(Listening(self.store, self.submitter, breaker, secrets, min_age))
+        self.breaker = breaker
+        app = create_app(Services(self.store, self.submitter, breaker, config.listener.webhook_secret))
         self.server = Server(app, config.listener.host, config.listener.port)
         self.store.set_state("listening_at", self.server.address)
         self.url = f"http://{self.server.address}"
@@ -259,6 +271,7 @@ class ListenerHere(Listener):
             self.server.stop()
             self.thread.join()
             self.server.drain()
+            self.breaker.stop()
             self.submitter.stop()
             self.store.close()
             self.url = ""

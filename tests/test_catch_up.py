@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 import requests
 
-from sandbox import Fault, Sandbox
+from faulty_iconik import Fault, FaultyIconik
 from store import Store
 from support import APP, SECRET, Listener, ListenerHere, create_event, new_id, rows, wait_until
 
@@ -41,7 +41,7 @@ def listener(listeners_here: Callable[..., ListenerHere], tmp_path: Path, empty_
     return listeners_here()
 
 
-def create(sandbox: Sandbox, count: int, *, proxy: bool = False, title: str = "a.mov") -> list[str]:
+def create(sandbox: FaultyIconik, count: int, *, proxy: bool = False, title: str = "a.mov") -> list[str]:
     """Assets of early 2020, a second apart, long before the first start of any listener."""
     ids = []
     for number in range(count):
@@ -64,7 +64,7 @@ def ago(**duration: float) -> str:
 
 
 def test_what_was_missed_is_added_and_analyzed_by_the_running_listener(
-    listeners_here: Callable[..., ListenerHere], sandbox: Sandbox
+    listeners_here: Callable[..., ListenerHere], sandbox: FaultyIconik
 ) -> None:
     """Even with the reconciler turned off: that looks for webhooks that were missed, not for what was added."""
     listener = listeners_here(reconciler__interval=0).start()
@@ -87,7 +87,7 @@ def test_what_was_missed_is_added_and_analyzed_by_the_running_listener(
     assert listener.rows(f"object_id = '{other}'") == []
 
 
-def test_a_proxy_that_awaits_its_create_becomes_ready(listener: ListenerHere, sandbox: Sandbox) -> None:
+def test_a_proxy_that_awaits_its_create_becomes_ready(listener: ListenerHere, sandbox: FaultyIconik) -> None:
     [asset_id] = create(sandbox, 1)
     with closing(Store(listener.database)) as store:
         store.proxy_closed(asset_id)
@@ -95,7 +95,9 @@ def test_a_proxy_that_awaits_its_create_becomes_ready(listener: ListenerHere, sa
     assert [row["status"] for row in listener.rows()] == ["ready"]
 
 
-def test_without_a_running_listener_it_says_when_they_are_analyzed(listener: ListenerHere, sandbox: Sandbox) -> None:
+def test_without_a_running_listener_it_says_when_they_are_analyzed(
+    listener: ListenerHere, sandbox: FaultyIconik
+) -> None:
     create(sandbox, 1)
     result = listener.command("catch-up", *OF_2020, "--yes")
     assert result.stdout.endswith(
@@ -104,7 +106,7 @@ def test_without_a_running_listener_it_says_when_they_are_analyzed(listener: Lis
 
 
 @pytest.mark.usefixtures("berlin")
-def test_it_says_from_when_to_when_by_which_clock_and_how_many(listener: ListenerHere, sandbox: Sandbox) -> None:
+def test_it_says_from_when_to_when_by_which_clock_and_how_many(listener: ListenerHere, sandbox: FaultyIconik) -> None:
     """What is typed without an offset is by this machine's clock."""
     create(sandbox, 2)
     result = listener.command("catch-up", "--since", "2020-01-01", "--until", "2020-07-01T02:00", "--yes")
@@ -123,14 +125,14 @@ def test_it_says_from_when_to_when_by_which_clock_and_how_many(listener: Listene
 
 
 @pytest.mark.parametrize("count", [PAGE - 1, PAGE, 2 * PAGE + 50])
-def test_any_number_is_paged_through(listener: ListenerHere, sandbox: Sandbox, count: int) -> None:
+def test_any_number_is_paged_through(listener: ListenerHere, sandbox: FaultyIconik, count: int) -> None:
     ids = create(sandbox, count)
     assert f"\n{count} assets were added.\n" in listener.command("catch-up", *OF_2020, "--yes").stdout
     assert known(listener) == set(ids)
     assert "\n0 assets were added.\n" in listener.command("catch-up", *OF_2020, "--yes").stdout
 
 
-def test_a_dry_run_lists_what_would_be_added_and_adds_nothing(listener: ListenerHere, sandbox: Sandbox) -> None:
+def test_a_dry_run_lists_what_would_be_added_and_adds_nothing(listener: ListenerHere, sandbox: FaultyIconik) -> None:
     ids = create(sandbox, PAGE + 50, title="a\x1b.mov")
     sandbox.assets["not a uuid"] = {**sandbox.assets[ids[0]], "id": "not a uuid"}
     sandbox.assets[ids[0]]["title"] = None
@@ -169,7 +171,7 @@ def run_at_a_terminal(listener: ListenerHere, typed: bytes, *arguments: str) -> 
 
 @pytest.mark.parametrize(("typed", "code"), [(b"\n", 1), (b"\x04", 1), (b"y\n", 0)])
 def test_at_a_terminal_it_asks_and_shows_how_far_it_is(
-    listener: ListenerHere, sandbox: Sandbox, typed: bytes, code: int
+    listener: ListenerHere, sandbox: FaultyIconik, typed: bytes, code: int
 ) -> None:
     create(sandbox, 3)
     printed, exit_code = run_at_a_terminal(listener, typed, *OF_2020)
@@ -181,7 +183,7 @@ def test_at_a_terminal_it_asks_and_shows_how_far_it_is(
 
 
 @pytest.mark.parametrize("stdin", ["<&-", "</dev/null"])
-def test_without_a_terminal_it_wants_yes(listener: ListenerHere, sandbox: Sandbox, stdin: str) -> None:
+def test_without_a_terminal_it_wants_yes(listener: ListenerHere, sandbox: FaultyIconik, stdin: str) -> None:
     create(sandbox, 1)
     command = [sys.executable, str(APP), "--config", str(listener.config), "catch-up", *OF_2020]
     result = subprocess.run(["sh", "-c", f'"$@" {stdin}', "sh", *command], capture_output=True, text=True, check=False)
@@ -207,7 +209,7 @@ def test_without_a_terminal_it_wants_yes(listener: ListenerHere, sandbox: Sandbo
         [],
     ],
 )
-def test_a_time_that_will_not_do_is_wrong_use(listener: ListenerHere, sandbox: Sandbox, times: list[str]) -> None:
+def test_a_time_that_will_not_do_is_wrong_use(listener: ListenerHere, sandbox: FaultyIconik, times: list[str]) -> None:
     result = listener.command("catch-up", *times, "--yes")
     assert (result.returncode, result.stdout) == (2, "")
     assert sandbox.requests == []
@@ -223,7 +225,7 @@ def test_times_of_iso_8601_are_taken(listener: ListenerHere, since: str) -> None
 # Trouble
 
 
-def test_the_role_that_is_missing_is_named(listener: ListenerHere, sandbox: Sandbox) -> None:
+def test_the_role_that_is_missing_is_named(listener: ListenerHere, sandbox: FaultyIconik) -> None:
     sandbox.roles.discard("can_search")
     result = listener.command("catch-up", *OF_2020, "--yes")
     assert result.returncode == 1
@@ -231,7 +233,9 @@ def test_the_role_that_is_missing_is_named(listener: ListenerHere, sandbox: Sand
     assert "can_search" in result.stderr
 
 
-def test_interrupted_by_iconik_the_same_command_goes_on_where_it_was(listener: ListenerHere, sandbox: Sandbox) -> None:
+def test_interrupted_by_iconik_the_same_command_goes_on_where_it_was(
+    listener: ListenerHere, sandbox: FaultyIconik
+) -> None:
     ids = create(sandbox, 3 * PAGE)
     searches = "search/"
     sandbox.faults += [Fault(searches, status=None, times=3), Fault(searches, status=503)]  # the count, two pages
@@ -254,7 +258,7 @@ def test_interrupted_by_iconik_the_same_command_goes_on_where_it_was(listener: L
 
 
 def test_another_catch_up_does_not_go_on_with_the_one_that_was_interrupted(
-    listener: ListenerHere, sandbox: Sandbox
+    listener: ListenerHere, sandbox: FaultyIconik
 ) -> None:
     ids = create(sandbox, 2 * PAGE)
     sandbox.faults += [Fault("search/", status=None, times=2), Fault("search/", status=503)]
@@ -264,7 +268,9 @@ def test_another_catch_up_does_not_go_on_with_the_one_that_was_interrupted(
 
 
 @pytest.mark.parametrize("state", ["x", "null", "[]", '{"begun": 1}', "{hers}"])
-def test_what_a_person_wrote_into_the_state_is_harmless(listener: ListenerHere, sandbox: Sandbox, state: str) -> None:
+def test_what_a_person_wrote_into_the_state_is_harmless(
+    listener: ListenerHere, sandbox: FaultyIconik, state: str
+) -> None:
     create(sandbox, 1)
     begun = {"since": "2020-01-01T00:00:00.000Z", "until": "2020-12-31T00:00:00.000Z"}
     states = {"{hers}": json.dumps({"begun": begun, "seen_until": "soon"})}
@@ -275,7 +281,7 @@ def test_what_a_person_wrote_into_the_state_is_harmless(listener: ListenerHere, 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_killed_the_same_command_goes_on_where_it_was(
-    listener: ListenerHere, sandbox: Sandbox, how: signal.Signals
+    listener: ListenerHere, sandbox: FaultyIconik, how: signal.Signals
 ) -> None:
     ids = create(sandbox, 2 * PAGE + 1)
     sandbox.faults += [Fault("search/", status=None, times=2), Fault("search/", hang=True)]
@@ -354,7 +360,7 @@ def slow_disk(folder: Path) -> Iterator[None]:
 
 @pytest.mark.long
 def test_webhooks_are_answered_while_assets_are_added_on_a_slow_disk(
-    listeners: Callable[..., Listener], sandbox: Sandbox, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    listeners: Callable[..., Listener], sandbox: FaultyIconik, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     create(sandbox, ADDED_ON_A_SLOW_DISK)
     with slow_disk(tmp_path):

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from commands.check import OTHER_ROLES, SERVICE_ROLES
-from sandbox import Fault, Sandbox
+from faulty_iconik import Fault, FaultyIconik
 from store import Store
 from support import ASSET, SECRET, ListenerHere, create_event, new_id, wait_until
 from system import database
@@ -41,7 +41,7 @@ def listener(listener_here: ListenerHere) -> ListenerHere:
 
 
 @pytest.fixture
-def well(listener: ListenerHere, sandbox: Sandbox) -> ListenerHere:
+def well(listener: ListenerHere, sandbox: FaultyIconik) -> ListenerHere:
     """A running listener, with which all is well."""
     sandbox.register(listener.url, OURS)
     listener.store.set_state("registered_url", listener.url)
@@ -63,7 +63,7 @@ def wrong(listener: ListenerHere) -> list[str]:
     return facts(listener, "WRONG")
 
 
-def test_check_says_ok_to_each_fact_when_all_is_well(well: ListenerHere, sandbox: Sandbox) -> None:
+def test_check_says_ok_to_each_fact_when_all_is_well(well: ListenerHere, sandbox: FaultyIconik) -> None:
     lines = facts(well, "ok")
     expected = (
         f"{well.config} is complete, and not everybody can read it",
@@ -102,7 +102,7 @@ def test_check_finds_what_is_wrong_with_config_ini(well: ListenerHere) -> None:
     assert wrong(well)[0].startswith(f"{well.config} does not exist: copy config.example.ini")
 
 
-def test_a_key_that_has_moved_is_a_note(listeners_here: Callable[..., ListenerHere], sandbox: Sandbox) -> None:
+def test_a_key_that_has_moved_is_a_note(listeners_here: Callable[..., ListenerHere], sandbox: FaultyIconik) -> None:
     listener = listeners_here(sweep__min_age=600).start()
     sandbox.register(listener.url, OURS)
     assert any("min_age has moved from [sweep] to [reconciler]" in note for note in facts(listener, "note"))
@@ -203,7 +203,7 @@ def pause(listener: ListenerHere) -> None:
 
 
 def test_a_corrected_token_without_a_restart_is_not_well(
-    listeners_here: Callable[..., ListenerHere], sandbox: Sandbox
+    listeners_here: Callable[..., ListenerHere], sandbox: FaultyIconik
 ) -> None:
     listener = listeners_here(submitter__retry_delay=60, submitter__max_retry_delay=60).start()
     sandbox.register(listener.url, OURS)
@@ -216,12 +216,12 @@ def test_a_corrected_token_without_a_restart_is_not_well(
 
 
 def test_an_item_that_has_been_due_for_over_a_quarter_of_an_hour_is_wrong(
-    listeners_here: Callable[..., ListenerHere], sandbox: Sandbox
+    listeners_here: Callable[..., ListenerHere], sandbox: FaultyIconik
 ) -> None:
     listener = listeners_here(submitter__retry_delay=60, submitter__max_retry_delay=60).start()
     sandbox.register(listener.url, OURS)
     pause(listener)
-    sandbox.auth_token = Sandbox.auth_token
+    sandbox.auth_token = FaultyIconik.auth_token
     listener.upload(ASSET)
     for minutes, is_wrong in ((14, False), (16, True)):
         due = listener.store.now(-minutes * 60)
@@ -231,7 +231,7 @@ def test_an_item_that_has_been_due_for_over_a_quarter_of_an_hour_is_wrong(
         assert all(line.endswith(": iconik-listener status") for line in lines)
 
 
-def test_failed_items_are_wrong(listeners_here: Callable[..., ListenerHere], sandbox: Sandbox) -> None:
+def test_failed_items_are_wrong(listeners_here: Callable[..., ListenerHere], sandbox: FaultyIconik) -> None:
     listener = listeners_here(iconik__analysis_profile=PROFILE).start()  # which iconik does not have
     sandbox.register(listener.url, OURS)
     listener.upload(ASSET)
@@ -254,7 +254,7 @@ def closed_port() -> int:
         return int(server.getsockname()[1])
 
 
-def test_a_listener_that_does_not_answer_is_wrong(listener: ListenerHere, sandbox: Sandbox) -> None:
+def test_a_listener_that_does_not_answer_is_wrong(listener: ListenerHere, sandbox: FaultyIconik) -> None:
     """It holds the lock, and its address is not its own, or not yet."""
     start = "a listener is running and is not well: "
     port = closed_port()
@@ -281,19 +281,19 @@ def test_a_listener_on_all_addresses_is_asked_on_this_machine(
 # iconik, the credentials and what they may
 
 
-def test_check_finds_credentials_that_are_refused(well: ListenerHere, sandbox: Sandbox) -> None:
+def test_check_finds_credentials_that_are_refused(well: ListenerHere, sandbox: FaultyIconik) -> None:
     sandbox.auth_token = "another"
     reason = "iconik answered 401: app_id and auth_token are not accepted: Token is invalid"
     assert wrong(well) == [f"{sandbox.url}: {reason}"]
 
 
-def test_check_finds_that_iconik_is_away(well: ListenerHere, sandbox: Sandbox) -> None:
+def test_check_finds_that_iconik_is_away(well: ListenerHere, sandbox: FaultyIconik) -> None:
     sandbox.faults.append(Fault("users", status=503))
     assert wrong(well) == [f"{sandbox.url}: iconik answered 503: Out of order"]
 
 
 def test_a_question_that_iconik_does_not_answer_keeps_no_other_from_being_asked(
-    well: ListenerHere, sandbox: Sandbox
+    well: ListenerHere, sandbox: FaultyIconik
 ) -> None:
     sandbox.faults.append(Fault("automations", status=500))
     next(iter(sandbox.webhooks.values()))["status"] = "DISABLED"
@@ -302,14 +302,14 @@ def test_a_question_that_iconik_does_not_answer_keeps_no_other_from_being_asked(
     assert second.startswith(f"the webhook to {well.url}/create is DISABLED")
 
 
-def test_check_finds_each_role_that_is_missing(well: ListenerHere, sandbox: Sandbox) -> None:
+def test_check_finds_each_role_that_is_missing(well: ListenerHere, sandbox: FaultyIconik) -> None:
     for role, loss in SERVICE_ROLES.items():
         sandbox.roles.discard(role)
         assert wrong(well) == [f"the role {role} is missing: {loss}"]
         sandbox.roles.add(role)
 
 
-def test_a_role_that_only_a_command_needs_is_a_note(well: ListenerHere, sandbox: Sandbox) -> None:
+def test_a_role_that_only_a_command_needs_is_a_note(well: ListenerHere, sandbox: FaultyIconik) -> None:
     for role, loss in OTHER_ROLES.items():
         sandbox.roles.discard(role)
         assert f"the role {role} is missing: {loss}" in facts(well, "note")
@@ -318,7 +318,7 @@ def test_a_role_that_only_a_command_needs_is_a_note(well: ListenerHere, sandbox:
 
 @pytest.mark.parametrize("profile", ["default", PROFILE])
 def test_check_finds_that_the_analysis_profile_is_missing(
-    listeners_here: Callable[..., ListenerHere], sandbox: Sandbox, profile: str
+    listeners_here: Callable[..., ListenerHere], sandbox: FaultyIconik, profile: str
 ) -> None:
     listener = listeners_here(iconik__analysis_profile=profile).start()
     sandbox.register(listener.url, OURS)
@@ -337,7 +337,7 @@ def test_check_finds_that_the_analysis_profile_is_missing(
     ],
 )
 def test_an_automation_of_iconiks_that_analyzes_too_is_a_note(
-    well: ListenerHere, sandbox: Sandbox, status: str, actions: Any, is_noted: bool
+    well: ListenerHere, sandbox: FaultyIconik, status: str, actions: Any, is_noted: bool
 ) -> None:
     sandbox.automations.append({"name": "All\nin", "status": status, "actions": actions})
     line = 'the automation "All in" of iconik analyzes, too: some assets may be analyzed twice'
@@ -357,7 +357,7 @@ def test_check_finds_webhooks_that_are_missing(listener: ListenerHere) -> None:
     assert wrong(listener) == [f"iconik has no webhook for {what} {at}" for what in (create, proxy)]
 
 
-def test_another_listeners_webhooks_are_not_taken_for_ours(listener: ListenerHere, sandbox: Sandbox) -> None:
+def test_another_listeners_webhooks_are_not_taken_for_ours(listener: ListenerHere, sandbox: FaultyIconik) -> None:
     sandbox.register(TWIN, OURS)
     listener.store.set_state("registered_url", listener.url)
     assert [line.split(" (")[0] for line in wrong(listener)] == [
@@ -368,7 +368,9 @@ def test_another_listeners_webhooks_are_not_taken_for_ours(listener: ListenerHer
     assert wrong(listener) == []
 
 
-def test_check_finds_that_our_webhooks_cannot_be_told_from_anothers(listener: ListenerHere, sandbox: Sandbox) -> None:
+def test_check_finds_that_our_webhooks_cannot_be_told_from_anothers(
+    listener: ListenerHere, sandbox: FaultyIconik
+) -> None:
     """The listener does not know which are its own, either: nothing mends itself then."""
     sandbox.register(listener.url, OURS)
     assert wrong(listener) == []
@@ -392,7 +394,7 @@ def test_check_finds_that_our_webhooks_cannot_be_told_from_anothers(listener: Li
     ],
 )
 def test_check_finds_a_webhook_that_brings_us_nothing(
-    well: ListenerHere, sandbox: Sandbox, path: str, change: dict[str, Any], problem: str
+    well: ListenerHere, sandbox: FaultyIconik, path: str, change: dict[str, Any], problem: str
 ) -> None:
     webhook = next(one for one in sandbox.webhooks.values() if one["url"].endswith(path))
     webhook.update(change)
@@ -403,7 +405,7 @@ def test_check_finds_a_webhook_that_brings_us_nothing(
     assert others == ([f"{well.url}/{path}: {refused}"] if "headers" in change else [])
 
 
-def test_check_finds_a_changed_query(well: ListenerHere, sandbox: Sandbox) -> None:
+def test_check_finds_a_changed_query(well: ListenerHere, sandbox: FaultyIconik) -> None:
     create, proxy = sandbox.webhooks.values()
     proxy["query"] = 'data.status="closed"'
     [line] = wrong(well)
@@ -437,7 +439,7 @@ def names_that_do_not_exist(monkeypatch: pytest.MonkeyPatch, number: int) -> Non
 
 
 def test_check_finds_webhooks_at_a_host_that_does_not_exist(
-    listener: ListenerHere, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+    listener: ListenerHere, sandbox: FaultyIconik, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names_that_do_not_exist(monkeypatch, socket.EAI_NONAME)
     sandbox.register("https://listner.example.com", OURS)
@@ -448,7 +450,7 @@ def test_check_finds_webhooks_at_a_host_that_does_not_exist(
 
 
 def test_a_machine_that_cannot_look_up_names_says_so_and_goes_on(
-    listener: ListenerHere, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+    listener: ListenerHere, sandbox: FaultyIconik, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names_that_do_not_exist(monkeypatch, socket.EAI_AGAIN)
     sandbox.register("https://listener.example.com", OURS)
@@ -456,14 +458,16 @@ def test_a_machine_that_cannot_look_up_names_says_so_and_goes_on(
     assert f"https://listener.example.com/proxy {words}" in facts(listener, "note")
 
 
-def test_a_public_address_that_this_machine_cannot_reach_is_a_note(listener: ListenerHere, sandbox: Sandbox) -> None:
+def test_a_public_address_that_this_machine_cannot_reach_is_a_note(
+    listener: ListenerHere, sandbox: FaultyIconik
+) -> None:
     url = f"http://127.0.0.1:{closed_port()}"
     sandbox.register(url, OURS)
     words = "cannot be reached from this machine (Connection refused): try it from another one"
     assert facts(listener, "note")[-2:] == [f"{url}/{path} {words}" for path in ("create", "proxy")]
 
 
-def test_check_finds_that_something_else_answers_there(listener: ListenerHere, sandbox: Sandbox) -> None:
+def test_check_finds_that_something_else_answers_there(listener: ListenerHere, sandbox: FaultyIconik) -> None:
     sandbox.register(sandbox.url, OURS)
     assert wrong(listener) == [
         f"{sandbox.url}/{path}: something other than this listener answers there (401)" for path in ("create", "proxy")
@@ -471,7 +475,7 @@ def test_check_finds_that_something_else_answers_there(listener: ListenerHere, s
 
 
 def test_check_finds_that_the_running_listener_refuses_the_secret_that_iconik_sends(
-    well: ListenerHere, sandbox: Sandbox
+    well: ListenerHere, sandbox: FaultyIconik
 ) -> None:
     well.config.write_text(well.config.read_text().replace(SECRET, "new"))
     for webhook in sandbox.webhooks.values():
@@ -520,7 +524,7 @@ def recorder() -> Iterator[Recorder]:
 
 
 def test_the_way_goes_to_the_whole_url_with_all_headers_and_the_event_is_harmless(
-    listener: ListenerHere, sandbox: Sandbox, recorder: Recorder
+    listener: ListenerHere, sandbox: FaultyIconik, recorder: Recorder
 ) -> None:
     recorder.body = b'{"object_id": null, "item": "ignored"}'
     sandbox.register(f"{recorder.url}/behind/a", {**OURS, "X-Gateway": "let me in"})
@@ -537,7 +541,7 @@ def test_a_monitor_is_told_that_all_is_well(well: ListenerHere, recorder: Record
     assert recorder.requests == [("GET /abc", b"")]
 
 
-def test_a_monitor_is_told_what_is_wrong(well: ListenerHere, sandbox: Sandbox, recorder: Recorder) -> None:
+def test_a_monitor_is_told_what_is_wrong(well: ListenerHere, sandbox: FaultyIconik, recorder: Recorder) -> None:
     sandbox.roles -= {"can_search", "can_read_jobs"}
     lines = facts(well, "WRONG", "--ping", f"{recorder.url}/abc?create=1")
     assert len(lines) == 2
@@ -555,7 +559,7 @@ def test_a_monitor_is_told_what_is_wrong(well: ListenerHere, sandbox: Sandbox, r
     ],
 )
 def test_a_ping_that_fails_is_one_line_and_changes_nothing_else(
-    well: ListenerHere, recorder: Recorder, sandbox: Sandbox, url: str, is_well: bool, line: str
+    well: ListenerHere, recorder: Recorder, sandbox: FaultyIconik, url: str, is_well: bool, line: str
 ) -> None:
     recorder.status = 404
     if not is_well:

@@ -11,7 +11,7 @@ from config import SubmitterConfig
 from iconik_client import IconikDenied, IconikError, IconikRateLimited, IconikServerError
 from simulation import wait_by
 from support import Clock, new_id, wait_until
-from system.text import utc_text
+from system.text import format_utc
 
 CONFIG = SubmitterConfig(workers=4, retry_delay=10, max_retry_delay=900, give_up_after=604800)
 TROUBLE = IconikServerError("iconik answered 503", "Out of order", status=503)
@@ -419,7 +419,7 @@ def test_its_opening_and_its_closing_are_one_line_each(
     breaker: CircuitBreaker, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    since = utc_text(clock.now)
+    since = format_utc(clock.now)
     openings(breaker, 5)
     clock.now += 60
     succeed(breaker)
@@ -434,7 +434,7 @@ def test_its_opening_and_its_closing_are_one_line_each(
 def test_a_reason_that_changes_is_told_at_once_and_without_what_comes_from_outside(
     breaker: CircuitBreaker, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    since = utc_text(clock.now)
+    since = format_utc(clock.now)
     open_it(breaker)
     caplog.clear()
     for error in (IconikDenied("iconik answered 401", "their words", status=401), TROUBLE, TROUBLE):
@@ -447,7 +447,7 @@ def test_a_reason_that_changes_is_told_at_once_and_without_what_comes_from_outsi
 
 def test_it_says_how_it_is_since_when_and_why(breaker: CircuitBreaker, clock: Clock) -> None:
     assert breaker.describe() == "The circuit breaker is closed"
-    since = utc_text(clock.now)
+    since = format_utc(clock.now)
     open_it(breaker)
     assert (breaker.paused_since, breaker.reason) == (since, "iconik answered 503")
     assert breaker.describe() == f"The circuit breaker is open since {since}: iconik answered 503"

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import commands
-from sandbox import Fault, Sandbox
+from faulty_iconik import Fault, FaultyIconik
 from store import Store
 from support import APP, ASSET, SECRET, ListenerHere, new_id, run
 from system import database
@@ -58,7 +58,7 @@ def two_failed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def listener(
-    listeners_here: Callable[..., ListenerHere], sandbox: Sandbox, tmp_path: Path, two_failed: Path
+    listeners_here: Callable[..., ListenerHere], sandbox: FaultyIconik, tmp_path: Path, two_failed: Path
 ) -> ListenerHere:
     """A listener that is not running, with two failed items in its database, and registered webhooks."""
     sandbox.register(PUBLIC, {"X-Webhook-Secret": SECRET})
@@ -196,7 +196,7 @@ def test_files_of_another_user_are_named_with_their_owner_and_how_to_put_it_righ
 
 @as_root
 def test_what_root_does_leaves_no_file_that_the_services_user_cannot_write(
-    listener: ListenerHere, sandbox: Sandbox
+    listener: ListenerHere, sandbox: FaultyIconik
 ) -> None:
     folder = listener.config.parent
     for file in (folder, *folder.iterdir()):
@@ -224,7 +224,9 @@ def test_what_root_does_leaves_no_file_that_the_services_user_cannot_write(
     ],
     ids=str,
 )
-def test_nothing_that_iconik_answers_is_a_traceback(listener: ListenerHere, sandbox: Sandbox, fault: Fault) -> None:
+def test_nothing_that_iconik_answers_is_a_traceback(
+    listener: ListenerHere, sandbox: FaultyIconik, fault: Fault
+) -> None:
     sandbox.faults.append(fault)
     for command in EACH:
         result = listener.command(*command)
@@ -234,7 +236,7 @@ def test_nothing_that_iconik_answers_is_a_traceback(listener: ListenerHere, sand
             assert result.returncode == 1 or "total" in str(fault.body), (command, result)
 
 
-def test_an_iconik_that_cannot_be_reached_is_told(listener: ListenerHere, sandbox: Sandbox) -> None:
+def test_an_iconik_that_cannot_be_reached_is_told(listener: ListenerHere, sandbox: FaultyIconik) -> None:
     listener.config.write_text(listener.config.read_text().replace(sandbox.url, "http://127.0.0.1:1"))
     for command in (["check"], ["register", PUBLIC], ["catch-up", "--since", "2020-01-01", "--yes"]):
         is_told(listener.command(*command), "iconik cannot be reached: the connection was refused")
@@ -263,7 +265,7 @@ def test_pipes_that_end_early_and_closed_or_full_files_are_no_traceback(listener
 
 @pytest.mark.parametrize(("how", "code"), [(signal.SIGINT, 1), (signal.SIGTERM, -15)])
 def test_a_signal_ends_a_command_without_a_traceback(
-    listener: ListenerHere, sandbox: Sandbox, how: signal.Signals, code: int
+    listener: ListenerHere, sandbox: FaultyIconik, how: signal.Signals, code: int
 ) -> None:
     sandbox.faults.append(Fault(hang=True))
     command = [sys.executable, str(APP), "--config", str(listener.config), "check"]

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from config import MOVED, Config, ConfigError, load
-from sandbox import Sandbox
+from faulty_iconik import FaultyIconik
 from support import ASSET, Listener, wait_until, write_config
 from system.text import UUID
 
@@ -386,7 +386,7 @@ def test_a_bad_value_in_an_old_place_is_named_with_it(tmp_path: Path, key: str, 
 
 
 def test_a_listener_starts_and_analyzes_with_ten_years_for_every_duration_in_the_places_of_version_1_0(
-    listeners: Callable[..., Listener], sandbox: Sandbox
+    listeners: Callable[..., Listener], sandbox: FaultyIconik
 ) -> None:
     old_places = {f"{section}__{key}": f"{old}__{key}" for (old, key), (section, _) in MOVED.items()}
     values = {old_places.get(key, key): TEN_YEARS for key in DURATIONS}

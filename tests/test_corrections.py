@@ -8,7 +8,7 @@ from reconciliation import changes as corrections_module
 from reconciliation.changes import Corrections
 from store import Store
 from support import ASSET, OTHER_ASSET, Clock, new_id, rows
-from system.text import utc_text
+from system.text import format_utc
 
 DAY = 24 * 3600
 
@@ -70,7 +70,7 @@ def test_retry_makes_an_item_ready_anew(
     clock.now += 8 * DAY
     assert corrections.retry(ASSET, 10) == status
     assert (row()["status"], row()["attempts"], row()["in_doubt"]) == ("ready", 0, 0)
-    assert row()["ready_at"] == row()["next_attempt_at"] == utc_text(clock.now)
+    assert row()["ready_at"] == row()["next_attempt_at"] == format_utc(clock.now)
     assert store.claim_new() is None  # what is new goes first
     item = store.claim_due(600, 7 * DAY)
     assert item is not None
@@ -84,7 +84,7 @@ def test_what_was_skipped_before_its_proxy_was_there_awaits_that_again(
     corrections.skip(ASSET)
     clock.now += 8 * DAY
     assert corrections.retry(ASSET, 10) == "skipped"
-    assert (row()["status"], row()["next_attempt_at"]) == ("awaiting_proxy", utc_text(clock.now))
+    assert (row()["status"], row()["next_attempt_at"]) == ("awaiting_proxy", format_utc(clock.now))
     assert store.proxy_closed(ASSET) == "ready"
 
 
@@ -249,7 +249,7 @@ def test_a_submitted_item_fails_with_its_own_job(
 ) -> None:  # fmt: skip
     bring_to(store, "submitting")
     store.mark_submitted(ASSET, known_job)
-    failed = corrections.fail_submitted(ASSET, failed_job, utc_text(clock.now + later), "iconik's analysis failed")
+    failed = corrections.fail_submitted(ASSET, failed_job, format_utc(clock.now + later), "iconik's analysis failed")
     assert failed == (becomes == "failed")
     assert row()["status"] == becomes
 

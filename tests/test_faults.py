@@ -21,14 +21,14 @@ import requests
 
 from circuit_breaker import CircuitBreaker
 from config import SubmitterConfig
+from faulty_iconik import Fault, FaultyIconik
 from iconik_client import IconikUnavailable
-from sandbox import Fault, Sandbox
 from support import ASSET, SECRET, Clock, Listener, create_event, held_by_a_person, new_id, proxy_event, wait_until
 
 LINE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z (INFO|WARNING|ERROR) [^\n]+\n")
 
 
-def analyzed_once(listener: Listener, sandbox: Sandbox, ids: set[str]) -> None:
+def analyzed_once(listener: Listener, sandbox: FaultyIconik, ids: set[str]) -> None:
     """All of these assets get their one job and their row, and every line of the log is as it should be."""
     wait_until(lambda: {row["object_id"] for row in listener.rows("status = 'submitted'")} >= ids, 60)
     counts = Counter(sandbox.jobs)
@@ -40,7 +40,7 @@ def analyzed_once(listener: Listener, sandbox: Sandbox, ids: set[str]) -> None:
 class Uploads:
     """Assets that stream in over several connections, as iconik sends them: each webhook once, and no repeats."""
 
-    def __init__(self, listener: Listener, sandbox: Sandbox, connections: int = 4) -> None:
+    def __init__(self, listener: Listener, sandbox: FaultyIconik, connections: int = 4) -> None:
         self.listener, self.sandbox = listener, sandbox
         self.sent = 0
         self.answered: set[str] = set()  # both webhooks were answered 200
@@ -74,7 +74,7 @@ class Uploads:
 
 
 def restart_at_random_moments(
-    listeners: Callable[..., Listener], sandbox: Sandbox, how: signal.Signals, times: int
+    listeners: Callable[..., Listener], sandbox: FaultyIconik, how: signal.Signals, times: int
 ) -> None:
     # iconik must have taken a request that was cut off by the time it is asked about it: see the README.
     sandbox.latency = 0.02
@@ -91,7 +91,7 @@ def restart_at_random_moments(
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
 def test_each_asset_is_analyzed_once_though_the_process_ends_while_webhooks_stream_in(
-    listeners: Callable[..., Listener], sandbox: Sandbox, how: signal.Signals
+    listeners: Callable[..., Listener], sandbox: FaultyIconik, how: signal.Signals
 ) -> None:
     restart_at_random_moments(listeners, sandbox, how, 2 if how == signal.SIGKILL else 1)
 
@@ -99,7 +99,7 @@ def test_each_asset_is_analyzed_once_though_the_process_ends_while_webhooks_stre
 @pytest.mark.long
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
 def test_each_asset_is_analyzed_once_however_often_the_process_ends(
-    listeners: Callable[..., Listener], sandbox: Sandbox, how: signal.Signals
+    listeners: Callable[..., Listener], sandbox: FaultyIconik, how: signal.Signals
 ) -> None:
     restart_at_random_moments(listeners, sandbox, how, 15)
 
@@ -108,7 +108,7 @@ def test_each_asset_is_analyzed_once_however_often_the_process_ends(
 
 
 @pytest.mark.long
-def test_items_db_held_for_3_seconds_is_noticed_by_nobody(listener: Listener, sandbox: Sandbox) -> None:
+def test_items_db_held_for_3_seconds_is_noticed_by_nobody(listener: Listener, sandbox: FaultyIconik) -> None:
     with Uploads(listener, sandbox) as uploads:
         wait_until(lambda: len(uploads.answered) > 10)
         with held_by_a_person(listener.database):
@@ -124,7 +124,7 @@ def test_items_db_held_for_3_seconds_is_noticed_by_nobody(listener: Listener, sa
     "prelude", ["import database; database.BUSY_SECONDS = 0.3", pytest.param("", marks=pytest.mark.long)]
 )
 def test_items_db_held_for_longer_gets_503_and_then_goes_on_as_before(
-    listeners: Callable[..., Listener], sandbox: Sandbox, prelude: str
+    listeners: Callable[..., Listener], sandbox: FaultyIconik, prelude: str
 ) -> None:
     listener, late = listeners().start(prelude=prelude), new_id()
     with ExitStack() as person:
@@ -139,7 +139,7 @@ def test_items_db_held_for_longer_gets_503_and_then_goes_on_as_before(
     assert len(analyze_calls(sandbox)) == 2
 
 
-def test_a_disk_that_is_full_and_then_is_not(listener: Listener, sandbox: Sandbox) -> None:
+def test_a_disk_that_is_full_and_then_is_not(listener: Listener, sandbox: FaultyIconik) -> None:
     unlimited = resource.RLIM_INFINITY
     assert listener.process
     with iconik_at_work(listener, sandbox):
@@ -163,7 +163,7 @@ def test_a_disk_that_is_full_and_then_is_not(listener: Listener, sandbox: Sandbo
 
 
 @contextmanager
-def iconik_at_work(listener: Listener, sandbox: Sandbox) -> Iterator[None]:
+def iconik_at_work(listener: Listener, sandbox: FaultyIconik) -> Iterator[None]:
     """An item is being submitted, and iconik answers to that only after the block."""
     with sandbox.changed:
         listener.upload(ASSET)
@@ -171,7 +171,7 @@ def iconik_at_work(listener: Listener, sandbox: Sandbox) -> Iterator[None]:
         yield
 
 
-def analyze_calls(sandbox: Sandbox) -> list[str]:
+def analyze_calls(sandbox: FaultyIconik) -> list[str]:
     return [request for request in sandbox.requests if "/analyze/" in request]
 
 
@@ -202,7 +202,7 @@ FAULTS = [
 
 @pytest.mark.long
 def test_every_fault_of_iconik_before_and_after_it_did_the_work_once_and_twice_in_a_row(
-    listeners: Callable[..., Listener], sandbox: Sandbox
+    listeners: Callable[..., Listener], sandbox: FaultyIconik
 ) -> None:
     listener = listeners(iconik__timeout=0.3, submitter__retry_delay=0.01, submitter__max_retry_delay=0.02).start()
     ids = set()
@@ -218,7 +218,7 @@ def test_every_fault_of_iconik_before_and_after_it_did_the_work_once_and_twice_i
     analyzed_once(listener, sandbox, ids)
 
 
-def test_a_job_taken_with_an_answer_that_makes_no_sense_is_submitted(listener: Listener, sandbox: Sandbox) -> None:
+def test_a_job_taken_with_an_answer_that_makes_no_sense_is_submitted(listener: Listener, sandbox: FaultyIconik) -> None:
     ids = []
     for body in (b"", b"<html>", b"[]", b"{}", b'{"id": null}', b'{"id": ["x"]}'):
         ids.append(new_id())
@@ -228,7 +228,7 @@ def test_a_job_taken_with_an_answer_that_makes_no_sense_is_submitted(listener: L
     assert len(analyze_calls(sandbox)) == len(ids)
 
 
-def test_an_asset_that_iconik_does_not_know_fails_and_is_left_alone(listener: Listener, sandbox: Sandbox) -> None:
+def test_an_asset_that_iconik_does_not_know_fails_and_is_left_alone(listener: Listener, sandbox: FaultyIconik) -> None:
     for _ in range(2):
         listener.post("/create", create_event())
         listener.post("/proxy", proxy_event())
@@ -241,7 +241,7 @@ def test_an_asset_that_iconik_does_not_know_fails_and_is_left_alone(listener: Li
 
 
 def test_webhooks_are_answered_while_iconik_does_not_answer(
-    listeners: Callable[..., Listener], sandbox: Sandbox
+    listeners: Callable[..., Listener], sandbox: FaultyIconik
 ) -> None:
     listener = listeners(iconik__timeout=60).start()
     sandbox.faults.append(Fault("v1/assets/", hang=True, times=float("inf")))
@@ -253,7 +253,7 @@ def test_webhooks_are_answered_while_iconik_does_not_answer(
     sandbox.stopping.set()
 
 
-def test_an_outage_costs_no_item_and_ends_by_itself(listener: Listener, sandbox: Sandbox) -> None:
+def test_an_outage_costs_no_item_and_ends_by_itself(listener: Listener, sandbox: FaultyIconik) -> None:
     sandbox.faults.append(Fault("v1/assets/", status=503, times=float("inf")))
     ids = {new_id() for _ in range(12)}
     listener.upload(*ids)
@@ -290,7 +290,7 @@ def connect(listener: Listener) -> socket.socket:
 
 @pytest.mark.parametrize(("descriptors", "connections"), [(200, 120), pytest.param(1024, 1100, marks=pytest.mark.long)])
 def test_more_connections_than_file_descriptors_stop_nothing_and_cost_nothing(
-    listeners: Callable[..., Listener], sandbox: Sandbox, descriptors: int, connections: int
+    listeners: Callable[..., Listener], sandbox: FaultyIconik, descriptors: int, connections: int
 ) -> None:
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, descriptors))
@@ -331,7 +331,7 @@ def cpu_seconds(listener: Listener) -> float:
 
 
 @pytest.mark.long
-def test_400_clients_that_drip_a_byte_a_second_hold_nobody_up(listener: Listener, sandbox: Sandbox) -> None:
+def test_400_clients_that_drip_a_byte_a_second_hold_nobody_up(listener: Listener, sandbox: FaultyIconik) -> None:
     head = f"POST /create HTTP/1.1\r\nX-Webhook-Secret: {SECRET}\r\nContent-Length: 10000\r\nX-Slow: ".encode()
     clients = [connect(listener) for _ in range(400)]
     for number, client in enumerate(clients):
@@ -358,7 +358,7 @@ def test_400_clients_that_drip_a_byte_a_second_hold_nobody_up(listener: Listener
 
 
 @pytest.mark.long
-def test_bytes_of_any_kind_on_the_port_leave_it_well(listener: Listener, sandbox: Sandbox) -> None:
+def test_bytes_of_any_kind_on_the_port_leave_it_well(listener: Listener, sandbox: FaultyIconik) -> None:
     chance = random.Random(7)
     body = json.dumps(create_event()).encode()
     head = f"POST /create HTTP/1.1\r\nHost: x\r\nX-Webhook-Secret: {SECRET}\r\n".encode()

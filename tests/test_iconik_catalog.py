@@ -6,6 +6,7 @@ from urllib.parse import parse_qs
 
 import pytest
 
+from faulty_iconik import Fault, FaultyIconik
 from iconik_client import (
     PAGE_SIZE,
     IconikClient,
@@ -17,7 +18,6 @@ from iconik_client import (
     Json,
 )
 from reconciliation.catalog import IconikCatalog, created_until, ids_and_titles
-from sandbox import Fault, Sandbox
 from support import ASSET, OTHER_ASSET
 
 SINCE, UNTIL = "2026-11-23T00:00:00.000Z", "2026-11-24T00:00:00.000Z"
@@ -42,7 +42,7 @@ def at(milliseconds: int) -> str:
     return (noon + timedelta(milliseconds=milliseconds)).isoformat(timespec="microseconds")
 
 
-def queries(sandbox: Sandbox, path: str) -> list[dict[str, str]]:
+def queries(sandbox: FaultyIconik, path: str) -> list[dict[str, str]]:
     """The queries of the requests to a path."""
     found = [request.partition("?")[2] for request in sandbox.requests if request.startswith(path)]
     return [{name: values[0] for name, values in parse_qs(query).items()} for query in found]
@@ -51,7 +51,9 @@ def queries(sandbox: Sandbox, path: str) -> list[dict[str, str]]:
 # Assets by the time of their creation
 
 
-def test_assets_of_the_time_come_oldest_first_with_id_title_and_date(sandbox: Sandbox, catalog: IconikCatalog) -> None:
+def test_assets_of_the_time_come_oldest_first_with_id_title_and_date(
+    sandbox: FaultyIconik, catalog: IconikCatalog
+) -> None:
     dates = [f"2026-11-{day}T00:00:00.000000+00:00" for day in (25, 24, 23, 22)]
     assets = [sandbox.create_asset(f"{date[8:10]}.mov", send=False, date_created=date) for date in dates]
     [page] = catalog.assets_created(SINCE, UNTIL)
@@ -64,7 +66,7 @@ def test_assets_of_the_time_come_oldest_first_with_id_title_and_date(sandbox: Sa
     ]
 
 
-def test_a_time_without_assets_has_no_page(sandbox: Sandbox, catalog: IconikCatalog) -> None:
+def test_a_time_without_assets_has_no_page(sandbox: FaultyIconik, catalog: IconikCatalog) -> None:
     assert list(catalog.assets_created(SINCE, UNTIL)) == []
     sandbox.faults.append(Fault(status=404, body=b'{"errors": ["Requested page does not exist"]}'))
     assert list(catalog.assets_created(SINCE, UNTIL)) == []
@@ -120,7 +122,7 @@ each_sort = pytest.mark.parametrize("sort_keys", [("date_created", "id"), ("date
     ],
 )
 def test_assets_that_were_created_at_the_same_moment_are_not_lost_at_a_pages_end(
-    sandbox: Sandbox, catalog: IconikCatalog, sort_keys: tuple[str, ...], dates: list[int]
+    sandbox: FaultyIconik, catalog: IconikCatalog, sort_keys: tuple[str, ...], dates: list[int]
 ) -> None:
     sandbox.sort_keys = sort_keys
     assets = [sandbox.create_asset("a.mov", send=False, date_created=at(date)) for date in dates]
@@ -135,14 +137,14 @@ def test_assets_that_were_created_at_the_same_moment_are_not_lost_at_a_pages_end
     assert untils == sorted(untils)  # or it would go on too late when it is interrupted
 
 
-def test_microseconds_that_iconik_does_not_sort_by_are_not_lost(sandbox: Sandbox, catalog: IconikCatalog) -> None:
+def test_microseconds_that_iconik_does_not_sort_by_are_not_lost(sandbox: FaultyIconik, catalog: IconikCatalog) -> None:
     sandbox.sort_keys = ("date_created",)
     dates = [f"2026-11-23T12:00:00.885{number:03}+00:00" for number in range(300)]
     assets = [sandbox.create_asset("a.mov", send=False, date_created=date) for date in dates]
     assert set(ids(catalog.assets_created(SINCE, UNTIL))) == set(assets)
 
 
-def test_a_page_is_asked_for_only_when_it_is_wanted(sandbox: Sandbox, catalog: IconikCatalog) -> None:
+def test_a_page_is_asked_for_only_when_it_is_wanted(sandbox: FaultyIconik, catalog: IconikCatalog) -> None:
     for number in range(3 * PAGE_SIZE):
         sandbox.create_asset("a.mov", send=False, date_created=at(number))
     pages = catalog.assets_created(SINCE, UNTIL)
@@ -174,7 +176,7 @@ def page_of(*last: Json) -> bytes:
     ],
 )
 def test_a_search_that_does_not_lead_on_is_an_error_and_not_the_end(
-    sandbox: Sandbox, catalog: IconikCatalog, asset: Json
+    sandbox: FaultyIconik, catalog: IconikCatalog, asset: Json
 ) -> None:
     sandbox.faults.append(Fault(status=200, body=page_of(asset)))
     pages = catalog.assets_created(SINCE, UNTIL)
@@ -186,7 +188,7 @@ def test_a_search_that_does_not_lead_on_is_an_error_and_not_the_end(
 
 @pytest.mark.parametrize("sort", [[5], [5, "id"]])
 def test_a_search_that_leads_round_in_a_circle_is_an_error(
-    sandbox: Sandbox, catalog: IconikCatalog, sort: list[object]
+    sandbox: FaultyIconik, catalog: IconikCatalog, sort: list[object]
 ) -> None:
     sandbox.faults.append(Fault(status=200, body=page_of({"date_created": NOON, "_sort": sort}), times=50))
     with pytest.raises(IconikUnavailable):
@@ -194,7 +196,7 @@ def test_a_search_that_leads_round_in_a_circle_is_an_error(
     assert len(sandbox.requests) < 5
 
 
-def test_trouble_on_a_later_page_comes_after_the_pages_before(sandbox: Sandbox, catalog: IconikCatalog) -> None:
+def test_trouble_on_a_later_page_comes_after_the_pages_before(sandbox: FaultyIconik, catalog: IconikCatalog) -> None:
     for number in range(PAGE_SIZE + 1):
         sandbox.create_asset("a.mov", send=False, date_created=at(number))
     pages = catalog.assets_created(SINCE, UNTIL)
@@ -204,7 +206,7 @@ def test_trouble_on_a_later_page_comes_after_the_pages_before(sandbox: Sandbox, 
         next(pages)
 
 
-def test_assets_are_counted(sandbox: Sandbox, catalog: IconikCatalog) -> None:
+def test_assets_are_counted(sandbox: FaultyIconik, catalog: IconikCatalog) -> None:
     assert catalog.count_assets_created(SINCE, UNTIL) == 0
     for number in range(3):
         sandbox.create_asset("a.mov", send=False, date_created=at(number))
@@ -246,7 +248,7 @@ def test_a_page_says_up_to_when_it_goes(date: str | None, until: str | None) -> 
 # Jobs that failed
 
 
-def fail_jobs(sandbox: Sandbox, number: int, since: str = "2026-11-23T12") -> list[str]:
+def fail_jobs(sandbox: FaultyIconik, number: int, since: str = "2026-11-23T12") -> list[str]:
     """Let so many jobs fail, one a millisecond. Returns their ids."""
     jobs = []
     for count in range(number):
@@ -258,7 +260,7 @@ def fail_jobs(sandbox: Sandbox, number: int, since: str = "2026-11-23T12") -> li
 
 @pytest.mark.parametrize("number", [0, 1, PAGE_SIZE - 1, PAGE_SIZE, PAGE_SIZE + 1, 2 * PAGE_SIZE + 50])
 def test_failed_jobs_come_page_by_page_the_earliest_first(
-    sandbox: Sandbox, catalog: IconikCatalog, number: int
+    sandbox: FaultyIconik, catalog: IconikCatalog, number: int
 ) -> None:
     jobs = fail_jobs(sandbox, number)
     pages = list(catalog.failed_analyze_jobs("2026-11-23T12:00:00.000Z"))
@@ -280,7 +282,7 @@ def test_failed_jobs_come_page_by_page_the_earliest_first(
     )
 
 
-def test_only_analyze_jobs_that_failed_since_then_are_found(sandbox: Sandbox, catalog: IconikCatalog) -> None:
+def test_only_analyze_jobs_that_failed_since_then_are_found(sandbox: FaultyIconik, catalog: IconikCatalog) -> None:
     fail_jobs(sandbox, 1, "2026-11-22T12")
     [later] = fail_jobs(sandbox, 1)
     [other] = fail_jobs(sandbox, 1)
@@ -292,7 +294,7 @@ def test_only_analyze_jobs_that_failed_since_then_are_found(sandbox: Sandbox, ca
     assert page[0]["object_id"] in sandbox.assets
 
 
-def test_a_server_that_ignores_the_page_is_not_asked_for_ever(sandbox: Sandbox, catalog: IconikCatalog) -> None:
+def test_a_server_that_ignores_the_page_is_not_asked_for_ever(sandbox: FaultyIconik, catalog: IconikCatalog) -> None:
     sandbox.faults.append(Fault(status=200, body=page_of(), times=50))
     with pytest.raises(IconikUnavailable, match="the same page again and again"):
         list(catalog.failed_analyze_jobs(SINCE))
@@ -312,7 +314,9 @@ def test_a_server_that_ignores_the_page_is_not_asked_for_ever(sandbox: Sandbox, 
         ({"id": "1", "email": ["x"]}, "['x']"),
     ],
 )
-def test_the_user_is_told_by_what_iconik_knows(sandbox: Sandbox, catalog: IconikCatalog, body: Json, name: str) -> None:
+def test_the_user_is_told_by_what_iconik_knows(
+    sandbox: FaultyIconik, catalog: IconikCatalog, body: Json, name: str
+) -> None:
     sandbox.faults.append(Fault(status=200, body=json.dumps(body).encode()))
     assert catalog.user() == name
     assert sandbox.requests == ["GET /API/users/v1/users/current/"]
@@ -326,13 +330,13 @@ def test_the_user_is_told_by_what_iconik_knows(sandbox: Sandbox, catalog: Iconik
         (b"{}", set()),
     ],
 )
-def test_roles_are_words(sandbox: Sandbox, catalog: IconikCatalog, body: bytes, roles: set[str]) -> None:
+def test_roles_are_words(sandbox: FaultyIconik, catalog: IconikCatalog, body: bytes, roles: set[str]) -> None:
     assert catalog.roles() == sandbox.roles
     sandbox.faults.append(Fault(status=200, body=body))
     assert catalog.roles() == roles
 
 
-def test_automations_and_profiles_are_listed(sandbox: Sandbox, catalog: IconikCatalog) -> None:
+def test_automations_and_profiles_are_listed(sandbox: FaultyIconik, catalog: IconikCatalog) -> None:
     assert catalog.automations() == catalog.analysis_profiles() == []
     sandbox.automations.append({"id": "1", "name": "All", "status": "ACTIVE", "actions": [{"type": "ANALYZE"}]})
     sandbox.profiles.append({"id": "2", "name": "Video", "is_default": True})
@@ -341,7 +345,7 @@ def test_automations_and_profiles_are_listed(sandbox: Sandbox, catalog: IconikCa
     assert catalog.analysis_profiles() == []
 
 
-def test_a_webhook_is_created_listed_updated_and_deleted(sandbox: Sandbox, catalog: IconikCatalog) -> None:
+def test_a_webhook_is_created_listed_updated_and_deleted(sandbox: FaultyIconik, catalog: IconikCatalog) -> None:
     webhook = {
         "url": "https://a.example.com/create",
         "event_type": "assets",
@@ -361,7 +365,9 @@ def test_a_webhook_is_created_listed_updated_and_deleted(sandbox: Sandbox, catal
     assert changes == [f"POST {path}", f"PUT {path}{created['id']}/", f"DELETE {path}{created['id']}/"]
 
 
-def test_a_webhook_is_saved_or_deleted_though_the_answer_is_empty(sandbox: Sandbox, catalog: IconikCatalog) -> None:
+def test_a_webhook_is_saved_or_deleted_though_the_answer_is_empty(
+    sandbox: FaultyIconik, catalog: IconikCatalog
+) -> None:
     for status, body in ((200, b""), (204, b""), (201, HTML)):  # a 201 says so, whatever comes with it
         sandbox.faults.append(Fault(status=status, body=body, times=3))
         catalog.save_webhook({})
@@ -369,7 +375,7 @@ def test_a_webhook_is_saved_or_deleted_though_the_answer_is_empty(sandbox: Sandb
         catalog.delete_webhook("1")
 
 
-def test_a_webhooks_id_cannot_leave_its_place_in_the_path(sandbox: Sandbox, catalog: IconikCatalog) -> None:
+def test_a_webhooks_id_cannot_leave_its_place_in_the_path(sandbox: FaultyIconik, catalog: IconikCatalog) -> None:
     with pytest.raises(IconikRefused):
         catalog.delete_webhook("../a?b")
     with pytest.raises(IconikRefused):
@@ -400,7 +406,7 @@ CREDENTIALS = "app_id and auth_token are not accepted"
 
 @each_call
 def test_a_denial_names_the_credentials_and_the_role_if_there_is_one(
-    sandbox: Sandbox, catalog: IconikCatalog, call: Call, role: str
+    sandbox: FaultyIconik, catalog: IconikCatalog, call: Call, role: str
 ) -> None:
     denied = f"{CREDENTIALS}, or lack the role {role}" if role else CREDENTIALS
     sandbox.faults += [Fault(status=status, body=b'{"errors": ["Why not"]}') for status in (401, 403)]
@@ -413,7 +419,9 @@ def test_a_denial_names_the_credentials_and_the_role_if_there_is_one(
 
 
 @each_call
-def test_without_its_role_a_call_is_denied(sandbox: Sandbox, catalog: IconikCatalog, call: Call, role: str) -> None:
+def test_without_its_role_a_call_is_denied(
+    sandbox: FaultyIconik, catalog: IconikCatalog, call: Call, role: str
+) -> None:
     if not role:
         sandbox.roles.clear()
         assert call(catalog) is not None
@@ -425,7 +433,7 @@ def test_without_its_role_a_call_is_denied(sandbox: Sandbox, catalog: IconikCata
 
 @each_call
 def test_a_call_fails_for_a_gateways_pages_and_for_no_answer(
-    sandbox: Sandbox, catalog: IconikCatalog, call: Call, role: str
+    sandbox: FaultyIconik, catalog: IconikCatalog, call: Call, role: str
 ) -> None:
     kinds = {404: IconikUnavailable, 502: IconikServerError, 302: IconikUnavailable, 400: IconikUnavailable}
     for status, kind in kinds.items():
@@ -443,7 +451,7 @@ def test_a_call_fails_for_a_gateways_pages_and_for_no_answer(
 
 @each_call
 def test_an_answer_with_a_body_must_be_a_whole_object(
-    sandbox: Sandbox, catalog: IconikCatalog, call: Call, role: str
+    sandbox: FaultyIconik, catalog: IconikCatalog, call: Call, role: str
 ) -> None:
     may_be_empty = role in ("can_write_webhooks", "can_delete_webhooks")
     for body in (HTML, b"null", b"[]", b'{"objects": [{"id', *(() if may_be_empty else (b"",))):
@@ -455,7 +463,7 @@ def test_an_answer_with_a_body_must_be_a_whole_object(
 @pytest.mark.parametrize(
     "name", ["assets_created", "failed_analyze_jobs", "automations", "webhooks", "analysis_profiles"]
 )
-def test_an_object_without_the_list_is_no_empty_list(sandbox: Sandbox, catalog: IconikCatalog, name: str) -> None:
+def test_an_object_without_the_list_is_no_empty_list(sandbox: FaultyIconik, catalog: IconikCatalog, name: str) -> None:
     for body in (b"{}", b'{"objects": null}', b'{"objects": {}}', b'{"status": "maintenance"}'):
         sandbox.faults.append(Fault(status=200, body=body))
         with pytest.raises(IconikUnavailable, match="iconik answered 200 without the list"):

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from config import Config
+from faulty_iconik import Fault, FaultyIconik
 from iconik_client import (
     PAGE_SIZE,
     IconikClient,
@@ -21,7 +22,6 @@ from iconik_client import (
     IconikServerError,
     IconikUnavailable,
 )
-from sandbox import Fault, Sandbox
 from support import ASSET, OTHER_ASSET, wait_until
 from system.errors import ListenerError
 from version import __version__
@@ -72,7 +72,7 @@ def failure(call: Callable[[str], object]) -> IconikError:
     ("profile", "path"), [("", ""), ("default", "profiles/default/"), (PROFILE, f"profiles/{PROFILE}/")]
 )
 def test_analyze_posts_one_job_for_each_form_of_analysis_profile(
-    sandbox: Sandbox, configs: Configs, profile: str, path: str
+    sandbox: FaultyIconik, configs: Configs, profile: str, path: str
 ) -> None:
     sandbox.create_asset("a.mov", ASSET)
     sandbox.profiles.append({"id": PROFILE})
@@ -82,7 +82,9 @@ def test_analyze_posts_one_job_for_each_form_of_analysis_profile(
     assert job_id == sandbox.latest_job[ASSET]
 
 
-def test_every_request_carries_the_four_headers_of_iconik_and_says_who_asks(configs: Configs, sandbox: Sandbox) -> None:
+def test_every_request_carries_the_four_headers_of_iconik_and_says_who_asks(
+    configs: Configs, sandbox: FaultyIconik
+) -> None:
     calls: list[tuple[Callable[[IconikClient], object], bytes]] = [
         (lambda client: client.analyze(ASSET), b'HTTP/1.1 201 Created\r\n\r\n{"id": "j"}'),
         (lambda client: client.asset(ASSET), b'HTTP/1.1 200 OK\r\n\r\n{"id": "%s"}' % ASSET.encode()),
@@ -101,7 +103,7 @@ def test_every_request_carries_the_four_headers_of_iconik_and_says_who_asks(conf
 
 
 @pytest.mark.parametrize("asset_id", ["../../users/v1", "a/b", "a?b", "a#b", "%2e"])
-def test_an_id_cannot_leave_its_place_in_the_path(sandbox: Sandbox, client: IconikClient, asset_id: str) -> None:
+def test_an_id_cannot_leave_its_place_in_the_path(sandbox: FaultyIconik, client: IconikClient, asset_id: str) -> None:
     for call in (client.analyze, client.asset, client.has_closed_proxy):
         try:
             call(asset_id)
@@ -123,7 +125,7 @@ def test_no_credentials_but_iconiks_are_sent(configs: Configs, tmp_path: Path, m
 # An asset
 
 
-def test_an_asset_is_read(sandbox: Sandbox, client: IconikClient) -> None:
+def test_an_asset_is_read(sandbox: FaultyIconik, client: IconikClient) -> None:
     sandbox.create_asset("a.mov", ASSET, type="SUBCLIP")
     asset = client.asset(ASSET)
     shown = [asset[key] for key in ("id", "title", "type", "status", "analyze_status")]
@@ -133,7 +135,7 @@ def test_an_asset_is_read(sandbox: Sandbox, client: IconikClient) -> None:
     assert client.asset(ASSET)["analyze_status"] == "REQUESTED"
 
 
-def test_an_asset_whose_id_is_in_capitals_is_the_same(sandbox: Sandbox, client: IconikClient) -> None:
+def test_an_asset_whose_id_is_in_capitals_is_the_same(sandbox: FaultyIconik, client: IconikClient) -> None:
     sandbox.faults.append(Fault(status=200, body=f'{{"id": "{ASSET.upper()}"}}'.encode()))
     assert client.asset(ASSET)["id"] == ASSET.upper()
 
@@ -142,7 +144,7 @@ def test_an_asset_whose_id_is_in_capitals_is_the_same(sandbox: Sandbox, client: 
     "body", [b"{}", b'{"id": null}', b'{"id": "%s", "analyze_status": "N/A"}' % OTHER_ASSET.encode(), WHY_NOT]
 )
 def test_an_answer_that_is_not_the_asset_says_nothing_about_it(
-    sandbox: Sandbox, client: IconikClient, body: bytes
+    sandbox: FaultyIconik, client: IconikClient, body: bytes
 ) -> None:
     sandbox.faults.append(Fault(status=200, body=body))
     error = failure(client.asset)
@@ -153,7 +155,7 @@ def test_an_answer_that_is_not_the_asset_says_nothing_about_it(
 # Proxies
 
 
-def test_a_closed_proxy_is_found_among_others(sandbox: Sandbox, client: IconikClient) -> None:
+def test_a_closed_proxy_is_found_among_others(sandbox: FaultyIconik, client: IconikClient) -> None:
     assert not client.has_closed_proxy(ASSET)  # iconik: 404
     for status in ("OPEN", "GROWING", "AWAITED", "FAILED", "ARCHIVED", "MISSING", "REDISCOVERED", "DELETED", "closed"):
         sandbox.set_proxy(ASSET, status)
@@ -164,7 +166,7 @@ def test_a_closed_proxy_is_found_among_others(sandbox: Sandbox, client: IconikCl
 
 
 @pytest.mark.parametrize("before", [PAGE_SIZE - 1, PAGE_SIZE, 2 * PAGE_SIZE + 1])
-def test_a_closed_proxy_is_found_on_a_later_page(sandbox: Sandbox, client: IconikClient, before: int) -> None:
+def test_a_closed_proxy_is_found_on_a_later_page(sandbox: FaultyIconik, client: IconikClient, before: int) -> None:
     for _ in range(before):
         sandbox.set_proxy(ASSET, "DELETED")
     assert not client.has_closed_proxy(ASSET)
@@ -177,14 +179,14 @@ def test_a_closed_proxy_is_found_on_a_later_page(sandbox: Sandbox, client: Iconi
     assert client.has_closed_proxy(ASSET)
 
 
-def test_a_closed_proxy_on_the_first_page_costs_one_request(sandbox: Sandbox, client: IconikClient) -> None:
+def test_a_closed_proxy_on_the_first_page_costs_one_request(sandbox: FaultyIconik, client: IconikClient) -> None:
     for _ in range(PAGE_SIZE + 1):
         sandbox.set_proxy(ASSET, "CLOSED")
     assert client.has_closed_proxy(ASSET)
     assert len(sandbox.requests) == 1
 
 
-def test_a_server_that_ignores_last_id_is_not_asked_for_ever(sandbox: Sandbox, client: IconikClient) -> None:
+def test_a_server_that_ignores_last_id_is_not_asked_for_ever(sandbox: FaultyIconik, client: IconikClient) -> None:
     page = b'{"objects": [%s]}' % b",".join([b'{"id": "x", "status": "OPEN"}'] * PAGE_SIZE)
     sandbox.faults.append(Fault(status=200, body=page, times=5))
     assert not client.has_closed_proxy(ASSET)
@@ -192,21 +194,23 @@ def test_a_server_that_ignores_last_id_is_not_asked_for_ever(sandbox: Sandbox, c
 
 
 @pytest.mark.parametrize("body", [b"{}", b'{"objects": null}', b'{"objects": {"status": "CLOSED"}}', WHY_NOT])
-def test_an_answer_without_the_list_is_not_an_empty_list(sandbox: Sandbox, client: IconikClient, body: bytes) -> None:
+def test_an_answer_without_the_list_is_not_an_empty_list(
+    sandbox: FaultyIconik, client: IconikClient, body: bytes
+) -> None:
     sandbox.faults.append(Fault(status=200, body=body))
     error = failure(client.has_closed_proxy)
     assert type(error) is IconikUnavailable
     assert (str(error), error.status) == ("iconik answered 200 without the list", 200)
 
 
-def test_what_is_not_an_object_in_a_list_is_read_over(sandbox: Sandbox, client: IconikClient) -> None:
+def test_what_is_not_an_object_in_a_list_is_read_over(sandbox: FaultyIconik, client: IconikClient) -> None:
     sandbox.faults.append(Fault(status=200, body=b'{"objects": ["x", 1, null, {}, {"status": "CLOSED"}]}'))
     assert client.has_closed_proxy(ASSET)
     sandbox.faults.append(Fault(status=200, body=b'{"objects": ["x", 1, null, {}]}'))
     assert not client.has_closed_proxy(ASSET)
 
 
-def test_only_iconiks_own_404_says_that_there_are_no_proxies(sandbox: Sandbox, client: IconikClient) -> None:
+def test_only_iconiks_own_404_says_that_there_are_no_proxies(sandbox: FaultyIconik, client: IconikClient) -> None:
     sandbox.faults.append(Fault(status=404, body=HTML))
     assert type(failure(client.has_closed_proxy)) is IconikUnavailable
     sandbox.faults.append(Fault(status=400, body=WHY_NOT))
@@ -246,7 +250,7 @@ def test_the_errors_are_a_hierarchy() -> None:
 @each_call
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_status_is_an_error_of_its_kind_and_keeps_iconiks_message_out_of_its_summary(
-    sandbox: Sandbox, client: IconikClient, call: Callable[[IconikClient, str], object], kind: type[IconikError]
+    sandbox: FaultyIconik, client: IconikClient, call: Callable[[IconikClient, str], object], kind: type[IconikError]
 ) -> None:
     for status in KINDS[kind]:
         sandbox.faults.append(Fault(status=status, body=b"" if status == 304 else WHY_NOT))
@@ -260,7 +264,7 @@ def test_each_status_is_an_error_of_its_kind_and_keeps_iconiks_message_out_of_it
 
 
 @pytest.mark.parametrize("body", [HTML, b"", b'{"error": "x"}', b'{"errors": []}', b'{"errors": null}', b'["errors"]'])
-def test_a_4xx_that_is_not_iconiks_settles_nothing(sandbox: Sandbox, client: IconikClient, body: bytes) -> None:
+def test_a_4xx_that_is_not_iconiks_settles_nothing(sandbox: FaultyIconik, client: IconikClient, body: bytes) -> None:
     for status in (400, 404, 405, 410, 422):
         sandbox.faults.append(Fault(status=status, body=body, times=3))
         for call in (client.asset, client.analyze, client.has_closed_proxy):
@@ -268,7 +272,7 @@ def test_a_4xx_that_is_not_iconiks_settles_nothing(sandbox: Sandbox, client: Ico
             assert (type(error), error.status) == (IconikUnavailable, status)
 
 
-def test_a_404_of_iconiks_is_final(sandbox: Sandbox, client: IconikClient) -> None:
+def test_a_404_of_iconiks_is_final(sandbox: FaultyIconik, client: IconikClient) -> None:
     for call in (client.asset, client.analyze):
         error = failure(call)
         assert type(error) is IconikRefused
@@ -296,7 +300,7 @@ def test_a_404_of_iconiks_is_final(sandbox: Sandbox, client: IconikClient) -> No
     ],
 )
 def test_iconiks_own_message_is_kept_in_one_line(
-    sandbox: Sandbox, client: IconikClient, body: bytes, message: str
+    sandbox: FaultyIconik, client: IconikClient, body: bytes, message: str
 ) -> None:
     sandbox.faults.append(Fault(status=400, body=body))
     assert str(failure(client.analyze)) == f"iconik answered 400: {message}"
@@ -311,7 +315,7 @@ def test_iconiks_own_message_is_kept_in_one_line(
     ],
 )
 def test_a_denial_names_the_credentials_and_the_role_that_the_call_needs(
-    sandbox: Sandbox, client: IconikClient, call: Callable[[IconikClient, str], object], role: str
+    sandbox: FaultyIconik, client: IconikClient, call: Callable[[IconikClient, str], object], role: str
 ) -> None:
     denied = f"app_id and auth_token are not accepted, or lack the role {role}"
     sandbox.roles.clear()
@@ -324,7 +328,7 @@ def test_a_denial_names_the_credentials_and_the_role_that_the_call_needs(
 
 
 @pytest.mark.parametrize("status", [401, 403])
-def test_a_gateways_denial_is_one_too(sandbox: Sandbox, client: IconikClient, status: int) -> None:
+def test_a_gateways_denial_is_one_too(sandbox: FaultyIconik, client: IconikClient, status: int) -> None:
     sandbox.faults.append(Fault(status=status, body=HTML))
     assert type(failure(client.analyze)) is IconikDenied
 
@@ -360,7 +364,7 @@ def http_date(seconds: float, hours: float = 0) -> str:
     ],
 )
 def test_retry_after_is_read_as_seconds_or_as_a_date_of_any_zone(
-    sandbox: Sandbox, client: IconikClient, header: Callable[[], str], seconds: float | None
+    sandbox: FaultyIconik, client: IconikClient, header: Callable[[], str], seconds: float | None
 ) -> None:
     for status in (429, 503):
         sandbox.faults.append(Fault(status=status, headers={"Retry-After": header()}))
@@ -368,7 +372,7 @@ def test_retry_after_is_read_as_seconds_or_as_a_date_of_any_zone(
         assert error.retry_after == (seconds if seconds is None else pytest.approx(seconds, abs=2))
 
 
-def test_without_retry_after_iconik_does_not_say_how_long_to_wait(sandbox: Sandbox, client: IconikClient) -> None:
+def test_without_retry_after_iconik_does_not_say_how_long_to_wait(sandbox: FaultyIconik, client: IconikClient) -> None:
     sandbox.faults.append(Fault(status=429))
     assert failure(client.analyze).retry_after is None
 
@@ -376,7 +380,9 @@ def test_without_retry_after_iconik_does_not_say_how_long_to_wait(sandbox: Sandb
 # A success that does not come as it should
 
 
-def test_a_201_to_an_analyze_call_is_a_job_whatever_became_of_the_rest(sandbox: Sandbox, client: IconikClient) -> None:
+def test_a_201_to_an_analyze_call_is_a_job_whatever_became_of_the_rest(
+    sandbox: FaultyIconik, client: IconikClient
+) -> None:
     for body in (*NOT_AN_OBJECT, b'{"id": 5}', b'{"id": null}', b"{}", WHY_NOT):
         sandbox.faults.append(Fault(status=201, body=body))
         assert client.analyze(ASSET) is None, body
@@ -384,7 +390,7 @@ def test_a_201_to_an_analyze_call_is_a_job_whatever_became_of_the_rest(sandbox: 
 
 @pytest.mark.parametrize(("body", "job_id"), [(b'{"id": "j\\n1"}', "j 1"), (b"{}", None)])
 def test_another_2xx_to_an_analyze_call_is_a_job_if_it_is_a_json_object(
-    sandbox: Sandbox, client: IconikClient, body: bytes, job_id: str | None
+    sandbox: FaultyIconik, client: IconikClient, body: bytes, job_id: str | None
 ) -> None:
     sandbox.faults += [Fault(status=200, body=body), Fault(status=202, body=body)]
     assert [client.analyze(ASSET), client.analyze(ASSET)] == [job_id, job_id]
@@ -392,7 +398,7 @@ def test_another_2xx_to_an_analyze_call_is_a_job_if_it_is_a_json_object(
 
 @each_call
 def test_a_maintenance_page_with_200_settles_nothing(
-    sandbox: Sandbox, client: IconikClient, call: Callable[[IconikClient, str], object]
+    sandbox: FaultyIconik, client: IconikClient, call: Callable[[IconikClient, str], object]
 ) -> None:
     for body in NOT_AN_OBJECT:
         sandbox.faults.append(Fault(status=200, body=body))
@@ -402,7 +408,7 @@ def test_a_maintenance_page_with_200_settles_nothing(
 
 
 @pytest.mark.parametrize("status", [202, 204])
-def test_a_2xx_without_a_body_is_no_job(sandbox: Sandbox, client: IconikClient, status: int) -> None:
+def test_a_2xx_without_a_body_is_no_job(sandbox: FaultyIconik, client: IconikClient, status: int) -> None:
     sandbox.faults.append(Fault(status=status, body=b""))
     assert str(failure(client.analyze)) == f"iconik answered {status} without a JSON object"
 
@@ -420,8 +426,8 @@ def test_an_answer_that_is_cut_off_after_its_status_is_a_job_only_with_201(confi
 # No answer
 
 
-def test_a_redirect_is_not_followed_and_an_endless_one_is_not_read(sandbox: Sandbox, client: IconikClient) -> None:
-    with Sandbox() as elsewhere:
+def test_a_redirect_is_not_followed_and_an_endless_one_is_not_read(sandbox: FaultyIconik, client: IconikClient) -> None:
+    with FaultyIconik() as elsewhere:
         headers = {"Location": f"{elsewhere.url}/API/"}
         sandbox.faults += [Fault(status=307, headers=headers), Fault(status=302, headers=headers, endless=True)]
         for status in (307, 302):
@@ -431,7 +437,7 @@ def test_a_redirect_is_not_followed_and_an_endless_one_is_not_read(sandbox: Sand
 
 
 @pytest.mark.parametrize("location", ["http://[", "//", "\xff\xfe", "https://a..b/", "file:///etc/passwd"])
-def test_a_redirect_to_nonsense_is_survived(sandbox: Sandbox, client: IconikClient, location: str) -> None:
+def test_a_redirect_to_nonsense_is_survived(sandbox: FaultyIconik, client: IconikClient, location: str) -> None:
     sandbox.faults.append(Fault(status=302, headers={"Location": location}))
     assert failure(client.analyze).status == 302
 
@@ -453,7 +459,9 @@ def test_no_connection_is_told(configs: Configs) -> None:
     assert unanswered(client) == "the name no-such-host.invalid is not known"
 
 
-def test_a_connection_that_is_cut_is_told_and_nothing_is_sent_twice(sandbox: Sandbox, client: IconikClient) -> None:
+def test_a_connection_that_is_cut_is_told_and_nothing_is_sent_twice(
+    sandbox: FaultyIconik, client: IconikClient
+) -> None:
     sandbox.create_asset("a.mov", ASSET)
     client.asset(ASSET)
     sandbox.faults.append(Fault(cut=True, after_work=True))
@@ -467,7 +475,7 @@ def test_an_answer_that_is_not_http_is_told(configs: Configs) -> None:
         assert unanswered(IconikClient(configs(iconik__url=url).iconik)) == "the answer is not HTTP"
 
 
-def test_the_timeout_is_one_for_the_whole_answer_however_it_drips(sandbox: Sandbox, configs: Configs) -> None:
+def test_the_timeout_is_one_for_the_whole_answer_however_it_drips(sandbox: FaultyIconik, configs: Configs) -> None:
     client = IconikClient(configs(iconik__timeout=0.1).iconik)
     sandbox.faults += [Fault(hang=True), Fault(status=None, drip=0.02), Fault(status=None, delay=30)]
     for _ in range(3):
@@ -482,7 +490,7 @@ def test_a_missing_ca_file_is_told(configs: Configs, tmp_path: Path, monkeypatch
     assert unanswered(client) == f"the CA file {tmp_path}/ca.pem cannot be read"
 
 
-def test_the_longest_call_under_way_is_known(sandbox: Sandbox, configs: Configs) -> None:
+def test_the_longest_call_under_way_is_known(sandbox: FaultyIconik, configs: Configs) -> None:
     client = IconikClient(configs().iconik)
     assert client.longest_call() == 0
     sandbox.create_asset("a.mov", ASSET)
@@ -509,7 +517,7 @@ def test_the_longest_call_under_way_is_known(sandbox: Sandbox, configs: Configs)
     ids=["denied", "broken", "html", "redirect", "cut"],
 )
 def test_no_secret_is_in_a_message_a_repr_or_the_log(
-    sandbox: Sandbox, configs: Configs, caplog: pytest.LogCaptureFixture, fault: Fault
+    sandbox: FaultyIconik, configs: Configs, caplog: pytest.LogCaptureFixture, fault: Fault
 ) -> None:
     caplog.set_level(logging.DEBUG)
     sandbox.faults.append(fault)

@@ -9,8 +9,8 @@ from contextlib import closing
 
 import pytest
 
+from faulty_iconik import Fault, FaultyIconik
 from reconciliation.webhooks import SECRET_HEADER
-from sandbox import Fault, Sandbox
 from support import SECRET, Listener, wait_until
 
 LIST_OF_WEBHOOKS = "GET /API/notifications/v1/webhooks/"
@@ -21,7 +21,7 @@ Listeners = Callable[..., Listener]
 
 
 @pytest.fixture
-def new_listener(listeners: Listeners, sandbox: Sandbox) -> Callable[..., Listener]:
+def new_listener(listeners: Listeners, sandbox: FaultyIconik) -> Callable[..., Listener]:
     """Makes a listener whose webhooks a person has defined, that has had its first start and its first look by now."""
 
     def make(**values: object) -> Listener:
@@ -46,17 +46,17 @@ def free_port() -> int:
             return int(one.getsockname()[1])
 
 
-def asked(sandbox: Sandbox, call: str) -> int:
+def asked(sandbox: FaultyIconik, call: str) -> int:
     """How often iconik was asked that."""
     return sum(request.startswith(call) for request in sandbox.requests)
 
 
-def wait_for_look(sandbox: Sandbox, looks: int) -> None:
+def wait_for_look(sandbox: FaultyIconik, looks: int) -> None:
     """Wait until iconik was asked for failed jobs, a look's last call, so many times."""
     assert sandbox.wait_for(lambda: asked(sandbox, JOBS) >= looks)
 
 
-def upload_in_vain(sandbox: Sandbox, count: int) -> set[str]:
+def upload_in_vain(sandbox: FaultyIconik, count: int) -> set[str]:
     """Upload assets while nobody answers, for so long that iconik disables both webhooks. Returns their ids."""
     ids = set()
     for number in range(count):
@@ -70,13 +70,13 @@ def upload_in_vain(sandbox: Sandbox, count: int) -> set[str]:
     return ids
 
 
-def set_query(sandbox: Sandbox, query: str) -> None:
+def set_query(sandbox: FaultyIconik, query: str) -> None:
     """Have the /create webhook let only some assets through; with an empty query, all."""
     [create] = [webhook for webhook in sandbox.webhooks.values() if webhook["url"].endswith("/create")]
     create["query"] = query
 
 
-def mended(listener: Listener, sandbox: Sandbox, ids: set[str]) -> None:
+def mended(listener: Listener, sandbox: FaultyIconik, ids: set[str]) -> None:
     """Each of these assets gets its one job, nothing else gets any, and both webhooks are in use."""
     wait_until(lambda: len(listener.rows("status = 'submitted'")) >= len(ids), 60)
     assert {row["object_id"] for row in listener.rows()} == ids
@@ -85,7 +85,7 @@ def mended(listener: Listener, sandbox: Sandbox, ids: set[str]) -> None:
 
 
 def test_after_an_outage_all_is_caught_up_with_in_one_look(
-    new_listener: Callable[..., Listener], sandbox: Sandbox
+    new_listener: Callable[..., Listener], sandbox: FaultyIconik
 ) -> None:
     listener = new_listener(submitter__workers=8)
     listener.end()
@@ -99,7 +99,9 @@ def test_after_an_outage_all_is_caught_up_with_in_one_look(
     assert [status for _, _, status in sandbox.deliveries[-2:]] == [200, 200]
 
 
-def test_creates_that_are_lost_while_it_runs_are_found(new_listener: Callable[..., Listener], sandbox: Sandbox) -> None:
+def test_creates_that_are_lost_while_it_runs_are_found(
+    new_listener: Callable[..., Listener], sandbox: FaultyIconik
+) -> None:
     listener = new_listener(reconciler__interval=0.3)
     ids = {sandbox.create_asset("a.mov", send=False) for _ in range(40)}
     for number, asset_id in enumerate(sorted(ids)):
@@ -107,7 +109,7 @@ def test_creates_that_are_lost_while_it_runs_are_found(new_listener: Callable[..
     mended(listener, sandbox, ids)
 
 
-def start_and_kill(listener: Listener, sandbox: Sandbox, condition: Callable[[], bool]) -> None:
+def start_and_kill(listener: Listener, sandbox: FaultyIconik, condition: Callable[[], bool]) -> None:
     """Start, and kill as soon as the condition holds."""
     listener.start()
     assert sandbox.wait_for(condition)
@@ -115,7 +117,7 @@ def start_and_kill(listener: Listener, sandbox: Sandbox, condition: Callable[[],
 
 
 def test_killed_in_the_middle_of_a_look_it_goes_on_after_the_next_start(
-    new_listener: Callable[..., Listener], sandbox: Sandbox
+    new_listener: Callable[..., Listener], sandbox: FaultyIconik
 ) -> None:
     listener = new_listener(submitter__retry_delay=0.3, submitter__max_retry_delay=1, submitter__workers=8)
     listener.end()
@@ -129,7 +131,7 @@ def test_killed_in_the_middle_of_a_look_it_goes_on_after_the_next_start(
 
 
 @pytest.mark.long
-def test_killed_after_each_of_its_first_requests(new_listener: Callable[..., Listener], sandbox: Sandbox) -> None:
+def test_killed_after_each_of_its_first_requests(new_listener: Callable[..., Listener], sandbox: FaultyIconik) -> None:
     listener = new_listener(submitter__retry_delay=0.3, submitter__max_retry_delay=1)
     listener.end()
     ids = upload_in_vain(sandbox, 250)
@@ -148,7 +150,7 @@ FAULTS = {"503": Fault(), "cut": Fault(cut=True), "lost answer": Fault(after_wor
     "fault", ["503", *(pytest.param(name, marks=pytest.mark.long) for name in ("cut", "lost answer"))]
 )
 def test_an_iconik_that_fails_each_of_its_calls_once_only_delays(
-    new_listener: Callable[..., Listener], sandbox: Sandbox, fault: str
+    new_listener: Callable[..., Listener], sandbox: FaultyIconik, fault: str
 ) -> None:
     listener = new_listener()
     listener.end()
@@ -162,7 +164,7 @@ def test_an_iconik_that_fails_each_of_its_calls_once_only_delays(
 @pytest.mark.long
 @pytest.mark.parametrize("fault", FAULTS)
 def test_three_hundred_assets_though_each_call_of_the_look_fails_once(
-    new_listener: Callable[..., Listener], sandbox: Sandbox, fault: str
+    new_listener: Callable[..., Listener], sandbox: FaultyIconik, fault: str
 ) -> None:
     listener = new_listener(submitter__workers=8)
     listener.end()
@@ -178,7 +180,7 @@ def test_three_hundred_assets_though_each_call_of_the_look_fails_once(
 
 
 def test_while_a_query_is_on_the_create_webhook_nothing_is_added(
-    new_listener: Callable[..., Listener], sandbox: Sandbox
+    new_listener: Callable[..., Listener], sandbox: FaultyIconik
 ) -> None:
     listener = new_listener()
     listener.end()
@@ -196,7 +198,7 @@ def test_while_a_query_is_on_the_create_webhook_nothing_is_added(
 
 
 def test_a_job_that_failed_at_iconik_is_told_and_a_retry_analyzes_once_more(
-    new_listener: Callable[..., Listener], sandbox: Sandbox
+    new_listener: Callable[..., Listener], sandbox: FaultyIconik
 ) -> None:
     listener = new_listener(reconciler__interval=0.2)
     failing, good = sandbox.create_asset("a.mov"), sandbox.create_asset("b.mov")

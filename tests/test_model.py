@@ -17,13 +17,13 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from circuit_breaker import CircuitBreaker
 from config import load
+from faulty_iconik import FaultyIconik
 from iconik_client import IconikClient
 from reconciliation.catalog import IconikCatalog
 from reconciliation.changes import Corrections
 from reconciliation.reconciler import Reconciler
 from reconciliation.webhooks import REGISTERED_URL, SECRET_HEADER
 from resources import Listening, create_app
-from sandbox import Sandbox
 from simulation import (
     HANGING,
     LATENCY,
@@ -38,7 +38,7 @@ from simulation import (
 from store import Store
 from submitter import Submitter
 from support import SECRET, create_event, proxy_event, write_config
-from system.text import utc_text
+from system.text import format_utc
 from system.transport import Answer, Transport, TransportError
 
 HOUR, DAY = 3600.0, 24 * 3600.0
@@ -117,7 +117,7 @@ class Promise(RuleBasedStateMachine):
         self.folder = tempfile.TemporaryDirectory()
         self.path = Path(self.folder.name, "items.db")
         self.simulation = Simulation()
-        self.sandbox = Sandbox(clock=self.simulation)  # its server does not run
+        self.sandbox = FaultyIconik(clock=self.simulation)  # its server does not run
         self.sandbox.register(URL, HEADERS)
         self.sandbox.create_asset("a.mov", OLD_ASSET, send=False)
         self.simulation.run_for(2 * DAY)
@@ -437,7 +437,7 @@ class Promise(RuleBasedStateMachine):
             object_id, status = row["object_id"], row["status"]
             assert "unexpected" not in (row["error"] or "")
             if status == "ready":
-                assert row["next_attempt_at"] <= utc_text(now + LONGEST_DELAY)
+                assert row["next_attempt_at"] <= format_utc(now + LONGEST_DELAY)
             elif status == "submitting":
                 assert object_id in under_way
             elif status == "submitted":

@@ -19,7 +19,7 @@ import requests
 from click.testing import CliRunner
 
 import app
-from sandbox import Fault, Sandbox
+from faulty_iconik import Fault, FaultyIconik
 from store import Store
 from support import (
     APP,
@@ -57,7 +57,7 @@ def curl(url: str, event: object) -> str:
 
 
 def test_the_articles_payloads_are_of_two_assets_and_a_proxy_of_the_first_leads_to_one_job(
-    listener: Listener, sandbox: Sandbox
+    listener: Listener, sandbox: FaultyIconik
 ) -> None:
     sandbox.create_asset("1_zps7uj5xqff.jpg", ASSET)
     assert curl(f"{listener.url}/proxy", ARTICLE_PROXY) == "awaiting_create"
@@ -83,7 +83,7 @@ def test_the_articles_payloads_are_of_two_assets_and_a_proxy_of_the_first_leads_
 
 
 def test_the_first_line_says_version_address_database_with_its_counts_and_iconik(
-    listeners: Callable[..., Listener], tmp_path: Path, sandbox: Sandbox
+    listeners: Callable[..., Listener], tmp_path: Path, sandbox: FaultyIconik
 ) -> None:
     listener = listeners(reconciler__interval=0).start()
     listener.upload(ASSET)
@@ -150,7 +150,7 @@ def test_help_is_there() -> None:
 
 
 def test_a_database_and_a_configuration_of_version_1_0_are_taken_over_by_a_start(
-    listeners: Callable[..., Listener], sandbox: Sandbox
+    listeners: Callable[..., Listener], sandbox: FaultyIconik
 ) -> None:
     sandbox.makes_up_assets = True
     listener = listeners(
@@ -208,7 +208,7 @@ def test_a_damaged_file_does_not_end_in_service(listeners: Callable[..., Listene
 
 
 def test_an_asset_that_comes_back_with_a_backup_is_not_billed_twice(
-    listeners: Callable[..., Listener], sandbox: Sandbox
+    listeners: Callable[..., Listener], sandbox: FaultyIconik
 ) -> None:
     listener = listeners()
     with closing(Store(listener.database, listener=True)) as store:
@@ -258,7 +258,9 @@ def test_proxies_whose_create_never_came_are_deleted_in_batches_between_which_we
 # How it ends
 
 
-def test_it_ends_with_0_and_records_what_is_under_way(listeners: Callable[..., Listener], sandbox: Sandbox) -> None:
+def test_it_ends_with_0_and_records_what_is_under_way(
+    listeners: Callable[..., Listener], sandbox: FaultyIconik
+) -> None:
     listener = listeners(submitter__workers=2).start()
     with sandbox.changed:  # until this is released, iconik does not answer
         listener.upload(*(new_id() for _ in range(4)))
@@ -319,7 +321,9 @@ def unread_bytes(port: int) -> list[int]:
     return [int(line[4].split(":")[1], 16) for line in lines if line[1].endswith(f":{port:04X}") and line[3] == "01"]
 
 
-def test_after_a_kill_the_next_start_finishes_the_work(listeners: Callable[..., Listener], sandbox: Sandbox) -> None:
+def test_after_a_kill_the_next_start_finishes_the_work(
+    listeners: Callable[..., Listener], sandbox: FaultyIconik
+) -> None:
     listener = listeners().start()
     sandbox.faults += [Fault("analyze/", hang=True, after_work=True), Fault("analyze/", hang=True)]
     ids = [new_id() for _ in range(2)]

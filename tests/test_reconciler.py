@@ -22,11 +22,11 @@ from reconciliation.reconciler import (
     Reconciler,
 )
 from reconciliation.webhooks import REGISTERED_URL, SECRET_HEADER
-from sandbox import Fault, Json, Sandbox
+from sandbox import Fault, FaultyIconik, Json
 from store import Store
 from submitter import Submitter
 from support import ASSET, OTHER_ASSET, SECRET, Clock, new_id, rows, wait_until
-from system.text import utc_text
+from system.text import format_utc
 
 HOUR = 3600.0
 DAY = 24 * HOUR
@@ -43,8 +43,8 @@ JOBS = "GET /API/jobs"
 
 
 @pytest.fixture
-def sandbox(clock: Clock) -> Iterator[Sandbox]:
-    with Sandbox(clock=clock) as sandbox:
+def sandbox(clock: Clock) -> Iterator[FaultyIconik]:
+    with FaultyIconik(clock=clock) as sandbox:
         sandbox.register(URL, {SECRET_HEADER: SECRET})
         yield sandbox
 
@@ -124,17 +124,17 @@ Row = Callable[[], sqlite3.Row]
 Lines = Callable[..., list[str]]
 
 
-def missed(sandbox: Sandbox, count: int = 1, **fields: Any) -> list[str]:
+def missed(sandbox: FaultyIconik, count: int = 1, **fields: Any) -> list[str]:
     """Create assets whose webhooks are lost. Returns their ids."""
     return [sandbox.create_asset("a.mov", send=False, **fields) for _ in range(count)]
 
 
-def definition(sandbox: Sandbox, path: str = "/create") -> Json:
+def definition(sandbox: FaultyIconik, path: str = "/create") -> Json:
     [found] = [webhook for webhook in sandbox.webhooks.values() if webhook["url"] == URL + path]
     return found
 
 
-def asked(sandbox: Sandbox, call: str) -> int:
+def asked(sandbox: FaultyIconik, call: str) -> int:
     """How often iconik was asked that."""
     return sum(request.startswith(call) for request in sandbox.requests)
 
@@ -151,7 +151,7 @@ def submitted(store: Store, object_id: str, job_id: str | None) -> None:
 
 @pytest.mark.parametrize("fields", [{"first_failed_at": None}, {"last_error": None}])
 def test_webhooks_that_iconik_disabled_for_failing_are_enabled_again(
-    sandbox: Sandbox, reconciler: Reconciler, lines: Lines, fields: Json
+    sandbox: FaultyIconik, reconciler: Reconciler, lines: Lines, fields: Json
 ) -> None:
     definition(sandbox, "/proxy")["query"] = 'data.status="CLOSED" AND data.is_public=true'
     before = {webhook_id: dict(webhook) for webhook_id, webhook in sandbox.webhooks.items()}
@@ -164,7 +164,7 @@ def test_webhooks_that_iconik_disabled_for_failing_are_enabled_again(
     ]
 
 
-def test_a_webhook_that_a_person_disabled_stays_so(sandbox: Sandbox, reconciler: Reconciler, lines: Lines) -> None:
+def test_a_webhook_that_a_person_disabled_stays_so(sandbox: FaultyIconik, reconciler: Reconciler, lines: Lines) -> None:
     for webhook in sandbox.webhooks.values():
         webhook.update(BY_A_PERSON)
     assert reconciler.reconcile()
@@ -178,7 +178,7 @@ def test_a_webhook_that_a_person_disabled_stays_so(sandbox: Sandbox, reconciler:
 
 @pytest.mark.parametrize(("after", "status"), [(5 * HOUR - 1, "DISABLED"), (5 * HOUR, "ENABLED")])
 def test_who_disables_a_webhook_within_five_hours_of_its_enabling_is_a_person(
-    sandbox: Sandbox, reconcilers: Reconcilers, clock: Clock, after: float, status: str
+    sandbox: FaultyIconik, reconcilers: Reconcilers, clock: Clock, after: float, status: str
 ) -> None:
     webhook = definition(sandbox)
     webhook.update(BY_ICONIK)
@@ -193,7 +193,7 @@ def test_who_disables_a_webhook_within_five_hours_of_its_enabling_is_a_person(
 
 
 def test_once_a_person_has_enabled_a_webhook_iconiks_disabling_is_undone_again(
-    sandbox: Sandbox, reconciler: Reconciler, clock: Clock
+    sandbox: FaultyIconik, reconciler: Reconciler, clock: Clock
 ) -> None:
     for fields in (BY_A_PERSON, ENABLED, BY_ICONIK):
         definition(sandbox).update(fields)
@@ -204,18 +204,18 @@ def test_once_a_person_has_enabled_a_webhook_iconiks_disabling_is_undone_again(
 
 @pytest.mark.parametrize("noted", [30 * DAY, None])
 def test_an_enabling_that_was_noted_by_a_clock_that_ran_ahead_makes_nobody_a_person(
-    sandbox: Sandbox, reconciler: Reconciler, store: Store, clock: Clock, noted: float | None
+    sandbox: FaultyIconik, reconciler: Reconciler, store: Store, clock: Clock, noted: float | None
 ) -> None:
     webhook = definition(sandbox)
     webhook.update(BY_ICONIK)
     store.set_state(
-        f"webhook_enabled_at {webhook['id']}", "yesterday" if noted is None else utc_text(clock.now + noted)
+        f"webhook_enabled_at {webhook['id']}", "yesterday" if noted is None else format_utc(clock.now + noted)
     )
     assert reconciler.reconcile()
     assert definition(sandbox)["status"] == "ENABLED"
 
 
-def test_a_failing_webhook_is_told(sandbox: Sandbox, reconciler: Reconciler, lines: Lines) -> None:
+def test_a_failing_webhook_is_told(sandbox: FaultyIconik, reconciler: Reconciler, lines: Lines) -> None:
     definition(sandbox).update(status="FAILING", first_failed_at="2026-11-18T00:00:00+00:00", last_error="502\n<b>")
     assert reconciler.reconcile()
     assert lines("cannot deliver") == [f"WARNING iconik cannot deliver to {URL}/create: 502 <b>"]
@@ -243,7 +243,7 @@ OURS, THEIRS = (URL, SECRET), (TWIN, SECRET)
     ],
 )
 def test_only_our_own_webhooks_are_touched(
-    sandbox: Sandbox, store: Store, reconciler: Reconciler, clock: Clock, statuses: Statuses, lines: Lines,
+    sandbox: FaultyIconik, store: Store, reconciler: Reconciler, clock: Clock, statuses: Statuses, lines: Lines,
     registered_url: str | None, defined: list[tuple[str, str]], changes: Json, enabled: set[str],
 ) -> None:  # fmt: skip
     sandbox.webhooks.clear()
@@ -267,7 +267,7 @@ def test_only_our_own_webhooks_are_touched(
 
 
 def test_a_webhook_that_cannot_be_enabled_does_not_keep_the_other_disabled(
-    sandbox: Sandbox, reconciler: Reconciler
+    sandbox: FaultyIconik, reconciler: Reconciler
 ) -> None:
     for webhook in sandbox.webhooks.values():
         webhook.update(BY_ICONIK)
@@ -277,7 +277,7 @@ def test_a_webhook_that_cannot_be_enabled_does_not_keep_the_other_disabled(
 
 
 def test_a_maintenance_page_is_not_taken_for_an_enabling(
-    sandbox: Sandbox, reconciler: Reconciler, clock: Clock
+    sandbox: FaultyIconik, reconciler: Reconciler, clock: Clock
 ) -> None:
     definition(sandbox).update(BY_ICONIK)
     sandbox.faults.append(Fault(PUT_WEBHOOK, status=200, body=b"<html>Back soon</html>"))
@@ -291,7 +291,7 @@ def test_a_maintenance_page_is_not_taken_for_an_enabling(
 
 
 def test_a_missed_asset_is_stored_as_its_create_webhook_would_have_stored_it(
-    sandbox: Sandbox, store: Store, reconciler: Reconciler, clock: Clock, statuses: Statuses, lines: Lines
+    sandbox: FaultyIconik, store: Store, reconciler: Reconciler, clock: Clock, statuses: Statuses, lines: Lines
 ) -> None:
     [lost, overtaken, known] = missed(sandbox, 3)
     store.proxy_closed(overtaken)
@@ -302,19 +302,19 @@ def test_a_missed_asset_is_stored_as_its_create_webhook_would_have_stored_it(
     [item] = store.database.run("SELECT * FROM items WHERE object_id = :id", id=lost)
     assert (item["title"], item["created_at"], item["next_attempt_at"]) == ("a.mov", store.now(), store.now())
     assert lines("missed") == [
-        f"WARNING Added 2 assets whose webhooks were missed, created since {utc_text(clock.now - HOUR)}"
+        f"WARNING Added 2 assets whose webhooks were missed, created since {format_utc(clock.now - HOUR)}"
     ]
     assert reconciler.reconcile()
     assert len(lines("missed")) == 1
 
 
 def test_nothing_older_than_the_first_start_and_nothing_too_new_is_added(
-    sandbox: Sandbox, store: Store, reconciler: Reconciler, clock: Clock, statuses: Statuses
+    sandbox: FaultyIconik, store: Store, reconciler: Reconciler, clock: Clock, statuses: Statuses
 ) -> None:
-    missed(sandbox, date_created=utc_text(clock.now - 0.001))
+    missed(sandbox, date_created=format_utc(clock.now - 0.001))
     [first] = missed(sandbox)
     clock.now += 600  # min_age
-    [later] = missed(sandbox, date_created=utc_text(clock.now - 599.999))
+    [later] = missed(sandbox, date_created=format_utc(clock.now - 599.999))
     assert reconciler.reconcile()
     assert statuses() == {}  # its create webhook may still be on its way
     clock.now += 0.001
@@ -324,12 +324,12 @@ def test_nothing_older_than_the_first_start_and_nothing_too_new_is_added(
 
 @pytest.mark.parametrize(("age", "is_found"), [(DAY - 1, True), (DAY + 1, False)])
 def test_what_iconiks_search_finds_a_day_late_is_not_missed(
-    sandbox: Sandbox, reconciler: Reconciler, clock: Clock, statuses: Statuses, age: float, is_found: bool
+    sandbox: FaultyIconik, reconciler: Reconciler, clock: Clock, statuses: Statuses, age: float, is_found: bool
 ) -> None:
     clock.now += 3 * DAY
-    missed(sandbox, date_created=utc_text(clock.now - HOUR))
+    missed(sandbox, date_created=format_utc(clock.now - HOUR))
     assert reconciler.reconcile()
-    missed(sandbox, date_created=utc_text(clock.now - 600 - age))
+    missed(sandbox, date_created=format_utc(clock.now - 600 - age))
     assert reconciler.reconcile()
     assert len(statuses()) == 1 + is_found
 
@@ -339,7 +339,7 @@ def test_what_iconiks_search_finds_a_day_late_is_not_missed(
     "value", ["2036-01-01T00:00:00.000Z", "yesterday", "0001-01-01T00:00:00Z", "", "2026-11-18 09:20"]
 )
 def test_what_was_noted_by_a_clock_that_ran_ahead_or_by_hand_hides_nothing_that_is_created_later(
-    sandbox: Sandbox, store: Store, reconciler: Reconciler, clock: Clock, statuses: Statuses, key: str, value: str
+    sandbox: FaultyIconik, store: Store, reconciler: Reconciler, clock: Clock, statuses: Statuses, key: str, value: str
 ) -> None:
     clock.now += 3 * DAY
     store.set_state(key, value)
@@ -352,12 +352,12 @@ def test_what_was_noted_by_a_clock_that_ran_ahead_or_by_hand_hides_nothing_that_
 
 
 def test_a_floor_from_the_future_does_not_bill_what_is_older(
-    sandbox: Sandbox, store: Store, reconciler: Reconciler, clock: Clock, statuses: Statuses
+    sandbox: FaultyIconik, store: Store, reconciler: Reconciler, clock: Clock, statuses: Statuses
 ) -> None:
     """A person put the webhook back while the clock ran ahead."""
     missed(sandbox)
     clock.now += DAY
-    store.set_state(ASSETS_FLOOR, utc_text(clock.now + 30 * DAY))
+    store.set_state(ASSETS_FLOOR, format_utc(clock.now + 30 * DAY))
     for _ in range(3):
         assert reconciler.reconcile()
         clock.now += HOUR
@@ -366,7 +366,7 @@ def test_a_floor_from_the_future_does_not_bill_what_is_older(
 
 @pytest.mark.parametrize("fields", [ENABLED, {**BY_ICONIK, "status": "FAILING"}, BY_ICONIK])
 def test_missed_assets_are_added_while_our_create_webhook_is_meant_to_let_all_through(
-    sandbox: Sandbox, reconciler: Reconciler, clock: Clock, statuses: Statuses, fields: Json
+    sandbox: FaultyIconik, reconciler: Reconciler, clock: Clock, statuses: Statuses, fields: Json
 ) -> None:
     definition(sandbox).update(fields)
     ids = missed(sandbox)
@@ -386,7 +386,7 @@ OFF: list[Json] = [
 
 @pytest.mark.parametrize("fields", OFF)
 def test_who_disables_or_filters_our_create_webhook_is_not_billed_for_the_time_between(
-    sandbox: Sandbox, reconcilers: Reconcilers, clock: Clock, statuses: Statuses, fields: Json
+    sandbox: FaultyIconik, reconcilers: Reconcilers, clock: Clock, statuses: Statuses, fields: Json
 ) -> None:
     webhook = definition(sandbox)
     before = {**BY_A_PERSON, "query": "", "object_id": None, **webhook}
@@ -408,7 +408,7 @@ def test_who_disables_or_filters_our_create_webhook_is_not_billed_for_the_time_b
 
 
 def test_another_create_webhook_of_ours_that_lets_all_through_is_enough(
-    sandbox: Sandbox, reconciler: Reconciler, clock: Clock, statuses: Statuses
+    sandbox: FaultyIconik, reconciler: Reconciler, clock: Clock, statuses: Statuses
 ) -> None:
     definition(sandbox)["query"] = 'data.type="ASSET"'
     sandbox.register(URL, {SECRET_HEADER: SECRET})
@@ -419,7 +419,7 @@ def test_another_create_webhook_of_ours_that_lets_all_through_is_enough(
 
 
 def test_a_person_who_disables_it_soon_after_it_was_enabled_is_not_billed(
-    sandbox: Sandbox, reconciler: Reconciler, clock: Clock, statuses: Statuses
+    sandbox: FaultyIconik, reconciler: Reconciler, clock: Clock, statuses: Statuses
 ) -> None:
     definition(sandbox).update(BY_ICONIK)
     assert reconciler.reconcile()
@@ -435,7 +435,7 @@ def test_a_person_who_disables_it_soon_after_it_was_enabled_is_not_billed(
 
 
 def test_iconiks_list_may_show_the_webhooks_as_they_were_before_they_were_enabled(
-    sandbox: Sandbox, reconciler: Reconciler, clock: Clock, statuses: Statuses
+    sandbox: FaultyIconik, reconciler: Reconciler, clock: Clock, statuses: Statuses
 ) -> None:
     definition(sandbox).update(BY_ICONIK)
     ids = missed(sandbox)
@@ -448,11 +448,16 @@ def test_iconiks_list_may_show_the_webhooks_as_they_were_before_they_were_enable
 @pytest.mark.usefixtures("short_pages")
 @pytest.mark.parametrize("sort_keys", [("date_created", "id"), ("date_created",)])
 def test_any_number_of_assets_is_added_though_many_were_created_at_the_same_moment(
-    sandbox: Sandbox, reconciler: Reconciler, clock: Clock, statuses: Statuses, lines: Lines, sort_keys: tuple[str, ...]
+    sandbox: FaultyIconik,
+    reconciler: Reconciler,
+    clock: Clock,
+    statuses: Statuses,
+    lines: Lines,
+    sort_keys: tuple[str, ...],
 ) -> None:
     sandbox.sort_keys = sort_keys
     moments = [90, *[91] * 25, 92, *[93] * 9, *range(94, 99)]  # a page ends within both of the groups
-    ids = {missed(sandbox, date_created=utc_text(clock.now + moment))[0] for moment in moments}
+    ids = {missed(sandbox, date_created=format_utc(clock.now + moment))[0] for moment in moments}
     clock.now += HOUR
     assert reconciler.reconcile()
     assert set(statuses()) == ids
@@ -461,9 +466,9 @@ def test_any_number_of_assets_is_added_though_many_were_created_at_the_same_mome
 
 @pytest.mark.usefixtures("short_pages")
 def test_what_was_cut_off_goes_on_at_its_last_page(
-    sandbox: Sandbox, reconcilers: Reconcilers, clock: Clock, statuses: Statuses, lines: Lines
+    sandbox: FaultyIconik, reconcilers: Reconcilers, clock: Clock, statuses: Statuses, lines: Lines
 ) -> None:
-    ids = {missed(sandbox, date_created=utc_text(clock.now + moment))[0] for moment in range(51)}
+    ids = {missed(sandbox, date_created=format_utc(clock.now + moment))[0] for moment in range(51)}
     clock.now += 3 * DAY
     sandbox.faults += [Fault(SEARCH, status=None, times=3), Fault(SEARCH, cut=True)]
     assert not reconcilers().reconcile()
@@ -480,7 +485,7 @@ def test_what_was_cut_off_goes_on_at_its_last_page(
 
 
 def test_a_search_that_does_not_lead_on_and_assets_that_are_none_are_no_endless_loop(
-    sandbox: Sandbox, reconciler: Reconciler, clock: Clock, statuses: Statuses
+    sandbox: FaultyIconik, reconciler: Reconciler, clock: Clock, statuses: Statuses
 ) -> None:
     page = [{"id": "not a UUID", "date_created": "yesterday"}, {"title": "no id"}, {"id": ASSET, "title": 5}] * 33
     body = f'{{"objects": {page} }}'.replace("'", '"').encode()
@@ -497,7 +502,7 @@ def test_a_search_that_does_not_lead_on_and_assets_that_are_none_are_no_endless_
 
 
 def test_an_item_whose_job_failed_at_iconik_becomes_failed_once(
-    sandbox: Sandbox, store: Store, reconciler: Reconciler, clock: Clock, row: Row, lines: Lines
+    sandbox: FaultyIconik, store: Store, reconciler: Reconciler, clock: Clock, row: Row, lines: Lines
 ) -> None:
     missed(sandbox)
     [asset_id] = sandbox.assets
@@ -518,7 +523,7 @@ def test_an_item_whose_job_failed_at_iconik_becomes_failed_once(
     [(None, 1, "failed"), (None, -1, "submitted"), ("another", 1, "submitted"), ("another", -1, "submitted")],
 )
 def test_another_job_counts_only_if_no_job_of_ours_is_known_and_it_failed_after_the_item_was_submitted(
-    sandbox: Sandbox, store: Store, reconciler: Reconciler, clock: Clock, row: Row, job_id: str | None,
+    sandbox: FaultyIconik, store: Store, reconciler: Reconciler, clock: Clock, row: Row, job_id: str | None,
     fails_after: float, status: str,
 ) -> None:  # fmt: skip
     [asset_id] = missed(sandbox)
@@ -533,7 +538,7 @@ def test_another_job_counts_only_if_no_job_of_ours_is_known_and_it_failed_after_
 
 @pytest.mark.parametrize("knows_new_job", [True, False])
 def test_the_old_jobs_failure_found_again_after_a_retry_changes_nothing(
-    sandbox: Sandbox, store: Store, reconciler: Reconciler, clock: Clock, row: Row, knows_new_job: bool
+    sandbox: FaultyIconik, store: Store, reconciler: Reconciler, clock: Clock, row: Row, knows_new_job: bool
 ) -> None:
     [asset_id] = missed(sandbox)
     job_id = sandbox.start_job(asset_id)
@@ -556,7 +561,7 @@ def test_the_old_jobs_failure_found_again_after_a_retry_changes_nothing(
 @pytest.mark.usefixtures("short_pages")
 @pytest.mark.parametrize("is_sorted", [True, False])
 def test_any_number_of_jobs_and_a_look_that_was_cut_off_loses_none(
-    sandbox: Sandbox, store: Store, reconcilers: Reconcilers, clock: Clock, statuses: Statuses, is_sorted: bool,
+    sandbox: FaultyIconik, store: Store, reconcilers: Reconcilers, clock: Clock, statuses: Statuses, is_sorted: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     if not is_sorted:  # iconik does not keep to what its documentation says
@@ -579,7 +584,7 @@ def test_any_number_of_jobs_and_a_look_that_was_cut_off_loses_none(
 
 @pytest.mark.parametrize("value", ["2036-01-01T00:00:00.000Z", "yesterday", ""])
 def test_a_mark_of_a_clock_that_ran_ahead_hides_no_later_failure(
-    sandbox: Sandbox, store: Store, reconciler: Reconciler, clock: Clock, row: Row, value: str
+    sandbox: FaultyIconik, store: Store, reconciler: Reconciler, clock: Clock, row: Row, value: str
 ) -> None:
     store.set_state(JOBS_SEEN_UNTIL, value)
     [asset_id] = missed(sandbox)
@@ -593,7 +598,7 @@ def test_a_mark_of_a_clock_that_ran_ahead_hides_no_later_failure(
 
 
 def test_jobs_that_make_no_sense_do_not_keep_the_others_from_being_read(
-    sandbox: Sandbox, store: Store, reconciler: Reconciler, clock: Clock, row: Row
+    sandbox: FaultyIconik, store: Store, reconciler: Reconciler, clock: Clock, row: Row
 ) -> None:
     submitted(store, ASSET, None)
     own = f'{{"object_id": "{ASSET.upper()}", "id": 5, "date_modified": "later", "message": "Too long"}}'
@@ -651,7 +656,7 @@ def test_an_end_does_not_wait_for_all_batches(
 class Everything:
     """Something to do for each step, and whether it was done."""
 
-    def __init__(self, sandbox: Sandbox, store: Store, clock: Clock) -> None:
+    def __init__(self, sandbox: FaultyIconik, store: Store, clock: Clock) -> None:
         self.sandbox, self.store = sandbox, store
         self.old, self.failed = new_id(), new_id()
         store.proxy_closed(self.old)
@@ -681,7 +686,7 @@ ALL = {"webhooks", "assets", "jobs", "rows"}
 
 
 @pytest.fixture
-def everything(sandbox: Sandbox, store: Store, clock: Clock) -> Everything:
+def everything(sandbox: FaultyIconik, store: Store, clock: Clock) -> Everything:
     return Everything(sandbox, store, clock)
 
 
@@ -703,7 +708,7 @@ def test_all_steps_are_gone_through(everything: Everything, reconciler: Reconcil
     ],
 )
 def test_a_step_whose_role_is_missing_is_left_out_and_told_once_a_start(
-    everything: Everything, sandbox: Sandbox, reconcilers: Reconcilers, lines: Lines, role: str, left_out: set[str]
+    everything: Everything, sandbox: FaultyIconik, reconcilers: Reconcilers, lines: Lines, role: str, left_out: set[str]
 ) -> None:
     sandbox.roles.remove(role)
     for starts in (1, 2):
@@ -724,7 +729,7 @@ def test_a_step_whose_role_is_missing_is_left_out_and_told_once_a_start(
 )
 @pytest.mark.parametrize("status", [503, 400, 302])
 def test_a_step_that_fails_leaves_the_others_alone_and_is_tried_again(
-    everything: Everything, sandbox: Sandbox, reconciler: Reconciler, lines: Lines, call: str, not_done: set[str],
+    everything: Everything, sandbox: FaultyIconik, reconciler: Reconciler, lines: Lines, call: str, not_done: set[str],
     status: int,
 ) -> None:  # fmt: skip
     sandbox.faults.append(Fault(call, status))
@@ -740,7 +745,7 @@ def test_a_step_that_fails_leaves_the_others_alone_and_is_tried_again(
     [(Fault(), False), (Fault(), True), (Fault(cut=True), True), (Fault(cut=True, after_work=True), True)],
 )
 def test_an_iconik_that_fails_each_of_its_calls_once_and_restarts_in_between_only_delay(
-    everything: Everything, sandbox: Sandbox, reconcilers: Reconcilers, fault: Fault, restarts: bool
+    everything: Everything, sandbox: FaultyIconik, reconcilers: Reconcilers, fault: Fault, restarts: bool
 ) -> None:
     sandbox.fail_each_once = fault
     reconciler = reconcilers()
@@ -774,7 +779,7 @@ def test_a_mistake_in_one_step_ends_neither_the_others_nor_the_service(
 
 
 def test_with_an_interval_of_0_iconik_is_asked_nothing_and_is_not_asked_later_about_the_time_between(
-    everything: Everything, sandbox: Sandbox, reconcilers: Reconcilers, clock: Clock
+    everything: Everything, sandbox: FaultyIconik, reconcilers: Reconcilers, clock: Clock
 ) -> None:
     assert reconcilers(reconciler__interval=0).reconcile()
     assert everything.done() == {"rows"}
@@ -788,7 +793,7 @@ def test_with_an_interval_of_0_iconik_is_asked_nothing_and_is_not_asked_later_ab
 
 
 def test_nothing_is_asked_while_the_breaker_is_open(
-    everything: Everything, sandbox: Sandbox, reconciler: Reconciler, breaker: CircuitBreaker
+    everything: Everything, sandbox: FaultyIconik, reconciler: Reconciler, breaker: CircuitBreaker
 ) -> None:
     open_for(breaker, 60)
     reconciler.start()
@@ -802,7 +807,7 @@ def test_nothing_is_asked_while_the_breaker_is_open(
 
 
 def test_a_failure_opens_the_breaker_again_only_if_it_was_a_probe(
-    sandbox: Sandbox, reconciler: Reconciler, breaker: CircuitBreaker
+    sandbox: FaultyIconik, reconciler: Reconciler, breaker: CircuitBreaker
 ) -> None:
     sandbox.faults.append(Fault(times=FOREVER))
     for _ in range(MAX_FAILURES):
@@ -813,7 +818,9 @@ def test_a_failure_opens_the_breaker_again_only_if_it_was_a_probe(
     assert breaker.state == "open"
 
 
-def test_too_many_requests_open_the_breaker(sandbox: Sandbox, reconciler: Reconciler, breaker: CircuitBreaker) -> None:
+def test_too_many_requests_open_the_breaker(
+    sandbox: FaultyIconik, reconciler: Reconciler, breaker: CircuitBreaker
+) -> None:
     sandbox.faults.append(Fault(LIST_OF_WEBHOOKS, status=429, headers={"Retry-After": "60"}))
     reconciler._step("our webhooks", reconciler._enable_webhooks)
     assert breaker.state == "open"
@@ -865,7 +872,7 @@ def test_it_looks_again_after_its_interval_or_sooner_if_a_step_was_not_done(
 
 @pytest.mark.parametrize("call", [LIST_OF_WEBHOOKS, PUT_WEBHOOK, SEARCH, JOBS])
 def test_it_ends_though_iconik_does_not_answer(
-    everything: Everything, sandbox: Sandbox, reconciler: Reconciler, lines: Lines, call: str,
+    everything: Everything, sandbox: FaultyIconik, reconciler: Reconciler, lines: Lines, call: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.setattr("reconciliation.reconciler.STOP_SECONDS", 0.05)

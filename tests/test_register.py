@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from sandbox import Sandbox
+from faulty_iconik import FaultyIconik
 from store import Store
 from support import SECRET, ListenerHere, wait_until
 
@@ -22,18 +22,18 @@ def store(listener_here: ListenerHere) -> Store:
     return listener_here.store
 
 
-def definitions(sandbox: Sandbox) -> list[tuple[str, ...]]:
+def definitions(sandbox: FaultyIconik) -> list[tuple[str, ...]]:
     keys = ("url", "event_type", "operation", "realm", "query", "status")
     return [tuple(webhook.get(key) or "" for key in keys) for webhook in sandbox.webhooks.values()]
 
 
-def changes(sandbox: Sandbox) -> list[str]:
+def changes(sandbox: FaultyIconik) -> list[str]:
     """The requests that changed something at iconik."""
     return [request for request in sandbox.requests if not request.startswith("GET")]
 
 
 def test_register_creates_the_two_webhooks_and_a_second_run_changes_nothing(
-    listener_here: ListenerHere, sandbox: Sandbox, store: Store
+    listener_here: ListenerHere, sandbox: FaultyIconik, store: Store
 ) -> None:
     result = listener_here.command("register", PUBLIC)
     assert (result.returncode, result.stderr) == (0, "")
@@ -47,7 +47,7 @@ def test_register_creates_the_two_webhooks_and_a_second_run_changes_nothing(
     assert len(changes(sandbox)) == 2
 
 
-def test_registered_webhooks_reach_the_listener(listener_here: ListenerHere, sandbox: Sandbox) -> None:
+def test_registered_webhooks_reach_the_listener(listener_here: ListenerHere, sandbox: FaultyIconik) -> None:
     assert listener_here.command("register", "--insecure", listener_here.url).returncode == 0
     asset_id = sandbox.create_asset("a.mov")
     sandbox.set_proxy(asset_id, "OPEN")
@@ -65,7 +65,7 @@ def test_from_register_on_missed_assets_are_found(listener_here: ListenerHere, s
 
 
 def test_register_puts_a_disabled_webhook_back_in_use_and_keeps_what_a_person_chose(
-    listener_here: ListenerHere, sandbox: Sandbox
+    listener_here: ListenerHere, sandbox: FaultyIconik
 ) -> None:
     sandbox.register(PUBLIC, OURS)
     create, proxy = sandbox.webhooks.values()
@@ -92,7 +92,7 @@ def test_register_puts_a_disabled_webhook_back_in_use_and_keeps_what_a_person_ch
     ],
 )
 def test_register_mends_what_keeps_events_from_us(
-    listener_here: ListenerHere, sandbox: Sandbox, change: dict[str, Any], becomes: dict[str, Any]
+    listener_here: ListenerHere, sandbox: FaultyIconik, change: dict[str, Any], becomes: dict[str, Any]
 ) -> None:
     sandbox.register(PUBLIC, OURS)
     _, proxy = sandbox.webhooks.values()
@@ -104,7 +104,7 @@ def test_register_mends_what_keeps_events_from_us(
 
 
 def test_the_webhooks_of_a_staging_twin_are_left_alone(
-    listener_here: ListenerHere, sandbox: Sandbox, store: Store
+    listener_here: ListenerHere, sandbox: FaultyIconik, store: Store
 ) -> None:
     sandbox.register("https://staging.example.com", OURS)
     for webhook in sandbox.webhooks.values():
@@ -118,13 +118,13 @@ def test_the_webhooks_of_a_staging_twin_are_left_alone(
     assert store.state("registered_url") == ""
 
 
-def test_of_two_secrets_the_first_is_registered(listener_here: ListenerHere, sandbox: Sandbox) -> None:
+def test_of_two_secrets_the_first_is_registered(listener_here: ListenerHere, sandbox: FaultyIconik) -> None:
     listener_here.config.write_text(listener_here.config.read_text().replace(SECRET, f"new {SECRET}"))
     listener_here.command("register", PUBLIC)
     assert [webhook["headers"]["X-Webhook-Secret"] for webhook in sandbox.webhooks.values()] == ["new", "new"]
 
 
-def test_without_a_secret_register_says_so(listeners_here: Any, sandbox: Sandbox) -> None:
+def test_without_a_secret_register_says_so(listeners_here: Any, sandbox: FaultyIconik) -> None:
     listener = listeners_here(listener__webhook_secret="").start()
     result = listener.command("register", PUBLIC)
     assert result.stderr == "note: no webhook_secret is set in config.ini: the webhooks are registered without\n"
@@ -136,7 +136,7 @@ def test_without_a_secret_register_says_so(listeners_here: Any, sandbox: Sandbox
 
 
 def test_what_was_registered_at_a_wrong_host_is_taken_back(
-    listener_here: ListenerHere, sandbox: Sandbox, store: Store
+    listener_here: ListenerHere, sandbox: FaultyIconik, store: Store
 ) -> None:
     wrong = "http://listner.example.com"
     listener_here.command("register", "--insecure", wrong)
@@ -151,7 +151,7 @@ def test_what_was_registered_at_a_wrong_host_is_taken_back(
     assert result.stderr == f"iconik has no webhooks of this listener at {wrong}\n"
 
 
-def test_before_the_first_start_register_says_to_run_it_again(listeners_here: Any, sandbox: Sandbox) -> None:
+def test_before_the_first_start_register_says_to_run_it_again(listeners_here: Any, sandbox: FaultyIconik) -> None:
     listener = listeners_here()
     result = listener.command("register", PUBLIC)
     assert result.returncode == 0
@@ -184,7 +184,9 @@ def test_before_the_first_start_register_says_to_run_it_again(listeners_here: An
         (f"{PUBLIC}/behind/proxy/", "without /create or /proxy"),
     ],
 )
-def test_register_refuses_a_url_that_will_not_do(listeners_here: Any, sandbox: Sandbox, url: str, words: str) -> None:
+def test_register_refuses_a_url_that_will_not_do(
+    listeners_here: Any, sandbox: FaultyIconik, url: str, words: str
+) -> None:
     result = listeners_here().command("register", url)
     assert result.returncode == 2
     assert words in result.stderr
@@ -200,7 +202,7 @@ def test_register_refuses_a_url_that_will_not_do(listeners_here: Any, sandbox: S
     ],
 )
 def test_register_names_the_role_that_is_missing(
-    listener_here: ListenerHere, sandbox: Sandbox, store: Store, role: str, arguments: list[str]
+    listener_here: ListenerHere, sandbox: FaultyIconik, store: Store, role: str, arguments: list[str]
 ) -> None:
     sandbox.register("https://old.example.com", OURS)
     sandbox.roles.discard(role)

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from faulty_iconik import Fault, FaultyIconik
 from reconciliation import changes as corrections
-from sandbox import Fault, Sandbox
 from support import ASSET, OTHER_ASSET, ListenerHere, new_id, rows, wait_until
-from system.text import seconds_of, utc_text
+from system.text import format_utc, parse_time
 
 STATUSES = ("awaiting_proxy", "awaiting_create", "ready", "submitting", "submitted", "skipped", "failed")
 NOW, LATER = "2026-11-23T16:47:00.123Z", "2999-01-01T00:00:00.000Z"
@@ -113,14 +113,14 @@ def test_what_is_not_there_is_named(listener: ListenerHere, command: str, object
 
 def test_retry_does_not_hurry_what_is_in_doubt(listener: ListenerHere) -> None:
     """iconik may be taking the POST that it did not answer: it is not looked at before retry_delay is over."""
-    attempted, now = utc_text(time.time() - 4), utc_text(time.time())
+    attempted, now = format_utc(time.time() - 4), format_utc(time.time())
     add(listener, "ready", ASSET, attempts=1, last_attempt_at=attempted, in_doubt=1)
     add(listener, "failed", OTHER_ASSET, attempts=1, last_attempt_at=attempted, in_doubt=1)
     assert listener.command("retry", ASSET, OTHER_ASSET).returncode == 0
     for object_id in (ASSET, OTHER_ASSET):
-        due = seconds_of(row_of(listener, object_id)["next_attempt_at"])
+        due = parse_time(row_of(listener, object_id)["next_attempt_at"])
         assert due is not None
-        assert due - (seconds_of(now) or 0) == pytest.approx(6, abs=0.1)
+        assert due - (parse_time(now) or 0) == pytest.approx(6, abs=0.1)
 
 
 # All of a status
@@ -188,7 +188,7 @@ def test_wrong_use_changes_nothing(listener: ListenerHere, arguments: list[str])
 
 @pytest.mark.parametrize("arguments", [[ASSET], ["--all"]])
 def test_a_running_listener_takes_up_what_is_retried(
-    listener_here: ListenerHere, sandbox: Sandbox, arguments: list[str]
+    listener_here: ListenerHere, sandbox: FaultyIconik, arguments: list[str]
 ) -> None:
     sandbox.faults.append(Fault(f"analyze/assets/{ASSET}", status=404, body=b'{"errors": ["No such asset"]}'))
     listener_here.upload(ASSET)
@@ -200,7 +200,7 @@ def test_a_running_listener_takes_up_what_is_retried(
 
 
 def test_a_running_listener_asks_for_the_proxies_of_what_is_retried_once(
-    listener_here: ListenerHere, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+    listener_here: ListenerHere, sandbox: FaultyIconik, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not again and again: with each question the next one is due later, but this command goes over each once."""
     monkeypatch.setattr(corrections, "BATCH_SIZE", 2)

@@ -14,23 +14,23 @@ from typing import Any
 import pytest
 import requests
 
-from sandbox import Fault, Sandbox
+from faulty_iconik import Fault, FaultyIconik
 
-HEADERS = {"App-ID": Sandbox.app_id, "Auth-Token": Sandbox.auth_token}
+HEADERS = {"App-ID": FaultyIconik.app_id, "Auth-Token": FaultyIconik.auth_token}
 WEBHOOKS = "notifications/v1/webhooks/"
 FOREVER = float("inf")
 REFUSED_URL = "http://127.0.0.1:1"  # nothing listens there
 
 
-def call(sandbox: Sandbox, method: str, path: str, body: Any = None, timeout: float = 10) -> requests.Response:
+def call(sandbox: FaultyIconik, method: str, path: str, body: Any = None, timeout: float = 10) -> requests.Response:
     return requests.request(method, f"{sandbox.url}/API/{path}", json=body, headers=HEADERS, timeout=timeout)
 
 
-def analyze(sandbox: Sandbox, asset_id: str, timeout: float = 10) -> requests.Response:
+def analyze(sandbox: FaultyIconik, asset_id: str, timeout: float = 10) -> requests.Response:
     return call(sandbox, "POST", f"transcode/v1/analyze/assets/{asset_id}/", {}, timeout)
 
 
-def search(sandbox: Sandbox, bounds: dict[str, str], query: str = "", **body: Any) -> Any:
+def search(sandbox: FaultyIconik, bounds: dict[str, str], query: str = "", **body: Any) -> Any:
     terms = [{"name": "date_created", "range": bounds}]
     body = {"filter": {"operator": "AND", "terms": terms}, "include_fields": ["id", "date_created"], **body}
     return call(sandbox, "POST", f"search/v1/search/?{query}", body).json()
@@ -78,7 +78,7 @@ def receiver() -> Iterator[Receiver]:
 
 
 def test_an_upload_is_delivered_to_both_webhooks_with_the_headers_of_their_definitions(
-    sandbox: Sandbox, receiver: Receiver
+    sandbox: FaultyIconik, receiver: Receiver
 ) -> None:
     sandbox.register(receiver.url, {"X-Webhook-Secret": "s3cret"})
     asset_id = sandbox.create_asset("a.mov", type="SUBCLIP")
@@ -108,7 +108,7 @@ def test_an_upload_is_delivered_to_both_webhooks_with_the_headers_of_their_defin
     ],
 )
 def test_a_webhook_gets_the_events_that_its_definition_lets_through(
-    sandbox: Sandbox, receiver: Receiver, changes: dict[str, Any], is_delivered: bool
+    sandbox: FaultyIconik, receiver: Receiver, changes: dict[str, Any], is_delivered: bool
 ) -> None:
     sandbox.register(receiver.url)
     next(iter(sandbox.webhooks.values())).update(changes)
@@ -118,7 +118,7 @@ def test_a_webhook_gets_the_events_that_its_definition_lets_through(
 
 def test_a_webhook_that_fails_is_disabled_after_five_hours_and_nothing_is_sent_again(receiver: Receiver) -> None:
     now = [1_795_000_000.0]
-    with Sandbox(clock=lambda: now[0]) as sandbox:
+    with FaultyIconik(clock=lambda: now[0]) as sandbox:
         sandbox.register(receiver.url)
         webhook = next(iter(sandbox.webhooks.values()))
         receiver.status = 503
@@ -132,7 +132,7 @@ def test_a_webhook_that_fails_is_disabled_after_five_hours_and_nothing_is_sent_a
         assert receiver.object_ids == ["after 0 more hours", "after 4.9 more hours", "after 0.2 more hours"]
 
 
-def test_a_webhook_that_succeeds_again_is_enabled_without_an_error(sandbox: Sandbox, receiver: Receiver) -> None:
+def test_a_webhook_that_succeeds_again_is_enabled_without_an_error(sandbox: FaultyIconik, receiver: Receiver) -> None:
     sandbox.register(receiver.url)
     webhook = next(iter(sandbox.webhooks.values()))
     receiver.status = 302
@@ -143,7 +143,7 @@ def test_a_webhook_that_succeeds_again_is_enabled_without_an_error(sandbox: Sand
     assert (webhook["status"], webhook["first_failed_at"], webhook["last_error"]) == ("ENABLED", None, None)
 
 
-def test_a_listener_that_is_down_is_a_failed_delivery_and_tests_may_disable_what_fails(sandbox: Sandbox) -> None:
+def test_a_listener_that_is_down_is_a_failed_delivery_and_tests_may_disable_what_fails(sandbox: FaultyIconik) -> None:
     sandbox.register(REFUSED_URL)
     asset_id = sandbox.create_asset("a.mov")
     sandbox.disable_failing_webhooks()
@@ -154,7 +154,7 @@ def test_a_listener_that_is_down_is_a_failed_delivery_and_tests_may_disable_what
 
 
 def test_deliveries_take_no_proxy_from_the_environment(
-    sandbox: Sandbox, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+    sandbox: FaultyIconik, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("http_proxy", REFUSED_URL)
     sandbox.register(receiver.url)
@@ -162,7 +162,7 @@ def test_deliveries_take_no_proxy_from_the_environment(
     assert receiver.object_ids == [asset_id]
 
 
-def test_webhook_definitions_are_created_read_replaced_and_deleted(sandbox: Sandbox) -> None:
+def test_webhook_definitions_are_created_read_replaced_and_deleted(sandbox: FaultyIconik) -> None:
     desired = {"url": f"{REFUSED_URL}/create", "event_type": "assets", "status": "ENABLED"}
     created = call(sandbox, "POST", WEBHOOKS, {**desired, "query": "q"})
     assert created.status_code == 201
@@ -178,7 +178,7 @@ def test_webhook_definitions_are_created_read_replaced_and_deleted(sandbox: Sand
     assert [call(sandbox, method, path).status_code for method in ("DELETE", "GET", "DELETE")] == [204, 404, 404]
 
 
-def test_a_put_that_enables_a_webhook_forgets_its_failure_and_another_keeps_it(sandbox: Sandbox) -> None:
+def test_a_put_that_enables_a_webhook_forgets_its_failure_and_another_keeps_it(sandbox: FaultyIconik) -> None:
     sandbox.register(REFUSED_URL)
     sandbox.create_asset("a.mov")
     sandbox.disable_failing_webhooks()
@@ -189,7 +189,7 @@ def test_a_put_that_enables_a_webhook_forgets_its_failure_and_another_keeps_it(s
     assert (enabled["status"], enabled.get("first_failed_at"), enabled.get("last_error")) == ("ENABLED", None, None)
 
 
-def test_a_webhook_that_a_person_disables_has_no_failure(sandbox: Sandbox) -> None:
+def test_a_webhook_that_a_person_disables_has_no_failure(sandbox: FaultyIconik) -> None:
     sandbox.register(REFUSED_URL)
     sandbox.create_asset("a.mov")
     found = call(sandbox, "GET", WEBHOOKS).json()["objects"][0]
@@ -201,7 +201,7 @@ def test_a_webhook_that_a_person_disables_has_no_failure(sandbox: Sandbox) -> No
 # Search, jobs, roles
 
 
-def test_a_search_pages_through_all_assets_of_its_range_both_ends_included(sandbox: Sandbox) -> None:
+def test_a_search_pages_through_all_assets_of_its_range_both_ends_included(sandbox: FaultyIconik) -> None:
     for number in range(250):
         sandbox.create_asset("a.mov", f"{number:03}", send=False, date_created=f"2026-11-22T10:{number // 50:02}:00Z")
     bounds = {"min": "2026-11-22T11:01:00+01:00", "max": "2026-11-22T10:03:00.000Z"}
@@ -219,7 +219,7 @@ def test_a_search_pages_through_all_assets_of_its_range_both_ends_included(sandb
     assert search(sandbox, bounds, "per_page=40&page=5") == {"errors": ["Requested page does not exist"]}
 
 
-def test_search_after_skips_equal_dates_if_iconik_sorts_by_the_date_only(sandbox: Sandbox) -> None:
+def test_search_after_skips_equal_dates_if_iconik_sorts_by_the_date_only(sandbox: FaultyIconik) -> None:
     sandbox.sort_keys = ("date_created",)
     for number in range(5):
         sandbox.create_asset("a.mov", str(number), send=False, date_created=f"2026-11-22T10:0{number // 3}:00Z")
@@ -229,7 +229,7 @@ def test_search_after_skips_equal_dates_if_iconik_sorts_by_the_date_only(sandbox
     assert len(first[-1]["_sort"]) == 1
 
 
-def test_a_search_finds_what_was_added_or_changed_since_the_last(sandbox: Sandbox) -> None:
+def test_a_search_finds_what_was_added_or_changed_since_the_last(sandbox: FaultyIconik) -> None:
     for asset_id in ("a", "b"):
         sandbox.create_asset("a.mov", asset_id, send=False, date_created="2026-11-22T10:00:00Z")
     page = search(sandbox, {}, "per_page=1")["objects"]
@@ -240,7 +240,7 @@ def test_a_search_finds_what_was_added_or_changed_since_the_last(sandbox: Sandbo
     assert [asset["id"] for asset in search(sandbox, {"max": "2026-11-21T10:00:00Z"})["objects"]] == ["a"]
 
 
-def test_a_later_page_goes_on_in_the_order_of_the_first_which_is_sorted_once(sandbox: Sandbox) -> None:
+def test_a_later_page_goes_on_in_the_order_of_the_first_which_is_sorted_once(sandbox: FaultyIconik) -> None:
     for number in range(3):
         sandbox.create_asset("a.mov", str(number), send=False, date_created=f"2026-11-22T10:0{number}:00Z")
     page = search(sandbox, {}, "per_page=2")["objects"]
@@ -248,7 +248,7 @@ def test_a_later_page_goes_on_in_the_order_of_the_first_which_is_sorted_once(san
     assert [asset["id"] for asset in search(sandbox, {}, search_after=page[-1]["_sort"])["objects"]] == ["2"]
 
 
-def test_assets_may_be_added_while_others_are_searched(sandbox: Sandbox) -> None:
+def test_assets_may_be_added_while_others_are_searched(sandbox: FaultyIconik) -> None:
     for _ in range(5000):
         sandbox.create_asset("a.mov", send=False)
     answers: list[Any] = []
@@ -259,7 +259,7 @@ def test_assets_may_be_added_while_others_are_searched(sandbox: Sandbox) -> None
     assert [len(answer["objects"]) for answer in answers] == [10] * 5
 
 
-def test_a_job_and_its_asset_go_the_same_way(sandbox: Sandbox) -> None:
+def test_a_job_and_its_asset_go_the_same_way(sandbox: FaultyIconik) -> None:
     done, failed = sandbox.create_asset("a.mov"), sandbox.create_asset("b.mov")
     job_ids = [analyze(sandbox, asset_id).json()["id"] for asset_id in (done, failed)]
     assert (sandbox.jobs, [sandbox.latest_job[asset_id] for asset_id in sandbox.jobs]) == ([done, failed], job_ids)
@@ -272,7 +272,7 @@ def test_a_job_and_its_asset_go_the_same_way(sandbox: Sandbox) -> None:
     assert (job["id"], job["object_id"], job["error_message"]) == (job_ids[1], failed, "No such codec")
 
 
-def test_jobs_are_found_by_the_time_of_their_change_and_in_pages(sandbox: Sandbox) -> None:
+def test_jobs_are_found_by_the_time_of_their_change_and_in_pages(sandbox: FaultyIconik) -> None:
     for number in range(5):
         job_id = sandbox.start_job(sandbox.create_asset("a.mov", str(number)))
         sandbox.job_details[job_id]["date_modified"] = f"2026-11-22T1{number}:00:00Z"
@@ -289,7 +289,7 @@ def test_jobs_are_found_by_the_time_of_their_change_and_in_pages(sandbox: Sandbo
     assert found("sort=date_modified,desc&per_page=2&page=4") == ["Requested page does not exist"]
 
 
-def test_a_job_that_fails_between_two_pages_is_on_the_later_one(sandbox: Sandbox) -> None:
+def test_a_job_that_fails_between_two_pages_is_on_the_later_one(sandbox: FaultyIconik) -> None:
     jobs = [sandbox.start_job(sandbox.create_asset("a.mov")) for _ in range(3)]
     path = "jobs/v1/jobs/?status=FAILED&sort=date_modified,asc&per_page=2&page="
     for job_id in jobs[:2]:
@@ -300,7 +300,7 @@ def test_a_job_that_fails_between_two_pages_is_on_the_later_one(sandbox: Sandbox
     assert [job["id"] for job in first + second] == jobs
 
 
-def test_an_analysis_profile_has_to_be_there(sandbox: Sandbox) -> None:
+def test_an_analysis_profile_has_to_be_there(sandbox: FaultyIconik) -> None:
     path = f"transcode/v1/analyze/assets/{sandbox.create_asset('a.mov')}/profiles"
     sandbox.profiles.append({"id": "faces"})
     answers = [call(sandbox, "POST", f"{path}/{profile}/", {}) for profile in ("default", "faces", "nobody")]
@@ -308,7 +308,7 @@ def test_an_analysis_profile_has_to_be_there(sandbox: Sandbox) -> None:
     assert call(sandbox, "GET", "files/v1/analysis/profiles/").json() == {"objects": sandbox.profiles}
 
 
-def test_proxies_come_in_pages_and_no_proxies_are_a_404(sandbox: Sandbox) -> None:
+def test_proxies_come_in_pages_and_no_proxies_are_a_404(sandbox: FaultyIconik) -> None:
     asset_id = sandbox.create_asset("a.mov")
     path = f"files/v1/assets/{asset_id}/proxies/?per_page=2"
     assert call(sandbox, "GET", path).status_code == 404
@@ -319,14 +319,14 @@ def test_proxies_come_in_pages_and_no_proxies_are_a_404(sandbox: Sandbox) -> Non
     assert [proxy["status"] for proxy in first + second] == ["OPEN", "FAILED", "CLOSED"]
 
 
-def test_an_asset_that_is_not_there_is_iconiks_404(sandbox: Sandbox) -> None:
+def test_an_asset_that_is_not_there_is_iconiks_404(sandbox: FaultyIconik) -> None:
     answer = analyze(sandbox, "nobody")
     assert (answer.status_code, answer.json()) == (404, {"errors": ["Asset nobody doesn't exist"]})
     sandbox.makes_up_assets = True
     assert analyze(sandbox, "nobody").status_code == 201
 
 
-def test_a_call_needs_its_role_and_the_credentials(sandbox: Sandbox) -> None:
+def test_a_call_needs_its_role_and_the_credentials(sandbox: FaultyIconik) -> None:
     sandbox.automations.append({"name": "Analyze", "status": "ACTIVE"})
     path = "automations/v1/automations/"
     assert call(sandbox, "GET", path).json()["objects"] == sandbox.automations
@@ -339,7 +339,7 @@ def test_a_call_needs_its_role_and_the_credentials(sandbox: Sandbox) -> None:
 
 
 @pytest.mark.parametrize("body", [b"[]", b"nonsense", b"{}", b'{"filter": {"terms": [{"name": "title"}]}}'])
-def test_a_call_that_is_not_understood_is_answered_400(sandbox: Sandbox, body: bytes) -> None:
+def test_a_call_that_is_not_understood_is_answered_400(sandbox: FaultyIconik, body: bytes) -> None:
     answer = requests.post(f"{sandbox.url}/API/search/v1/search/", data=body, headers=HEADERS, timeout=10)
     assert (answer.status_code, list(answer.json())) == (400, ["errors"])
 
@@ -348,14 +348,14 @@ def test_a_call_that_is_not_understood_is_answered_400(sandbox: Sandbox, body: b
 
 
 @pytest.fixture
-def asset_id(sandbox: Sandbox) -> str:
+def asset_id(sandbox: FaultyIconik) -> str:
     return sandbox.create_asset("a.mov")
 
 
 @pytest.mark.parametrize("after_work", [False, True])
 @pytest.mark.parametrize("fault", [Fault(cut=True), Fault(hang=True)])
 def test_a_request_without_an_answer_was_done_or_not(
-    sandbox: Sandbox, asset_id: str, fault: Fault, after_work: bool
+    sandbox: FaultyIconik, asset_id: str, fault: Fault, after_work: bool
 ) -> None:
     sandbox.faults.append(Fault(cut=fault.cut, hang=fault.hang, after_work=after_work))
     with pytest.raises((requests.ConnectionError, requests.Timeout)):
@@ -364,7 +364,7 @@ def test_a_request_without_an_answer_was_done_or_not(
     assert analyze(sandbox, asset_id).status_code == 201
 
 
-def test_a_request_may_be_done_some_time_after_its_connection_was_cut(sandbox: Sandbox, asset_id: str) -> None:
+def test_a_request_may_be_done_some_time_after_its_connection_was_cut(sandbox: FaultyIconik, asset_id: str) -> None:
     sandbox.faults.append(Fault(cut=True, after_work=True, work_delay=0.1))
     with pytest.raises(requests.ConnectionError):
         analyze(sandbox, asset_id)
@@ -372,7 +372,7 @@ def test_a_request_may_be_done_some_time_after_its_connection_was_cut(sandbox: S
     assert sandbox.wait_for(lambda: sandbox.jobs == [asset_id])
 
 
-def test_its_own_answer_may_come_too_late(sandbox: Sandbox, asset_id: str) -> None:
+def test_its_own_answer_may_come_too_late(sandbox: FaultyIconik, asset_id: str) -> None:
     sandbox.faults.append(Fault(status=None, delay=0.1, times=2))
     with pytest.raises(requests.Timeout):
         analyze(sandbox, asset_id, timeout=0.02)
@@ -380,7 +380,7 @@ def test_its_own_answer_may_come_too_late(sandbox: Sandbox, asset_id: str) -> No
     assert len(sandbox.jobs) == 2
 
 
-def test_an_answer_has_any_status_headers_and_body(sandbox: Sandbox, asset_id: str) -> None:
+def test_an_answer_has_any_status_headers_and_body(sandbox: FaultyIconik, asset_id: str) -> None:
     sandbox.faults.append(Fault(status=200, headers={"Retry-After": "7"}, body=b"<html>Back soon</html>"))
     answer = analyze(sandbox, asset_id)
     assert (answer.status_code, answer.text, answer.headers["Retry-After"]) == (200, "<html>Back soon</html>", "7")
@@ -395,7 +395,7 @@ def test_an_answer_has_any_status_headers_and_body(sandbox: Sandbox, asset_id: s
     ("drip_from", "first_part"), [("status", b"H"), ("headers", b"Service Unavailable\r\nC"), ("body", b"\r\n\r\n{")]
 )
 def test_an_answer_drips_from_the_status_line_the_headers_or_the_body_on(
-    sandbox: Sandbox, drip_from: str, first_part: bytes
+    sandbox: FaultyIconik, drip_from: str, first_part: bytes
 ) -> None:
     sandbox.faults.append(Fault(drip=60, drip_from=drip_from))
     host, _, port = sandbox.url.removeprefix("http://").partition(":")
@@ -409,12 +409,12 @@ def test_an_answer_drips_from_the_status_line_the_headers_or_the_body_on(
             connection.recv(1)
 
 
-def test_a_whole_answer_may_drip_in(sandbox: Sandbox, asset_id: str) -> None:
+def test_a_whole_answer_may_drip_in(sandbox: FaultyIconik, asset_id: str) -> None:
     sandbox.faults.append(Fault(status=None, drip=0.0001))
     assert analyze(sandbox, asset_id).json()["id"] == sandbox.latest_job[asset_id]
 
 
-def test_an_endless_body_ends_when_the_client_goes(sandbox: Sandbox, asset_id: str) -> None:
+def test_an_endless_body_ends_when_the_client_goes(sandbox: FaultyIconik, asset_id: str) -> None:
     sandbox.faults.append(Fault(status=302, headers={"Location": "/"}, body=b"x", endless=True))
     url = f"{sandbox.url}/API/assets/v1/assets/{asset_id}/"
     with requests.Session() as session:
@@ -427,27 +427,27 @@ def test_an_endless_body_ends_when_the_client_goes(sandbox: Sandbox, asset_id: s
 def test_a_share_of_the_requests_fails_the_same_ones_in_each_run() -> None:
     fault, runs = Fault(share=0.2, times=FOREVER), []
     for _ in range(2):
-        with Sandbox() as sandbox:
+        with FaultyIconik() as sandbox:
             sandbox.faults.append(fault)
             runs.append([sandbox.take_fault("GET /", b"") is fault for _ in range(1000)])
     assert runs[0] == runs[1]
     assert 150 < sum(runs[0]) < 250
 
 
-def test_one_assets_trouble_is_its_own_and_goes_on(sandbox: Sandbox, asset_id: str) -> None:
+def test_one_assets_trouble_is_its_own_and_goes_on(sandbox: FaultyIconik, asset_id: str) -> None:
     other = sandbox.create_asset("b.mov")
     sandbox.asset_faults[asset_id] = Fault(status=403)
     assert [analyze(sandbox, one).status_code for one in (asset_id, other, asset_id)] == [403, 201, 403]
 
 
-def test_each_different_call_fails_once(sandbox: Sandbox, asset_id: str) -> None:
+def test_each_different_call_fails_once(sandbox: FaultyIconik, asset_id: str) -> None:
     sandbox.fail_each_once = Fault(status=500)
     assert [analyze(sandbox, asset_id).status_code for _ in range(3)] == [500, 201, 201]
     path = "jobs/v1/jobs/?per_page=1&page="
     assert [call(sandbox, "GET", f"{path}{page}").status_code for page in (1, 2, 1, 2)] == [500, 500, 200, 200]
 
 
-def test_a_call_that_is_repeated_with_another_time_is_the_same_call(sandbox: Sandbox) -> None:
+def test_a_call_that_is_repeated_with_another_time_is_the_same_call(sandbox: FaultyIconik) -> None:
     sandbox.fail_each_once = Fault(status=500)
     assert "errors" in search(sandbox, {"max": "2026-11-22T10:00:00.000Z"})
     assert "objects" in search(sandbox, {"max": "2026-11-22T10:00:01.000Z"})
@@ -456,7 +456,7 @@ def test_a_call_that_is_repeated_with_another_time_is_the_same_call(sandbox: San
     assert [call(sandbox, "GET", f"{path}{second}Z").status_code for second in (1, 2)] == [500, 200]
 
 
-def test_a_rate_limit_is_a_429_with_retry_after(sandbox: Sandbox, asset_id: str) -> None:
+def test_a_rate_limit_is_a_429_with_retry_after(sandbox: FaultyIconik, asset_id: str) -> None:
     sandbox.rate_limit = 3
     answers = [analyze(sandbox, asset_id) for _ in range(4)]
     assert [answer.status_code for answer in answers] == [201, 201, 201, 429]
@@ -482,7 +482,7 @@ def test_a_title_typed_while_the_listener_is_down_is_a_line_and_the_end_of_input
         config = [process.stdout.readline().strip() for _ in range(6)]
         assert config[2] == "[iconik]"
         url = config[3].removeprefix("url = ")
-        assert config[4:] == [f"app_id = {Sandbox.app_id}", f"auth_token = {Sandbox.auth_token}"]
+        assert config[4:] == [f"app_id = {FaultyIconik.app_id}", f"auth_token = {FaultyIconik.auth_token}"]
         webhook = {"url": f"{REFUSED_URL}/create", "event_type": "assets", "status": "ENABLED"}
         answer = requests.post(f"{url}/API/{WEBHOOKS}", json=webhook, headers=HEADERS, timeout=10)
         assert answer.status_code == 201
@@ -503,7 +503,7 @@ def test_ctrl_c_ends_it_quietly() -> None:
         assert (process.returncode, process.stderr.read()) == (0, "")
 
 
-def test_a_port_that_is_taken_is_a_line(sandbox: Sandbox) -> None:
+def test_a_port_that_is_taken_is_a_line(sandbox: FaultyIconik) -> None:
     port = sandbox.url.rpartition(":")[2]
     with start(port) as process:
         out, err = process.communicate(timeout=10)

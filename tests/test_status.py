@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from sandbox import Fault, Sandbox
+from faulty_iconik import Fault, FaultyIconik
 from store import Store
 from support import ASSET, OTHER_ASSET, ListenerHere, create_event, new_id, proxy_event, wait_until
 
@@ -29,7 +29,7 @@ def lines(listener: ListenerHere) -> list[str]:
 
 
 @pytest.fixture
-def troubled(listener_here: ListenerHere, sandbox: Sandbox) -> ListenerHere:
+def troubled(listener_here: ListenerHere, sandbox: FaultyIconik) -> ListenerHere:
     """A listener with an item that failed, one that awaits its proxy, and one that is done."""
     listener_here.upload(OTHER_ASSET)
     listener_here.post("/create", create_event(title="a title " * 20))
@@ -57,7 +57,7 @@ def test_status_shows_counts_and_ages(troubled: ListenerHere) -> None:
     ]
 
 
-def test_each_problem_is_shown_whole_with_a_link_to_its_asset(troubled: ListenerHere, sandbox: Sandbox) -> None:
+def test_each_problem_is_shown_whole_with_a_link_to_its_asset(troubled: ListenerHere, sandbox: FaultyIconik) -> None:
     printed = lines(troubled)
     problem = printed[printed.index(f"{ASSET}  failed, 1 attempt") + 1 :]
     assert all(line.startswith("  ") for line in problem)
@@ -68,7 +68,7 @@ def test_each_problem_is_shown_whole_with_a_link_to_its_asset(troubled: Listener
 
 @pytest.mark.usefixtures("berlin")
 def test_what_is_retried_is_shown_with_the_time_of_the_next_attempt_by_this_machines_clock(
-    listeners_here: Callable[..., ListenerHere], sandbox: Sandbox
+    listeners_here: Callable[..., ListenerHere], sandbox: FaultyIconik
 ) -> None:
     listener = listeners_here(submitter__retry_delay=60, submitter__max_retry_delay=60).start()
     sandbox.faults.append(Fault(status=500))
@@ -139,7 +139,7 @@ def test_the_running_listener_is_shown(listener_here: ListenerHere) -> None:
 
 
 def test_a_paused_listener_is_shown_with_the_reason(
-    listeners_here: Callable[..., ListenerHere], sandbox: Sandbox
+    listeners_here: Callable[..., ListenerHere], sandbox: FaultyIconik
 ) -> None:
     listener = listeners_here(submitter__retry_delay=60, submitter__max_retry_delay=60).start()
     sandbox.auth_token = "another"

@@ -8,7 +8,7 @@ import pytest
 from reconciliation.changes import Corrections
 from store import Item, Store
 from support import ASSET, OTHER_ASSET, Clock, new_id, rows
-from system.text import utc_text
+from system.text import format_utc
 
 DAY = 24 * 3600
 MONTH = 30 * DAY
@@ -64,7 +64,7 @@ def due_id(store: Store) -> str | None:
 def test_a_created_asset_awaits_its_proxy(store: Store, row: Row, clock: Clock) -> None:
     assert store.add_asset(ASSET, "a.mov", MIN_AGE) == "awaiting_proxy"
     assert (row()["status"], row()["title"]) == ("awaiting_proxy", "a.mov")
-    assert (row()["created_at"], row()["next_attempt_at"]) == (utc_text(clock.now), utc_text(clock.now + MIN_AGE))
+    assert (row()["created_at"], row()["next_attempt_at"]) == (format_utc(clock.now), format_utc(clock.now + MIN_AGE))
     assert store.claim_new() is None
     assert due(store) is None
 
@@ -73,7 +73,7 @@ def test_a_closed_proxy_makes_its_item_ready(store: Store, row: Row, clock: Cloc
     store.add_asset(ASSET, None, MIN_AGE)
     clock.now += 5
     assert store.proxy_closed(ASSET) == "ready"
-    assert row()["proxy_closed_at"] == row()["next_attempt_at"] == row()["ready_at"] == utc_text(clock.now)
+    assert row()["proxy_closed_at"] == row()["next_attempt_at"] == row()["ready_at"] == format_utc(clock.now)
 
 
 def test_a_proxy_that_overtakes_its_create_is_not_lost(store: Store, row: Row, clock: Clock) -> None:
@@ -82,7 +82,7 @@ def test_a_proxy_that_overtakes_its_create_is_not_lost(store: Store, row: Row, c
     clock.now += 5
     assert store.add_asset(ASSET, "a.mov", MIN_AGE) == "ready"
     assert (row()["title"], row()["proxy_closed_at"] is None) == ("a.mov", False)
-    assert row()["ready_at"] == row()["next_attempt_at"] == utc_text(clock.now)
+    assert row()["ready_at"] == row()["next_attempt_at"] == format_utc(clock.now)
 
 
 def test_a_closed_proxy_of_an_asset_never_created_here_is_never_claimed(store: Store, clock: Clock) -> None:
@@ -147,7 +147,7 @@ def test_claiming_makes_an_item_submitting_and_counts_the_attempt(store: Store, 
     assert item
     assert item == Item(ASSET, "submitting", attempts=1, in_doubt=0, age=item.age)
     assert item.age == pytest.approx(7, abs=0.01)
-    assert (row()["status"], row()["attempts"], row()["last_attempt_at"]) == ("submitting", 1, utc_text(clock.now))
+    assert (row()["status"], row()["attempts"], row()["last_attempt_at"]) == ("submitting", 1, format_utc(clock.now))
     assert store.claim_new() is None
     assert due(store) is None
 
@@ -194,7 +194,7 @@ def test_a_question_for_a_proxy_leaves_its_item_as_it_is(store: Store, row: Row,
     assert (row()["status"], row()["attempts"], row()["last_attempt_at"]) == ("awaiting_proxy", 0, None)
     assert store.proxy_closed(ASSET) == "ready"
     store.postpone_question(ASSET, 900, MAX_AGE)  # an answer that comes late
-    assert (row()["status"], row()["next_attempt_at"]) == ("ready", utc_text(clock.now))
+    assert (row()["status"], row()["next_attempt_at"]) == ("ready", format_utc(clock.now))
 
 
 def test_a_proxy_is_asked_for_at_10_minutes_and_at_each_doubling_for_7_days(store: Store, clock: Clock) -> None:
@@ -220,7 +220,7 @@ def test_an_asset_that_was_found_late_is_asked_about_at_once(store: Store, clock
 def test_a_question_that_failed_is_put_again_until_the_item_is_too_old(store: Store, row: Row, clock: Clock) -> None:
     store.add_asset(ASSET, None, MIN_AGE)
     store.postpone_question(ASSET, 900, MAX_AGE)
-    assert row()["next_attempt_at"] == utc_text(clock.now + 900)
+    assert row()["next_attempt_at"] == format_utc(clock.now + 900)
     clock.now += MAX_AGE
     before = row()["next_attempt_at"]
     store.postpone_question(ASSET, 900, MAX_AGE)
@@ -237,7 +237,7 @@ def test_a_postponed_item_is_due_after_its_delay(store: Store, row: Row, clock: 
     clock.now += 3
     store.postpone(ASSET, 10, "iconik answered 503")
     assert (row()["status"], row()["error"], row()["in_doubt"]) == ("ready", "iconik answered 503", 0)
-    assert row()["last_attempt_at"] == utc_text(clock.now)
+    assert row()["last_attempt_at"] == format_utc(clock.now)
     assert store.seconds_until_due() == pytest.approx(10, abs=0.01)
     clock.now += 9.9
     assert due(store) is None
@@ -276,7 +276,7 @@ def test_a_submitted_item_is_finished(store: Store, row: Row, clock: Clock) -> N
     due(store)
     store.mark_submitted(ASSET, "job")
     assert (row()["status"], row()["job_id"], row()["error"]) == ("submitted", "job", None)
-    assert (row()["submitted_at"], row()["finished"]) == (utc_text(clock.now), "True")
+    assert (row()["submitted_at"], row()["finished"]) == (format_utc(clock.now), "True")
 
 
 def test_a_skipped_item_is_finished_and_says_why(store: Store, row: Row) -> None:
@@ -383,7 +383,7 @@ def test_a_delay_of_ours_is_believed(store: Store, row: Row, clock: Clock) -> No
     claim(store)
     store.postpone(ASSET, 3599, "Retry-After")
     store.disbelieve_clock(10, 3600, MAX_AGE)
-    assert row()["next_attempt_at"] == utc_text(clock.now + 3599)
+    assert row()["next_attempt_at"] == format_utc(clock.now + 3599)
 
 
 @pytest.mark.parametrize(
@@ -451,7 +451,7 @@ def test_health_tells_since_when_something_is_due(store: Store, clock: Clock) ->
     assert store.health()["oldest_due_at"] is None
     clock.now += 30
     make_ready(store, OTHER_ASSET)
-    since = utc_text(clock.now)
+    since = format_utc(clock.now)
     clock.now += 60
     assert store.health() == {"ready": 2, "submitting": 0, "failed": 0, "oldest_due_at": since}
 

@@ -11,14 +11,14 @@ import pytest
 
 import submitter as submitter_module
 from circuit_breaker import CircuitBreaker
+from faulty_iconik import Fault, FaultyIconik
 from iconik_client import IconikClient, IconikRateLimited, IconikServerError, IconikUnavailable
 from reconciliation.changes import Corrections
-from sandbox import Fault, Sandbox
 from simulation import wait_by
 from store import Store
 from submitter import Submitter
 from support import ASSET, OTHER_ASSET, Clock, make_config, new_id, rows, wait_until
-from system.text import seconds_of, utc_text
+from system.text import format_utc, parse_time
 
 DAY = 24 * 3600.0
 MIN_AGE = 600.0
@@ -37,7 +37,7 @@ def store(tmp_path: Path, clock: Clock) -> Iterator[Store]:
 
 @pytest.fixture
 def make(
-    store: Store, sandbox: Sandbox, clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: Store, sandbox: FaultyIconik, clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., Submitter]:
     """Makes submitters with the default delays and without chance, by a clock of ours, whose `_work_once` is called."""
     monkeypatch.setattr("random.uniform", lambda low, high: low)
@@ -70,7 +70,7 @@ Submitters = Callable[..., Submitter]  # running ones, with short delays
 Row = Callable[..., sqlite3.Row]
 
 
-def ready(store: Store, sandbox: Sandbox, *asset_ids: str, **fields: Any) -> None:
+def ready(store: Store, sandbox: FaultyIconik, *asset_ids: str, **fields: Any) -> None:
     """Create assets at iconik, with these fields, and ready items of them."""
     for asset_id in asset_ids:
         sandbox.create_asset("a.mov", asset_id, **fields)
@@ -86,7 +86,7 @@ def make_old(store: Store, *asset_ids: str, in_doubt: bool = False) -> None:
         store.postpone(item.object_id, 0, "iconik answered 503", in_doubt=in_doubt)
 
 
-def methods(sandbox: Sandbox) -> list[str]:
+def methods(sandbox: FaultyIconik) -> list[str]:
     return [request.split()[0] for request in sandbox.requests]
 
 
@@ -117,7 +117,7 @@ def what_the_breaker_hears(submitter: Submitter) -> str:
 
 
 def test_a_ready_item_is_looked_at_and_submitted(
-    store: Store, sandbox: Sandbox, submitter: Submitter, row: Row
+    store: Store, sandbox: FaultyIconik, submitter: Submitter, row: Row
 ) -> None:
     ready(store, sandbox, ASSET)
     assert what_the_breaker_hears(submitter) == "success"
@@ -139,7 +139,7 @@ def test_a_ready_item_is_looked_at_and_submitted(
     ],
 )
 def test_what_is_deleted_or_of_a_type_that_is_not_analyzed_is_skipped(
-    store: Store, sandbox: Sandbox, make: Make, row: Row, fields: dict[str, str], skip_types: str, reason: str
+    store: Store, sandbox: FaultyIconik, make: Make, row: Row, fields: dict[str, str], skip_types: str, reason: str
 ) -> None:
     ready(store, sandbox, ASSET, **fields)
     assert what_the_breaker_hears(make(iconik__skip_types=skip_types)) == "nothing"
@@ -149,7 +149,7 @@ def test_what_is_deleted_or_of_a_type_that_is_not_analyzed_is_skipped(
 
 
 @pytest.mark.parametrize("type_", ["ASSET", "SUBCLIP", "ANYTHING_NEW", None, ["LINK"], {}, 7])
-def test_every_other_type_is_analyzed(store: Store, sandbox: Sandbox, make: Make, row: Row, type_: Any) -> None:
+def test_every_other_type_is_analyzed(store: Store, sandbox: FaultyIconik, make: Make, row: Row, type_: Any) -> None:
     ready(store, sandbox, ASSET, type=type_)
     make(iconik__skip_types="LINK")._work_once()
     assert row()["status"] == "submitted"
@@ -158,7 +158,7 @@ def test_every_other_type_is_analyzed(store: Store, sandbox: Sandbox, make: Make
 @pytest.mark.parametrize("in_doubt", [True, False])
 @pytest.mark.parametrize("analyze_status", ["REQUESTED", "IN_PROGRESS", "DONE"])
 def test_what_iconik_analyzes_already_gets_no_second_job(
-    store: Store, sandbox: Sandbox, submitter: Submitter, row: Row, analyze_status: str, in_doubt: bool
+    store: Store, sandbox: FaultyIconik, submitter: Submitter, row: Row, analyze_status: str, in_doubt: bool
 ) -> None:
     ready(store, sandbox, ASSET, analyze_status=analyze_status)
     if in_doubt:
@@ -169,7 +169,7 @@ def test_what_iconik_analyzes_already_gets_no_second_job(
 
 
 def test_an_analysis_that_failed_after_a_post_of_ours_that_is_in_doubt_is_the_items_end(
-    store: Store, sandbox: Sandbox, submitter: Submitter, row: Row
+    store: Store, sandbox: FaultyIconik, submitter: Submitter, row: Row
 ) -> None:
     ready(store, sandbox, ASSET, analyze_status="FAILED")
     make_old(store, ASSET, in_doubt=True)
@@ -180,7 +180,7 @@ def test_an_analysis_that_failed_after_a_post_of_ours_that_is_in_doubt_is_the_it
 
 @pytest.mark.parametrize("analyze_status", ["FAILED", "N/A", "", None])
 def test_what_is_not_analyzed_or_failed_by_no_doing_of_ours_is_posted(
-    store: Store, sandbox: Sandbox, submitter: Submitter, row: Row, analyze_status: str | None
+    store: Store, sandbox: FaultyIconik, submitter: Submitter, row: Row, analyze_status: str | None
 ) -> None:
     ready(store, sandbox, ASSET, analyze_status=analyze_status)
     submitter._work_once()
@@ -190,7 +190,7 @@ def test_what_is_not_analyzed_or_failed_by_no_doing_of_ours_is_posted(
 
 @pytest.mark.parametrize("analyze_status", ["PAUSED", "done", 7, ["DONE"], "two\nlines"])
 def test_any_other_word_fails_the_item_which_names_it(
-    store: Store, sandbox: Sandbox, submitter: Submitter, row: Row, analyze_status: Any
+    store: Store, sandbox: FaultyIconik, submitter: Submitter, row: Row, analyze_status: Any
 ) -> None:
     ready(store, sandbox, ASSET, analyze_status=analyze_status)
     assert what_the_breaker_hears(submitter) == "nothing"
@@ -215,7 +215,7 @@ def test_any_other_word_fails_the_item_which_names_it(
     ids=["200", "202", "201 with HTML", "201 without a body", "201 that is cut off", "201 without a job's id"],
 )
 def test_a_2xx_with_a_json_object_and_any_201_to_the_post_is_a_job(
-    store: Store, sandbox: Sandbox, submitter: Submitter, row: Row, fault: Fault, job_id: str | None
+    store: Store, sandbox: FaultyIconik, submitter: Submitter, row: Row, fault: Fault, job_id: str | None
 ) -> None:
     ready(store, sandbox, ASSET)
     fault.match = "POST"
@@ -227,7 +227,7 @@ def test_a_2xx_with_a_json_object_and_any_201_to_the_post_is_a_job(
 @pytest.mark.parametrize("status", [400, 404, 422])
 @pytest.mark.parametrize(("method", "heard"), [("GET", "nothing"), ("POST", "success")])
 def test_iconiks_own_4xx_is_final_and_the_posts_a_sign_of_life(
-    store: Store, sandbox: Sandbox, submitter: Submitter, row: Row, status: int, method: str, heard: str
+    store: Store, sandbox: FaultyIconik, submitter: Submitter, row: Row, status: int, method: str, heard: str
 ) -> None:
     ready(store, sandbox, ASSET)
     sandbox.faults.append(Fault(method, status=status, body=REFUSAL))
@@ -258,7 +258,7 @@ UNSETTLED = {
 @pytest.mark.parametrize(("fault", "may_be_taken"), UNSETTLED.values(), ids=UNSETTLED.keys())
 def test_all_else_is_this_items_trouble_and_tried_again(
     store: Store,
-    sandbox: Sandbox,
+    sandbox: FaultyIconik,
     submitter: Submitter,
     row: Row,
     clock: Clock,
@@ -270,7 +270,7 @@ def test_all_else_is_this_items_trouble_and_tried_again(
     sandbox.faults.append(Fault(**{**vars(fault), "match": method}))
     assert what_the_breaker_hears(submitter) == "failure"
     assert (row()["status"], row()["attempts"]) == ("ready", 1)
-    assert row()["next_attempt_at"] == utc_text(clock.now + 10)
+    assert row()["next_attempt_at"] == format_utc(clock.now + 10)
     assert row()["error"].startswith("iconik ")
     assert row()["in_doubt"] == (may_be_taken and method == "POST")
     clock.now += 30
@@ -281,7 +281,7 @@ def test_all_else_is_this_items_trouble_and_tried_again(
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
 def test_a_call_that_hangs_is_this_items_trouble(
-    store: Store, sandbox: Sandbox, make: Make, row: Row, method: str
+    store: Store, sandbox: FaultyIconik, make: Make, row: Row, method: str
 ) -> None:
     ready(store, sandbox, ASSET)
     sandbox.faults.append(Fault(method, hang=True))
@@ -291,7 +291,7 @@ def test_a_call_that_hangs_is_this_items_trouble(
 
 
 def test_an_answer_about_another_asset_settles_nothing(
-    store: Store, sandbox: Sandbox, submitter: Submitter, row: Row
+    store: Store, sandbox: FaultyIconik, submitter: Submitter, row: Row
 ) -> None:
     ready(store, sandbox, ASSET)
     sandbox.faults.append(Fault(status=200, body=b'{"id": "another", "analyze_status": "DONE"}'))
@@ -303,7 +303,7 @@ def test_an_answer_about_another_asset_settles_nothing(
 @pytest.mark.parametrize(("headers", "seconds"), [({}, 10), ({"Retry-After": "77"}, 77)])
 def test_a_429_opens_the_breaker_and_its_item_is_due_when_that_lets_go(
     store: Store,
-    sandbox: Sandbox,
+    sandbox: FaultyIconik,
     submitter: Submitter,
     row: Row,
     clock: Clock,
@@ -316,30 +316,30 @@ def test_a_429_opens_the_breaker_and_its_item_is_due_when_that_lets_go(
     submitter._work_once()
     assert submitter._breaker.seconds_until_half_open() == seconds
     assert (row()["status"], row()["attempts"], row()["in_doubt"]) == ("ready", 0, 0)
-    assert row()["next_attempt_at"] == utc_text(clock.now + seconds)
+    assert row()["next_attempt_at"] == format_utc(clock.now + seconds)
     submitter._work_once()
     assert (row()["status"], submitter._breaker.state) == ("submitted", "closed")
 
 
 @pytest.mark.parametrize("status", [503, 500, 403])
 def test_no_attempt_comes_before_iconiks_retry_after_and_others_go_on(
-    store: Store, sandbox: Sandbox, submitter: Submitter, row: Row, clock: Clock, status: int
+    store: Store, sandbox: FaultyIconik, submitter: Submitter, row: Row, clock: Clock, status: int
 ) -> None:
     ready(store, sandbox, ASSET, OTHER_ASSET)
     sandbox.asset_faults[ASSET] = Fault(status=status, headers={"Retry-After": "300"})
     for _ in range(2):
         submitter._work_once()
     assert row(OTHER_ASSET)["status"] == "submitted"
-    assert row()["next_attempt_at"] == utc_text(clock.now + 300)
+    assert row()["next_attempt_at"] == format_utc(clock.now + 300)
 
 
 def test_a_retry_after_that_is_short_makes_no_backoff_shorter(
-    store: Store, sandbox: Sandbox, submitter: Submitter, row: Row, clock: Clock
+    store: Store, sandbox: FaultyIconik, submitter: Submitter, row: Row, clock: Clock
 ) -> None:
     ready(store, sandbox, ASSET)
     sandbox.faults.append(Fault(status=503, headers={"Retry-After": "1"}))
     submitter._work_once()
-    assert row()["next_attempt_at"] == utc_text(clock.now + 10)
+    assert row()["next_attempt_at"] == format_utc(clock.now + 10)
 
 
 # Backoff, and giving up
@@ -352,7 +352,7 @@ def attempt_delays(submitter: Submitter, row: Row, clock: Clock, count: int) -> 
         submitter._work_once()
         due = row()["next_attempt_at"]
         seconds = 0
-        while utc_text(clock.now + seconds) < due:
+        while format_utc(clock.now + seconds) < due:
             seconds += 1
         delays.append(seconds)
         clock.now += seconds
@@ -360,18 +360,18 @@ def attempt_delays(submitter: Submitter, row: Row, clock: Clock, count: int) -> 
 
 
 def test_an_items_backoff_doubles_up_to_max_retry_delay_and_is_its_own(
-    store: Store, sandbox: Sandbox, submitter: Submitter, row: Row, clock: Clock
+    store: Store, sandbox: FaultyIconik, submitter: Submitter, row: Row, clock: Clock
 ) -> None:
     ready(store, sandbox, ASSET)
     sandbox.faults.append(Fault("POST", status=500, times=FOR_EVER))
     assert attempt_delays(submitter, row, clock, 9) == [10, 20, 40, 80, 160, 320, 640, 900, 900]
     ready(store, sandbox, OTHER_ASSET)
     submitter._work_once()
-    assert row(OTHER_ASSET)["next_attempt_at"] == utc_text(clock.now + 10)
+    assert row(OTHER_ASSET)["next_attempt_at"] == format_utc(clock.now + 10)
 
 
 def test_the_breakers_probe_doubles_nobodys_backoff(
-    store: Store, sandbox: Sandbox, submitter: Submitter, row: Row, clock: Clock
+    store: Store, sandbox: FaultyIconik, submitter: Submitter, row: Row, clock: Clock
 ) -> None:
     ready(store, sandbox, ASSET)
     sandbox.faults.append(Fault("POST", status=503, times=FOR_EVER))
@@ -380,7 +380,7 @@ def test_the_breakers_probe_doubles_nobodys_backoff(
         open_breaker(submitter)
         clock.now += 60
         submitter._work_once()
-        assert (row()["attempts"], row()["next_attempt_at"]) == (2, utc_text(clock.now + 20))
+        assert (row()["attempts"], row()["next_attempt_at"]) == (2, format_utc(clock.now + 20))
         clock.now += 60
         with submitter._breaker.permission() as permission:
             assert permission
@@ -389,7 +389,7 @@ def test_the_breakers_probe_doubles_nobodys_backoff(
 
 
 def test_an_item_is_given_up_after_7_days_with_the_reason_of_its_last_attempt(
-    store: Store, sandbox: Sandbox, submitter: Submitter, row: Row, clock: Clock
+    store: Store, sandbox: FaultyIconik, submitter: Submitter, row: Row, clock: Clock
 ) -> None:
     ready(store, sandbox, ASSET)
     sandbox.faults.append(Fault("POST", status=500, times=FOR_EVER))
@@ -405,7 +405,7 @@ def test_an_item_is_given_up_after_7_days_with_the_reason_of_its_last_attempt(
 
 
 def test_too_many_requests_are_nobodys_end(
-    store: Store, sandbox: Sandbox, submitter: Submitter, row: Row, clock: Clock
+    store: Store, sandbox: FaultyIconik, submitter: Submitter, row: Row, clock: Clock
 ) -> None:
     ready(store, sandbox, ASSET)
     sandbox.faults.append(Fault(status=429, times=FOR_EVER))
@@ -416,7 +416,7 @@ def test_too_many_requests_are_nobodys_end(
 
 
 def test_a_persons_retry_begins_the_7_days_anew(
-    store: Store, sandbox: Sandbox, submitter: Submitter, row: Row, clock: Clock
+    store: Store, sandbox: FaultyIconik, submitter: Submitter, row: Row, clock: Clock
 ) -> None:
     ready(store, sandbox, ASSET)
     sandbox.faults.append(Fault("POST", status=500, times=3))
@@ -431,7 +431,7 @@ def test_a_persons_retry_begins_the_7_days_anew(
 
 
 def test_days_in_which_the_listener_was_not_there_give_up_nothing_that_was_under_way(
-    store: Store, sandbox: Sandbox, submitter: Submitter, row: Row, clock: Clock
+    store: Store, sandbox: FaultyIconik, submitter: Submitter, row: Row, clock: Clock
 ) -> None:
     ready(store, sandbox, ASSET)
     assert store.claim_new()
@@ -444,7 +444,7 @@ def test_days_in_which_the_listener_was_not_there_give_up_nothing_that_was_under
 
 
 def test_a_clock_that_ran_ahead_at_an_attempt_makes_no_item_older(
-    store: Store, sandbox: Sandbox, submitter: Submitter, row: Row, clock: Clock
+    store: Store, sandbox: FaultyIconik, submitter: Submitter, row: Row, clock: Clock
 ) -> None:
     ready(store, sandbox, ASSET)
     assert store.claim_new()
@@ -469,7 +469,7 @@ def test_a_clock_that_ran_ahead_at_an_attempt_makes_no_item_older(
 )
 @pytest.mark.parametrize("is_taken", [True, False])
 def test_after_a_post_without_an_answer_iconik_is_asked_and_nothing_is_doubled_or_lost(
-    store: Store, sandbox: Sandbox, make: Make, row: Row, clock: Clock, fault: Fault, is_taken: bool
+    store: Store, sandbox: FaultyIconik, make: Make, row: Row, clock: Clock, fault: Fault, is_taken: bool
 ) -> None:
     ready(store, sandbox, ASSET)
     body = HTML if fault.status == 200 else fault.body
@@ -486,7 +486,7 @@ def test_after_a_post_without_an_answer_iconik_is_asked_and_nothing_is_doubled_o
 
 
 def test_whatever_the_breaker_does_what_is_in_doubt_waits_for_retry_delay(
-    store: Store, sandbox: Sandbox, submitter: Submitter, row: Row, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    store: Store, sandbox: FaultyIconik, submitter: Submitter, row: Row, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ready(store, sandbox, ASSET)
 
@@ -499,11 +499,11 @@ def test_whatever_the_breaker_does_what_is_in_doubt_waits_for_retry_delay(
 
     monkeypatch.setattr(submitter._client, "analyze", analyze)
     submitter._work_once()
-    assert (row()["in_doubt"], row()["next_attempt_at"]) == (1, utc_text(clock.now + 10))
+    assert (row()["in_doubt"], row()["next_attempt_at"]) == (1, format_utc(clock.now + 10))
 
 
 def test_neither_starts_nor_retries_look_too_early_at_what_is_in_doubt(
-    store: Store, sandbox: Sandbox, make: Make, clock: Clock
+    store: Store, sandbox: FaultyIconik, make: Make, clock: Clock
 ) -> None:
     ready(store, sandbox, ASSET)
     sandbox.faults.append(Fault("POST", cut=True, after_work=True))
@@ -523,7 +523,7 @@ def test_neither_starts_nor_retries_look_too_early_at_what_is_in_doubt(
 
 
 def test_what_is_new_never_waits_behind_what_is_in_trouble(
-    store: Store, sandbox: Sandbox, submitter: Submitter, clock: Clock
+    store: Store, sandbox: FaultyIconik, submitter: Submitter, clock: Clock
 ) -> None:
     old = [new_id() for _ in range(3)]
     ready(store, sandbox, *old)
@@ -541,7 +541,7 @@ def test_what_is_new_never_waits_behind_what_is_in_trouble(
 
 
 def test_the_newest_item_is_tried_first_when_the_breaker_is_half_open_and_then_the_earliest(
-    store: Store, sandbox: Sandbox, submitter: Submitter, clock: Clock
+    store: Store, sandbox: FaultyIconik, submitter: Submitter, clock: Clock
 ) -> None:
     ids = [new_id() for _ in range(5)]
     for asset_id in ids:
@@ -556,7 +556,7 @@ def test_the_newest_item_is_tried_first_when_the_breaker_is_half_open_and_then_t
 
 
 def test_half_open_an_old_item_is_the_probe_if_there_is_no_new_one(
-    store: Store, sandbox: Sandbox, submitter: Submitter
+    store: Store, sandbox: FaultyIconik, submitter: Submitter
 ) -> None:
     ready(store, sandbox, ASSET)
     make_old(store, ASSET)
@@ -580,7 +580,12 @@ def hasty_end(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("hasty_end")
 @pytest.mark.parametrize(("workers", "at_once"), [(4, 2), (3, 2), (2, 1)])
 def test_calls_that_hang_for_old_items_leave_workers_to_new_ones_even_after_retry_all(
-    store: Store, sandbox: Sandbox, submitters: Submitters, monkeypatch: pytest.MonkeyPatch, workers: int, at_once: int
+    store: Store,
+    sandbox: FaultyIconik,
+    submitters: Submitters,
+    monkeypatch: pytest.MonkeyPatch,
+    workers: int,
+    at_once: int,
 ) -> None:
     old = [new_id() for _ in range(8)]
     ready(store, sandbox, *old)
@@ -604,7 +609,7 @@ def test_calls_that_hang_for_old_items_leave_workers_to_new_ones_even_after_retr
     sandbox.stopping.set()
 
 
-def test_one_worker_does_what_is_old_too(store: Store, sandbox: Sandbox, make: Make) -> None:
+def test_one_worker_does_what_is_old_too(store: Store, sandbox: FaultyIconik, make: Make) -> None:
     submitter = make(submitter__workers=1)
     ready(store, sandbox, ASSET)
     make_old(store, ASSET)
@@ -616,7 +621,7 @@ def test_one_worker_does_what_is_old_too(store: Store, sandbox: Sandbox, make: M
 
 
 def test_a_missed_proxy_is_asked_about_when_it_is_due_and_then_its_asset_analyzed(
-    store: Store, sandbox: Sandbox, submitter: Submitter, row: Row, clock: Clock, caplog: pytest.LogCaptureFixture
+    store: Store, sandbox: FaultyIconik, submitter: Submitter, row: Row, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
     sandbox.create_asset("a.mov", ASSET)
@@ -636,12 +641,12 @@ def test_a_missed_proxy_is_asked_about_when_it_is_due_and_then_its_asset_analyze
 
 
 def test_an_asset_that_never_gets_a_proxy_costs_ten_requests_in_7_days(
-    store: Store, sandbox: Sandbox, submitter: Submitter, row: Row, clock: Clock
+    store: Store, sandbox: FaultyIconik, submitter: Submitter, row: Row, clock: Clock
 ) -> None:
     store.add_asset(ASSET, None, MIN_AGE)
     start = clock.now
     asked: list[int] = []
-    while due := seconds_of(row()["next_attempt_at"]):
+    while due := parse_time(row()["next_attempt_at"]):
         clock.now = due - 1
         submitter._work_once()
         assert len(sandbox.requests) == len(asked)
@@ -654,7 +659,7 @@ def test_an_asset_that_never_gets_a_proxy_costs_ten_requests_in_7_days(
 
 
 def test_what_an_answer_says_changes_nothing_that_a_webhook_changed_meanwhile(
-    store: Store, sandbox: Sandbox, submitter: Submitter, row: Row, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    store: Store, sandbox: FaultyIconik, submitter: Submitter, row: Row, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sandbox.create_asset("a.mov", ASSET)
     store.add_asset(ASSET, "a.mov")
@@ -665,12 +670,12 @@ def test_what_an_answer_says_changes_nothing_that_a_webhook_changed_meanwhile(
 
     monkeypatch.setattr(submitter._client, "has_closed_proxy", has_closed_proxy)
     submitter._work_once()
-    assert (row()["status"], row()["next_attempt_at"]) == ("ready", utc_text(clock.now))
+    assert (row()["status"], row()["next_attempt_at"]) == ("ready", format_utc(clock.now))
     submitter._work_once()
     assert sandbox.jobs == [ASSET]
 
 
-def wait_for_proxy(store: Store, sandbox: Sandbox, fault: Fault) -> None:
+def wait_for_proxy(store: Store, sandbox: FaultyIconik, fault: Fault) -> None:
     """An item about whose proxy iconik is to be asked, and what is wrong with the answer."""
     sandbox.create_asset("a.mov", ASSET)
     store.add_asset(ASSET, "a.mov")
@@ -679,32 +684,34 @@ def wait_for_proxy(store: Store, sandbox: Sandbox, fault: Fault) -> None:
 
 @pytest.mark.parametrize("kind", ["403", "503", "a gateway's 404", "a maintenance page", "no answer"])
 def test_a_question_that_fails_is_put_again_after_max_retry_delay_and_pauses_nothing(
-    store: Store, sandbox: Sandbox, submitter: Submitter, row: Row, clock: Clock, kind: str
+    store: Store, sandbox: FaultyIconik, submitter: Submitter, row: Row, clock: Clock, kind: str
 ) -> None:
     wait_for_proxy(store, sandbox, Fault(**vars(UNSETTLED[kind][0])))
     assert what_the_breaker_hears(submitter) == "nothing"
     assert (row()["status"], row()["error"]) == ("awaiting_proxy", None)
-    assert row()["next_attempt_at"] == utc_text(clock.now + 900)
+    assert row()["next_attempt_at"] == format_utc(clock.now + 900)
 
 
-def test_a_question_waits_for_retry_after(store: Store, sandbox: Sandbox, make: Make, row: Row, clock: Clock) -> None:
+def test_a_question_waits_for_retry_after(
+    store: Store, sandbox: FaultyIconik, make: Make, row: Row, clock: Clock
+) -> None:
     wait_for_proxy(store, sandbox, Fault(status=503, headers={"Retry-After": "1800"}))
     make()._work_once()
-    assert row()["next_attempt_at"] == utc_text(clock.now + 1800)
+    assert row()["next_attempt_at"] == format_utc(clock.now + 1800)
 
 
 def test_a_question_that_is_refused_is_told_and_put_again_when_the_item_is_twice_as_old(
-    store: Store, sandbox: Sandbox, submitter: Submitter, row: Row, clock: Clock, caplog: pytest.LogCaptureFixture
+    store: Store, sandbox: FaultyIconik, submitter: Submitter, row: Row, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
     wait_for_proxy(store, sandbox, Fault(status=400, body=REFUSAL))
     clock.now += 1000
     assert what_the_breaker_hears(submitter) == "nothing"
-    assert row()["next_attempt_at"] == utc_text(clock.now + 1000)
+    assert row()["next_attempt_at"] == format_utc(clock.now + 1000)
     assert f"{ASSET}: its proxies cannot be read: iconik answered 400: No such thing" in caplog.text
 
 
 def test_half_open_a_question_that_fails_reopens_the_breaker_and_one_that_succeeds_says_nothing(
-    store: Store, sandbox: Sandbox, submitter: Submitter, clock: Clock
+    store: Store, sandbox: FaultyIconik, submitter: Submitter, clock: Clock
 ) -> None:
     wait_for_proxy(store, sandbox, Fault(status=503))
     open_breaker(submitter)
@@ -715,7 +722,7 @@ def test_half_open_a_question_that_fails_reopens_the_breaker_and_one_that_succee
     assert submitter._breaker.state == "half-open"
 
 
-def test_a_429_to_a_question_opens_the_breaker(store: Store, sandbox: Sandbox, submitter: Submitter) -> None:
+def test_a_429_to_a_question_opens_the_breaker(store: Store, sandbox: FaultyIconik, submitter: Submitter) -> None:
     wait_for_proxy(store, sandbox, Fault(status=429))
     submitter._work_once()
     assert submitter._breaker.state == "open"
@@ -729,7 +736,7 @@ def test_a_429_to_a_question_opens_the_breaker(store: Store, sandbox: Sandbox, s
 )
 @pytest.mark.parametrize("column", ["next_attempt_at", "created_at", "ready_at", "last_attempt_at"])
 def test_whatever_a_person_writes_as_a_time_neither_spins_nor_stops_a_worker(
-    store: Store, sandbox: Sandbox, make: Make, clock: Clock, column: str, written: object
+    store: Store, sandbox: FaultyIconik, make: Make, clock: Clock, column: str, written: object
 ) -> None:
     submitter = make(reconciler__min_age=0)
     fresh = new_id()
@@ -747,7 +754,7 @@ def test_whatever_a_person_writes_as_a_time_neither_spins_nor_stops_a_worker(
 
 @pytest.mark.parametrize(("column", "written"), [("attempts", "x"), ("attempts", 1e300), ("in_doubt", b"x")])
 def test_whatever_a_person_writes_as_a_number_is_survived(
-    store: Store, sandbox: Sandbox, submitter: Submitter, clock: Clock, column: str, written: object
+    store: Store, sandbox: FaultyIconik, submitter: Submitter, clock: Clock, column: str, written: object
 ) -> None:
     ready(store, sandbox, ASSET)
     sandbox.faults.append(Fault(status=503))
@@ -788,7 +795,7 @@ OUTCOMES: dict[str, tuple[Fault | None, int, str]] = {
 @pytest.mark.parametrize(("fault", "level", "line"), OUTCOMES.values(), ids=OUTCOMES.keys())
 def test_each_attempt_has_an_outcome_line(
     store: Store,
-    sandbox: Sandbox,
+    sandbox: FaultyIconik,
     submitter: Submitter,
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
@@ -816,7 +823,7 @@ def test_each_attempt_has_an_outcome_line(
     ],
 )
 def test_an_attempt_without_a_post_has_an_outcome_line_too(
-    store: Store, sandbox: Sandbox, submitter: Submitter, caplog: pytest.LogCaptureFixture, fields: Any, line: str
+    store: Store, sandbox: FaultyIconik, submitter: Submitter, caplog: pytest.LogCaptureFixture, fields: Any, line: str
 ) -> None:
     caplog.set_level(logging.INFO)
     ready(store, sandbox, ASSET, **fields)
@@ -825,7 +832,7 @@ def test_an_attempt_without_a_post_has_an_outcome_line_too(
 
 
 def test_the_last_error_is_kept_until_iconik_answers_well_and_holds_nothing_from_outside(
-    store: Store, sandbox: Sandbox, submitter: Submitter, clock: Clock
+    store: Store, sandbox: FaultyIconik, submitter: Submitter, clock: Clock
 ) -> None:
     ready(store, sandbox, ASSET)
     assert submitter.last_error is None
@@ -846,7 +853,7 @@ def test_the_last_error_is_kept_until_iconik_answers_well_and_holds_nothing_from
 @pytest.mark.parametrize("call", ["asset", "analyze"])
 def test_a_mistake_of_ours_in_an_attempt_is_that_items_trouble(
     store: Store,
-    sandbox: Sandbox,
+    sandbox: FaultyIconik,
     submitter: Submitter,
     row: Row,
     clock: Clock,
@@ -867,7 +874,7 @@ def test_a_mistake_of_ours_in_an_attempt_is_that_items_trouble(
 
 
 def test_a_mistake_of_ours_anywhere_else_ends_no_worker_and_does_not_spin(
-    store: Store, sandbox: Sandbox, submitters: Submitters, row: Row, monkeypatch: pytest.MonkeyPatch
+    store: Store, sandbox: FaultyIconik, submitters: Submitters, row: Row, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = []
 
@@ -890,7 +897,7 @@ def test_a_mistake_of_ours_anywhere_else_ends_no_worker_and_does_not_spin(
 # Waking, starting and stopping
 
 
-def test_waking_takes_up_a_new_item_at_once(store: Store, sandbox: Sandbox, submitters: Submitters) -> None:
+def test_waking_takes_up_a_new_item_at_once(store: Store, sandbox: FaultyIconik, submitters: Submitters) -> None:
     submitter = submitters()
     submitter.start()
     for asset_id in (new_id() for _ in range(20)):
@@ -900,7 +907,7 @@ def test_waking_takes_up_a_new_item_at_once(store: Store, sandbox: Sandbox, subm
 
 
 def test_an_item_that_comes_while_a_worker_looks_for_one_is_taken_up_at_once(
-    store: Store, sandbox: Sandbox, submitters: Submitters, monkeypatch: pytest.MonkeyPatch
+    store: Store, sandbox: FaultyIconik, submitters: Submitters, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     submitter = submitters(submitter__workers=1)
     looked = threading.Event()
@@ -917,7 +924,7 @@ def test_an_item_that_comes_while_a_worker_looks_for_one_is_taken_up_at_once(
 
 
 def test_what_another_program_makes_ready_is_taken_up_without_waking(
-    store: Store, sandbox: Sandbox, submitters: Submitters, monkeypatch: pytest.MonkeyPatch
+    store: Store, sandbox: FaultyIconik, submitters: Submitters, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert submitter_module.POLL_SECONDS == 30
     monkeypatch.setattr(submitter_module, "POLL_SECONDS", 0.02)
@@ -927,7 +934,7 @@ def test_what_another_program_makes_ready_is_taken_up_without_waking(
 
 
 def test_an_idle_submitter_asks_the_database_no_more_than_every_30_seconds(
-    store: Store, sandbox: Sandbox, submitter: Submitter
+    store: Store, sandbox: FaultyIconik, submitter: Submitter
 ) -> None:
     assert submitter._work_once() == 30
     ready(store, sandbox, ASSET)
@@ -938,7 +945,7 @@ def test_an_idle_submitter_asks_the_database_no_more_than_every_30_seconds(
 
 
 def test_a_worker_that_may_not_do_what_is_old_does_not_spin(
-    store: Store, sandbox: Sandbox, submitter: Submitter
+    store: Store, sandbox: FaultyIconik, submitter: Submitter
 ) -> None:
     ready(store, sandbox, ASSET)
     make_old(store, ASSET)
@@ -949,7 +956,7 @@ def test_a_worker_that_may_not_do_what_is_old_does_not_spin(
 
 
 def test_an_item_that_was_under_way_when_the_process_was_killed_is_asked_about(
-    store: Store, sandbox: Sandbox, make: Make, row: Row, clock: Clock, caplog: pytest.LogCaptureFixture
+    store: Store, sandbox: FaultyIconik, make: Make, row: Row, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
     ready(store, sandbox, ASSET, OTHER_ASSET)
     for _ in range(2):
@@ -969,7 +976,7 @@ def test_an_item_that_was_under_way_when_the_process_was_killed_is_asked_about(
 
 
 def test_a_start_makes_due_what_waits_for_iconiks_trouble_to_end(
-    store: Store, sandbox: Sandbox, make: Make, clock: Clock
+    store: Store, sandbox: FaultyIconik, make: Make, clock: Clock
 ) -> None:
     ready(store, sandbox, ASSET)
     sandbox.faults.append(Fault(status=401, headers={"Retry-After": "3000"}))
@@ -985,7 +992,7 @@ def test_a_start_makes_due_what_waits_for_iconiks_trouble_to_end(
 
 
 def test_stopping_lets_requests_under_way_finish_records_them_and_begins_nothing(
-    store: Store, sandbox: Sandbox, submitters: Submitters, row: Row
+    store: Store, sandbox: FaultyIconik, submitters: Submitters, row: Row
 ) -> None:
     ready(store, sandbox, ASSET, OTHER_ASSET)
     sandbox.latency = 0.1
@@ -1000,7 +1007,7 @@ def test_stopping_lets_requests_under_way_finish_records_them_and_begins_nothing
 
 @pytest.mark.usefixtures("hasty_end")
 def test_stopping_waits_for_no_answer_that_never_comes(
-    store: Store, sandbox: Sandbox, submitters: Submitters, row: Row
+    store: Store, sandbox: FaultyIconik, submitters: Submitters, row: Row
 ) -> None:
     ready(store, sandbox, ASSET)
     sandbox.faults.append(Fault(hang=True))
@@ -1024,7 +1031,7 @@ def test_stopping_ends_those_who_wait_for_the_breaker(submitters: Submitters) ->
 
 
 def test_an_outcome_that_cannot_be_written_is_kept_and_written_later(
-    store: Store, sandbox: Sandbox, submitters: Submitters, row: Row, tmp_path: Path
+    store: Store, sandbox: FaultyIconik, submitters: Submitters, row: Row, tmp_path: Path
 ) -> None:
     ready(store, sandbox, ASSET)
     store.database._max_wait = 0.02
@@ -1042,7 +1049,12 @@ def test_an_outcome_that_cannot_be_written_is_kept_and_written_later(
 
 
 def test_a_stop_while_nothing_can_be_written_leaves_the_item_to_the_next_start(
-    store: Store, sandbox: Sandbox, submitters: Submitters, row: Row, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    store: Store,
+    sandbox: FaultyIconik,
+    submitters: Submitters,
+    row: Row,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     ready(store, sandbox, ASSET)
     store.database._max_wait = 0.02
@@ -1061,7 +1073,7 @@ def test_a_stop_while_nothing_can_be_written_leaves_the_item_to_the_next_start(
 
 
 def test_while_nothing_can_be_claimed_a_worker_tells_and_does_not_spin(
-    store: Store, sandbox: Sandbox, submitters: Submitters, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    store: Store, sandbox: FaultyIconik, submitters: Submitters, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     ready(store, sandbox, ASSET)
     store.database._max_wait = 0.02

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import requests
 
-from sandbox import Fault, Sandbox
+from faulty_iconik import Fault, FaultyIconik
 from support import ASSET, OTHER_ASSET, Listener, create_event, new_id, wait_until
 from system import systemd
 from test_migrations import VERSION_1_0, write
@@ -120,7 +120,7 @@ def test_a_thread_that_is_gone_shows_no_life(manager: Systemd, listeners: Callab
 
 
 def test_a_worker_that_waits_to_write_its_outcome_or_for_iconik_to_come_back_lives(
-    manager: Systemd, listeners: Callable[..., Listener], sandbox: Sandbox
+    manager: Systemd, listeners: Callable[..., Listener], sandbox: FaultyIconik
 ) -> None:
     listener = listeners().start(prelude=HURRIED)
     with closing(sqlite3.connect(listener.database, isolation_level=None)) as person:

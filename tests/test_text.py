@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from support import ASSET
-from system.text import UUID, command, local_text, one_line, seconds_of, title_of, utc_text
+from system.text import UUID, command, format_local, format_utc, one_line, parse_time, title_of
 
 NOON = 1_795_434_420.0  # 2026-11-23T11:47:00Z
 
@@ -91,7 +91,7 @@ def test_what_only_resembles_a_uuid_is_none(text: str) -> None:
     ],
 )
 def test_a_time_is_written_as_utc_with_milliseconds(seconds: float, text: str) -> None:
-    assert utc_text(seconds) == text
+    assert format_utc(seconds) == text
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def test_an_iso_time_is_read_whatever_its_fraction_and_offset(
     in_zone: Callable[[str], None], text: str, seconds: float
 ) -> None:
     in_zone("Asia/Tokyo")  # a time without an offset is UTC all the same
-    assert seconds_of(text) == pytest.approx(seconds, abs=1e-6)
+    assert parse_time(text) == pytest.approx(seconds, abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -128,33 +128,33 @@ def test_an_iso_time_is_read_whatever_its_fraction_and_offset(
     ],
 )  # fmt: skip
 def test_what_is_no_time_is_none(text: object) -> None:
-    assert seconds_of(text) is None
+    assert parse_time(text) is None
 
 
 @pytest.mark.parametrize("year", ["0001", "1969", "2026", "9999"])
 def test_every_time_that_can_be_read_can_be_written(year: str) -> None:
-    seconds = seconds_of(f"{year}-12-31T23:59:59.000Z")
+    seconds = parse_time(f"{year}-12-31T23:59:59.000Z")
     assert seconds is not None
-    assert utc_text(seconds) == f"{year}-12-31T23:59:59.000Z"
+    assert format_utc(seconds) == f"{year}-12-31T23:59:59.000Z"
 
 
 def test_a_time_of_this_machines_clock_is_read_by_it(in_zone: Callable[[str], None]) -> None:
     in_zone("Asia/Tokyo")
-    assert seconds_of("2026-11-23T20:47", local=True) == NOON
-    assert seconds_of("2026-11-23T11:47:00Z", local=True) == NOON
-    assert seconds_of("2026-11-23T12:47:00+01:00", local=True) == NOON
+    assert parse_time("2026-11-23T20:47", local=True) == NOON
+    assert parse_time("2026-11-23T11:47:00Z", local=True) == NOON
+    assert parse_time("2026-11-23T12:47:00+01:00", local=True) == NOON
     in_zone("Europe/Berlin")
-    assert seconds_of("2026-11-23T12:47", local=True) == NOON
-    assert seconds_of("0001-01-01", local=True) is None
-    assert seconds_of("soon", local=True) is None
+    assert parse_time("2026-11-23T12:47", local=True) == NOON
+    assert parse_time("0001-01-01", local=True) is None
+    assert parse_time("soon", local=True) is None
 
 
 def test_a_time_is_shown_by_this_machines_clock_and_says_by_which(in_zone: Callable[[str], None]) -> None:
     in_zone("Europe/Berlin")
-    assert local_text("2026-11-23T11:47:00.123Z") == "2026-11-23 12:47:00 CET"
-    assert local_text("2026-07-23T11:47:00.123Z") == "2026-07-23 13:47:00 CEST"
+    assert format_local("2026-11-23T11:47:00.123Z") == "2026-11-23 12:47:00 CET"
+    assert format_local("2026-07-23T11:47:00.123Z") == "2026-07-23 13:47:00 CEST"
     in_zone("UTC")
-    assert local_text("2026-11-23T12:47:00+01:00") == "2026-11-23 11:47:00 UTC"
+    assert format_local("2026-11-23T12:47:00+01:00") == "2026-11-23 11:47:00 UTC"
 
 
 @pytest.mark.parametrize("zone", ["Asia/Tokyo", "America/New_York"])
@@ -163,7 +163,7 @@ def test_a_time_that_a_person_wrote_is_shown_whatever_it_is(
     in_zone: Callable[[str], None], zone: str, text: object
 ) -> None:
     in_zone(zone)
-    shown = local_text(text)
+    shown = format_local(text)
     assert shown in ("9999-12-31 18:59:59 EST", str(text).replace("\n", " "))
 
 

@@ -1,0 +1,118 @@
+"""report: what was started, in iconik's units."""
+
+import csv
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import click
+
+from config import load
+from iconik_client import IconikClient, IconikError
+from reconciliation.catalog import IconikCatalog
+from store import DAY_SECONDS, Rules, Store
+from system.text import one_line
+
+
+@dataclass(frozen=True)
+class Line:
+    """What was started on one day (UTC), of one job.
+
+    `started` is from the ledger. The rest is of the items that were counted on that day and not retried since: images
+    and hours are what iconik bills.
+
+    :ivar found: jobs that others had started
+    """
+
+    day: str
+    job: str
+    started: int
+    found: int
+    done: int
+    failed: int
+    under_way: int
+    images: int
+    hours: float
+
+
+def lines(store: Store, first: str, last: str) -> Iterator[Line]:
+    """The days from `first` to `last`, both included, as `2026-11-23`."""
+    rows = store.database.run(
+        """SELECT usage.day, usage.job, started, found,
+            total(status = 'done') AS done, total(status = 'failed') AS failed,
+            total(status NOT IN ('done', 'failed')) AS under_way,
+            total(media_type = 'image') AS images,
+            total(CASE WHEN media_type <> 'image' THEN duration END) / 3600 AS hours
+        FROM usage LEFT JOIN items ON counted_on = usage.day AND items.job = usage.job
+        WHERE usage.day BETWEEN :first AND :last GROUP BY usage.day, usage.job ORDER BY usage.day, usage.job""",
+        first=first,
+        last=last,
+    )
+    for row in rows:
+        counts = {name: int(row[name]) for name in ("started", "found", "done", "failed", "under_way", "images")}
+        yield Line(row["day"], row["job"], hours=round(float(row["hours"]), 3), **counts)
+
+
+@click.command()
+@click.option("--month", metavar="YYYY-MM", help="A month, by UTC.  [default: this one]")
+@click.option("--days", type=click.IntRange(1, 750), help="The last so many days instead.")
+@click.option("--csv", "as_csv", is_flag=True, help="For a spreadsheet.")
+@click.pass_obj
+def report(path: Path, month: str | None, days: int | None, as_csv: bool) -> None:
+    """Show what was started per day, in iconik's units: images, and hours of video.
+
+    Where the token may read them, iconik's own meters stand below.
+    """
+    config = load(path)
+    with closing(Store(config.listener.database, Rules.of(config))) as store:
+        first, last = _period(store, month, days)
+        found = list(lines(store, first, last))
+    names = [field.name for field in fields(Line)]
+    if as_csv:
+        writer = csv.DictWriter(sys.stdout, names)
+        writer.writeheader()
+        writer.writerows(asdict(line) for line in found)
+        return
+    if not found:
+        click.echo(f"No job was started from {first} to {last}.")
+    else:
+        _table(found, len(config.jobs) > 1 or len({line.job for line in found}) > 1)
+    _meters(IconikCatalog(IconikClient(config.iconik)))
+
+
+def _period(store: Store, month: str | None, days: int | None) -> tuple[str, str]:
+    if month and days:
+        raise click.UsageError("give --month or --days")
+    if days:
+        return store.now(-(days - 1) * DAY_SECONDS)[:10], store.today()
+    month = month or store.today()[:7]
+    year, _, number = month.partition("-")
+    if not (len(year) == 4 and year.isdigit() and number.isdigit() and 1 <= int(number) <= 12):
+        raise click.UsageError(f"--month: {one_line(month, 20)} is not a month like 2026-11")
+    return f"{month}-01", f"{month}-31"
+
+
+def _table(found: list[Line], with_job: bool) -> None:
+    heads = ["day", *(["job"] if with_job else []), "started", "done", "failed", "open", "images", "hours", "found"]
+    click.echo("  ".join(f"{head:>10}" for head in heads))
+    total = Line("in all", "", *(sum(getattr(line, field.name) for line in found) for field in fields(Line)[2:]))
+    for line in [*found, total]:
+        numbers = [line.started, line.done, line.failed, line.under_way, line.images, f"{line.hours:.2f}", line.found]
+        click.echo("  ".join(f"{cell:>10}" for cell in [line.day, *([line.job] if with_job else []), *numbers]))
+
+
+def _meters(catalog: IconikCatalog) -> None:
+    try:
+        usage = catalog.usage()
+    except IconikError as error:
+        click.echo(f"\niconik's own meters cannot be read: {error}")
+        return
+    names = {
+        "images_analyzed": "images analyzed",
+        "video_analyzed_hours": "hours of video analyzed",
+        "transcription_hours": "hours transcribed",
+    }
+    shown = [f"{usage[key]:g} {words}" for key, words in names.items() if isinstance(usage.get(key), int | float)]
+    click.echo(f"\niconik's own meters: {', '.join(shown) or 'it shows none'}.")

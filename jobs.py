@@ -1,0 +1,117 @@
+"""The kinds of jobs that iconik can do for an asset. Nothing else in the code knows a job by its name.
+
+Where each fact is from is in docs/iconik.md.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One kind of job.
+
+    :ivar name: its section in config.ini, and the column `job` of items.db
+    :ivar label: what the log calls it
+    :ivar role: the role that iconik wants for starting it
+    :ivar path: where it is started, under /API/; `{asset}` and `{version}` are ids, `{profile}` a part of the path
+    :ivar status_field: the field of an asset and of its versions that says how far it is
+    :ivar iconik_type: the type of iconik's jobs
+    :ivar media_types: those that it serves
+    :ivar profile_types: the media type of the profile that serves it, by the media type of the asset
+    :ivar has_profile: whether its section in config.ini has a profile
+    :ivar takes_query: whether its options travel in the query of the URL; in the body otherwise
+    """
+
+    name: str
+    label: str
+    role: str
+    path: str
+    status_field: str
+    iconik_type: str
+    media_types: tuple[str, ...]
+    profile_types: dict[str, str]
+    has_profile: bool = True
+    takes_query: bool = False
+
+    @property
+    def needs_version(self) -> bool:
+        """Whether it is started for a version of the asset rather than for the asset."""
+        return "{version}" in self.path
+
+    def serves(self, media_type: str) -> bool:
+        """Whether iconik can do it for assets of that media type."""
+        return media_type in self.media_types
+
+
+ANALYZE = Job(
+    name="analyze",
+    label="Analyze",
+    role="can_analyze_content",
+    path="transcode/v1/analyze/assets/{asset}/{profile}",
+    status_field="analyze_status",
+    iconik_type="ANALYZE",
+    media_types=("image", "video"),
+    profile_types={"image": "image", "video": "video"},
+)
+TRANSCRIBE = Job(
+    name="transcribe",
+    label="Transcribe",
+    role="can_transcribe_content",
+    path="transcode/v1/transcribe/assets/{asset}/profiles/default/",
+    status_field="transcribe_status",
+    iconik_type="TRANSCRIPTION",
+    media_types=("video", "audio"),
+    profile_types={"video": "transcription", "audio": "transcription"},
+)
+FACES = Job(
+    name="faces",
+    label="Faces",
+    role="can_trigger_face_recognition",
+    path="ml/v1/face_recognition/extract/assets/{asset}/versions/{version}/",
+    status_field="face_recognition_status",
+    iconik_type="FACE_RECOGNITION",
+    media_types=("image", "video"),
+    profile_types={"image": "face_image", "video": "face_video"},
+    has_profile=False,
+    takes_query=True,
+)
+JOBS = {job.name: job for job in (ANALYZE, TRANSCRIBE, FACES)}
+NOT_STARTED = ("N/A", "FAILED")
+UNDER_WAY = ("REQUESTED", "IN_PROGRESS")
+FINISHED = "DONE"
+
+
+def newest_version(asset: Json) -> str | None:
+    """The id of an asset's newest version that is ACTIVE; None if iconik shows none."""
+    versions = [version for version in _versions(asset) if version.get("status", "ACTIVE") == "ACTIVE"]
+    newest = max(versions, key=lambda version: _number(version.get("version_number")), default=None)
+    return str(newest["id"]) if newest and newest.get("id") else None
+
+
+def status_of(job: Job, asset: Json, version_id: str | None) -> str | None:
+    """How far a job is, by the asset and by one of its versions: the one that says more counts.
+
+    :param version_id: the version; None for the asset's newest
+    :returns: N/A, REQUESTED, IN_PROGRESS, FAILED or DONE, or a word that iconik's document does not have.
+        None if neither has the field, which does not mean that nothing was started.
+    """
+    version_id = version_id or newest_version(asset)
+    holders = [asset, *(version for version in _versions(asset) if version.get("id") == version_id)]
+    found = [status for holder in holders if isinstance(status := holder.get(job.status_field), str) and status]
+    for status in (*UNDER_WAY, FINISHED):
+        if status in found:
+            return status
+    unknown = [status for status in found if status not in NOT_STARTED]
+    return next(iter(unknown), "FAILED" if "FAILED" in found else "N/A" if found else None)
+
+
+def _versions(asset: Json) -> list[Json]:
+    versions = asset.get("versions")
+    return [version for version in versions if isinstance(version, dict)] if isinstance(versions, list) else []
+
+
+def _number(value: object) -> float:
+    return float(value) if isinstance(value, int | float) else -1.0
