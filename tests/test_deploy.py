@@ -239,7 +239,9 @@ def test_the_files_that_install_sh_uses_exist() -> None:
     used = set(re.findall(r"\$home/([\w./-]*\w)", script))
     used -= {"config.ini", "constraints.txt", "requirements-notify.txt", "deploy"}  # these may be there or not
     assert {"app.py", "config.example.ini", "requirements.txt", "deploy/iconik-listener"} <= used
-    assert [path for path in sorted(used) if not path.startswith((".", "deploy/$")) and not (ROOT / path).exists()] == []
+    assert [
+        path for path in sorted(used) if not path.startswith((".", "deploy/$")) and not (ROOT / path).exists()
+    ] == []
 
 
 def in_install_sh(commands: str, **variables: Path) -> "subprocess.CompletedProcess[str]":
