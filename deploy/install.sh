@@ -69,7 +69,7 @@ apt_install() {
 find_python() {
   local requirement='import sqlite3, sys; sys.exit(sys.version_info < (3, 10) or sqlite3.sqlite_version_info < (3, 35))'
   for system_python in python3 python3.{14,13,12,11,10}; do
-    ! "$system_python" -c "$requirement" 2>/dev/null || return 0
+    ! env "${variables[@]}" "$system_python" -c "$requirement" 2>/dev/null || return 0
   done
   return 1
 }
@@ -120,7 +120,7 @@ build_environment() {
 }
 
 runs() { # a virtual environment
-  "$1/bin/python" -B "$home/app.py" --version >/dev/null 2>&1
+  env "${variables[@]}" "$1/bin/python" -B "$home/app.py" --version >/dev/null 2>&1
 }
 
 create_user() {
@@ -285,9 +285,9 @@ say_next_steps() {
 }
 
 install_all() {
+  read_variables
   check_python
   warn_of_local_origin
-  read_variables
   build_environment
   create_user
   make_code_readable

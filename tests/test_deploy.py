@@ -344,5 +344,5 @@ def test_a_template_names_its_system_wherever_systems_differ() -> None:
 
 def test_every_step_of_the_rehearsal_is_there() -> None:
     script = (DEPLOY / "rehearse").read_text(encoding="utf-8")
-    [steps] = re.findall(r"^all_steps=\((.*)\)$", script, re.MULTILINE)
+    [steps] = re.findall(r"^all_steps=\((.*?)\)$", script, re.MULTILINE | re.DOTALL)
     assert {*steps.split(), "reboot", "rebooted"} == set(re.findall(r"^step_(\w+)\(\)", script, re.MULTILINE))
