@@ -106,7 +106,7 @@ build_environment() {
     [ ! -e "$home/constraints.txt" ] || cat "$home/constraints.txt"
   )
   environment=$(readlink -f "$home/.venv" || true)
-  if [ "$(cat "$environment/.installed" 2>/dev/null)" = "$wanted" ] && runs "$environment"; then return; fi
+  if [ "$(cat "$environment/.installed" 2>/dev/null)" = "$wanted" ] && is_complete "$environment"; then return; fi
   new=$home/.venv-$(date -u +%Y%m%dT%H%M%SZ)
   say "Installing the Python packages in $new"
   rm -rf "$new"
@@ -119,8 +119,9 @@ build_environment() {
   environment=$new
 }
 
-runs() { # a virtual environment
-  env "${variables[@]}" "$1/bin/python" -B "$home/app.py" --version >/dev/null 2>&1
+# Whether a virtual environment is complete. It is not after an upgrade of the system's Python.
+is_complete() { # a virtual environment
+  "$1/bin/python" -m pip check -q >/dev/null 2>&1
 }
 
 create_user() {
@@ -296,6 +297,7 @@ install_all() {
   local problem
   problem=$(any_start_problem)
   if [ -n "$problem" ] && systemctl is-active -q iconik-listener.service; then
+    [ "$environment" -ef "$home/.venv" ] || rm -rf "$environment"
     fail "the running listener was left alone, because the new version would not start: $problem"
   fi
   switch_environment
