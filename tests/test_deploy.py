@@ -346,3 +346,14 @@ def test_every_step_of_the_rehearsal_is_there() -> None:
     script = (DEPLOY / "rehearse").read_text(encoding="utf-8")
     [steps] = re.findall(r"^all_steps=\((.*?)\)$", script, re.MULTILINE | re.DOTALL)
     assert {*steps.split(), "reboot", "rebooted"} == set(re.findall(r"^step_(\w+)\(\)", script, re.MULTILINE))
+
+
+def test_the_blocks_that_the_rehearsal_pastes_are_in_the_docs() -> None:
+    page = (ROOT / "docs" / "operating.md").read_text(encoding="utf-8")
+    sections = {part.partition("\n")[0]: part for part in re.split(r"^#+ ", page, flags=re.MULTILINE)}
+    script = (DEPLOY / "rehearse").read_text(encoding="utf-8")
+    pasted = re.findall(r'^  paste "(.*?)" (\d)', script, re.MULTILINE)
+    assert len(pasted) >= 9
+    for heading, number in pasted:
+        assert heading in sections, heading
+        assert len(re.findall(r"^```\n.*?^```$", sections[heading], re.MULTILINE | re.DOTALL)) >= int(number), heading
