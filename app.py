@@ -138,6 +138,14 @@ def cli(context: click.Context, path: str) -> None:
         serve(load(Path(path)))
 
 
+@cli.command("serve")
+@click.help_option("-h", "--help")
+@click.pass_obj
+def _serve(path: Path) -> None:
+    """Listen for iconik's webhooks, as the systemd unit does."""
+    serve(load(path))
+
+
 def main() -> None:
     """Every error that is the operator's to fix ends here, as one line."""
     for stream in (sys.stdout, sys.stderr):
