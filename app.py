@@ -21,6 +21,8 @@ import threading
 from contextlib import suppress
 from pathlib import Path
 
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH100, PTH120 PYTHONSAFEPATH leaves it out
+os.environ.pop("SSLKEYLOGFILE", None)  # it would write down the keys of the token's encryption
 if sys.version_info < (3, 10):
     sys.exit(f"Error: Python 3.10 or newer is needed; {sys.executable} is {sys.version.split()[0]}")
 try:
@@ -73,7 +75,7 @@ def serve(config: Config) -> None:
         note_job_floors(store, client)
         services = Services(store, submitter, breaker, config.listener.webhook_secret)
         server = Server(create_app(services), config.listener.host, config.listener.port)
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, lambda *_: server.stop())
         submitter.start()
         reconciler.start()
@@ -136,6 +138,21 @@ def cli(context: click.Context, path: str) -> None:
     context.obj = Path(path)
     if context.invoked_subcommand is None:
         serve(load(Path(path)))
+
+
+@cli.command("serve")
+@click.pass_obj
+def serve_command(path: Path) -> None:
+    """Listen for iconik's webhooks until SIGTERM or Ctrl-C."""
+    serve(load(path))
+
+
+@cli.command("serve")
+@click.help_option("-h", "--help")
+@click.pass_obj
+def _serve(path: Path) -> None:
+    """Listen for iconik's webhooks, as the systemd unit does."""
+    serve(load(path))
 
 
 def main() -> None:

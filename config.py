@@ -1,10 +1,13 @@
 """config.ini: read, checked, typed. One dataclass for each section, one field for each key."""
 
 import configparser
+import grp
+import os
 import re
 import shlex
 import stat
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -303,6 +306,8 @@ def _parse(path: Path) -> configparser.ConfigParser:
         raise ConfigError(
             f"{path} does not exist: copy config.example.ini to config.ini and fill it in, or try: python app.py demo"
         ) from None
+    except PermissionError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}: {_make_private(path)}") from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
@@ -360,10 +365,23 @@ def _unknown_types(path: Path, types: frozenset[str]) -> list[str]:
     ]
 
 
+def _make_private(path: Path) -> str:
+    """The command after which this process's user can read the file `path`, and no stranger can."""
+    file = shlex.quote(str(path))
+    with suppress(OSError):
+        if path.stat().st_uid == os.geteuid():
+            return f"chmod 600 {file}"
+    try:
+        group = grp.getgrgid(os.getegid()).gr_name
+    except KeyError:
+        group = str(os.getegid())
+    return f"sudo chown root:{group} {file} && sudo chmod 640 {file}"
+
+
 def _unwise(path: Path, listener: ListenerConfig) -> list[str]:
     warnings = []
     if path.stat().st_mode & stat.S_IROTH:
-        warnings.append(f"{path} holds credentials and everybody can read it: chmod o-r {shlex.quote(str(path))}")
+        warnings.append(f"{path} contains credentials and is readable by every user: {_make_private(path)}")
     if not listener.webhook_secret:
         warnings.append("No webhook_secret is set: anybody who finds the port can have assets analyzed")
     return warnings

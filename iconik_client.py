@@ -314,7 +314,7 @@ class IconikClient:
         content = _json_object(answer)
         if content is None and (answer.body or not may_be_empty):
             summary = f"iconik answered {answer.status} without a JSON object"
-            raise IconikUnavailable(summary, status=answer.status, may_have_been_done=True)
+            raise IconikUnavailable(summary, answer.fault or "", status=answer.status, may_have_been_done=True)
         return content or {}
 
     def _send(self, method: str, path: str, role: str, query: Mapping[str, str] | None, body: Json | None) -> Answer:

@@ -255,7 +255,8 @@ class Store:
             )
             db.execute(
                 """UPDATE items SET next_attempt_at = :now,
-                    waited = max(0, waited - max(0, min(backoff, coalesce(seconds_between(:now, next_attempt_at), 0))))
+                    waited = max(0, waited - max(0, min(backoff,
+                        coalesce(seconds_between(:now, CAST(next_attempt_at AS BLOB)), 0))))
                 WHERE status = 'ready' AND last_attempt_at IS NOT NULL AND in_doubt_since IS NULL AND refused = 0
                     AND next_attempt_at > :now""",
                 values,
@@ -303,7 +304,9 @@ class Store:
                     if found:
                         item = found["object_id"], found["job"]
                         rows = db.execute(CLAIM, item).fetchall()
-                        return _item(rows[0])
+                        if rows:
+                            return _item(rows[0])
+                        self._left_alone.add(item)  # its id is not text, so no statement finds it again
         except StoreRefused:
             if item:
                 self._left_alone.add(item)
@@ -435,7 +438,8 @@ class Store:
         try:
             with self.database.transaction() as db:
                 before = db.execute(
-                    "SELECT counted_on FROM items WHERE object_id = :object_id AND job = :job AND status = 'submitting'",
+                    """SELECT counted_on FROM items
+                    WHERE object_id = :object_id AND job = :job AND status = 'submitting'""",
                     values,
                 ).fetchone()
                 if before is None:

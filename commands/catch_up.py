@@ -195,14 +195,14 @@ def _add(
         started = time.monotonic()
         seen_until = parse_time(batch[-1].created_at) if batch else None
         state = {STATE: json.dumps({"begun": begun, "seen_until": format_utc(seen_until)})} if seen_until else {}
-        with store.database.waiting_up_to(MAX_WAIT):  # on a slow disk, the listener's webhooks go first
-            count = changes.add_assets(
-                batch,
-                Source.CATCH_UP,
-                state,
-                first_poll_in=added / POLLS_PER_SECOND,
-                seconds_between_polls=1 / POLLS_PER_SECOND,
-            )
+        count = changes.add_assets(
+            batch,
+            Source.CATCH_UP,
+            state,
+            first_poll_in=added / POLLS_PER_SECOND,
+            seconds_between_polls=1 / POLLS_PER_SECOND,
+            wait=MAX_WAIT,  # on a slow disk, the listener's webhooks go first
+        )
         batch.clear()
         pause_after(started)
         return count

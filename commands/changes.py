@@ -179,7 +179,7 @@ RETRY = """UPDATE items SET
     counted_on = CASE WHEN in_doubt_since IS NOT NULL THEN counted_on END,
     old_job_id = coalesce(job_id, old_job_id), job_id = NULL,
     next_attempt_at = CASE WHEN in_doubt_since IS NULL THEN :now
-        ELSE max(:now, coalesce(later(last_attempt_at, :doubt_delay), :now)) END
+        ELSE max(:now, coalesce(later(CAST(last_attempt_at AS BLOB), :doubt_delay), :now)) END
 WHERE object_id = :object_id AND job = :job AND status IN ('failed', 'skipped')"""
 
 # What is due already keeps its place, and what is in doubt keeps its delay.
@@ -195,7 +195,7 @@ AGAIN = """UPDATE items SET
     counted_on = CASE WHEN in_doubt_since IS NOT NULL THEN counted_on END,
     old_job_id = coalesce(job_id, old_job_id), job_id = NULL,
     next_attempt_at = CASE WHEN in_doubt_since IS NULL THEN :now
-        ELSE max(:now, coalesce(later(last_attempt_at, :doubt_delay), :now)) END
+        ELSE max(:now, coalesce(later(CAST(last_attempt_at AS BLOB), :doubt_delay), :now)) END
 WHERE object_id = :object_id AND job = :job AND status IN ('submitted', 'done', 'failed', 'skipped')
     AND (asked_at IS NULL OR asked_at < :again_before OR asked_at > :now)"""
 

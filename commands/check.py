@@ -24,6 +24,7 @@ from reconciliation.catalog import IconikCatalog
 from reconciliation.reconciler import passed_over
 from reconciliation.webhooks import REGISTERED_URL, WebhookDefinition, of_our_kinds, ours
 from store import DAY_SECONDS, Rules, Store
+from system.database import network_file_system
 from system.errors import ListenerError
 from system.text import command, format_local, one_line, parse_time, pluralize
 from system.transport import Transport, TransportError
@@ -154,6 +155,8 @@ def _database_facts(store: Store) -> Facts:
         yield note(
             f"{wal} has grown to {size} MiB: another program has been reading items.db for long. Quit that program"
         )
+    if kind := network_file_system(database):
+        yield wrong(f"{database} is on {kind}, where SQLite files are damaged sooner or later: move it to a local disk")
     if period := passed_over(store):
         remedy = command("catch-up", "--since", period["since"], "--until", period["until"])
         times = f"from {format_local(period['since'])} to {format_local(period['until'])}"

@@ -46,15 +46,17 @@ class ReconciledChanges:
         *,
         first_poll_in: float = 0.0,
         seconds_between_polls: float = 0.0,
+        wait: float | None = None,
     ) -> int:
         """Store assets as their create webhooks would have, and rows of the state with them.
 
         :param first_poll_in: seconds until iconik is polled for the first one's proxy
         :param seconds_between_polls: by which the polls for the others are spread
+        :param wait: the seconds to wait, instead of 5, for a database that somebody else holds
         :returns: how many of the assets change something: they were not there yet, or awaited their create
         """
         added = 0
-        with self._database.transaction() as db:
+        with self._database.transaction(wait) as db:
             for asset in assets:
                 poll_in = first_poll_in + added * seconds_between_polls
                 values = self._store.asset_values(asset.object_id, asset.title, source)

@@ -1,33 +1,54 @@
 """The SQLite file: kept by one listener, on one connection that any thread may use; what goes wrong is noticed."""
 
-import fcntl
-import math
 import os
-import re
+import secrets
 import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from pwd import getpwuid
-from shlex import quote
-from typing import Any, Protocol, TextIO
+from typing import Any, Protocol
 
+from system.database_files import (
+    ListenerLock,
+    StoreError,
+    beside,
+    check_place,
+    create,
+    damaged,
+    explain,
+    listener_runs,
+    lock_path,
+    network_file_system,
+    no_checkpoint,
+    remedy_if_missing,
+)
 from system.errors import ListenerError
 from system.text import format_utc, one_line, parse_time
 
+__all__ = [
+    "Database",
+    "StoreError",
+    "StoreRefused",
+    "StoreUnavailable",
+    "explain",
+    "listener_runs",
+    "lock_path",
+    "network_file_system",
+]
+
 BUSY_SECONDS = 5.0  # a person may hold the database in sqlite3; then iconik gets a 503
-LOCK_SECONDS = 1.0  # listener_runs(), in another process, holds the lock for an instant
 MAX_WAL_BYTES = 16 * 1024 * 1024  # to which the file is cut back once nobody reads in it any more
 MIN_SQLITE = (3, 35)
+CHECKPOINT_WRITES = 200  # a fifth of the pages, or so, at which SQLite itself moves them into items.db
+MARK = "checkpoint"  # the key in `state`, which every Schema has, of what changes at each checkpoint of ours
+SET_MARK = "INSERT INTO state (key, value) VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value"
+OVERWRITTEN = "was overwritten under the listener: stop it, restore the backup again, start it"
+SETTLE_SECONDS = 1.0  # in which a checkpoint of another program ends
 
 Row = sqlite3.Row
 Progress = Callable[[str], None]
-
-
-class StoreError(ListenerError):
-    """The database cannot be used as it is."""
 
 
 class StoreUnavailable(ListenerError):
@@ -35,7 +56,7 @@ class StoreUnavailable(ListenerError):
 
 
 class StoreRefused(ListenerError):
-    """A constraint or a trigger that a person added does not let a row change. Nothing was written."""
+    """A constraint, or a trigger that a person added, does not let a row change. Nothing was written."""
 
 
 class Schema(Protocol):
@@ -51,7 +72,9 @@ class Schema(Protocol):
 class Database:
     """One connection to the file: WAL, and each commit is on the disk before it returns.
 
-    The methods raise StoreUnavailable if the file cannot be read or written within 5 s.
+    The methods raise StoreUnavailable if the file cannot be read or written within 5 s, and StoreRefused if a
+    constraint or a trigger forbids what they write. They look at the files before each statement, so that nothing is
+    written into files that are not in their places any more, and after each write, so that it is known to be there.
     """
 
     def __init__(self, path: Path, schema: Schema, *, listener: bool, progress: Progress) -> None:
@@ -61,63 +84,112 @@ class Database:
         :param progress: is told in a line what takes long
         :raises StoreError: the file is not ours or is damaged, or another listener runs on it; it was left as it was
         """
-        self.path, self._file_name, self._schema = path, str(path), schema
+        self.path = Path(os.path.realpath(path))  # SQLite's own files are beside the target of a link, so ours are, too
         self.error: str | None = None  # what went wrong, until something could be written again
         self._max_wait = BUSY_SECONDS
+        self._busy_timeout = BUSY_SECONDS
         self._mutex = threading.Lock()
-        self._busy_milliseconds = 0
-        self._listener_lock: TextIO | None = None
+        self._lock: ListenerLock | None = None
+        self._marks: list[str | None] = []  # those that may be in items.db by now, the oldest first
+        self._writes = 0
+        self._seen = (0, 0)  # size and time of items.db when its mark was looked at
+        self._is_overwritten = False
         if sqlite3.sqlite_version_info < MIN_SQLITE:
             raise StoreError(f"SQLite is {sqlite3.sqlite_version} here: 3.35 or newer is needed")
         try:
+            if not listener and not self.path.exists():
+                raise StoreError(f"{self.path} does not exist: {remedy_if_missing(self.path)}")
+            check_place(self.path)
+            schema.inspect(self.path)  # before there is a lock file, which does not belong beside a foreign file
             if listener:
-                _check_folder(path)
-                self._listener_lock = _lock(path)
-            elif not path.exists():
-                raise StoreError(f"{path} does not exist: {_remedy_if_missing(path)}")
-            self._connection = self._open(listener, progress)
-            self._identity = self._files()
+                self._lock = ListenerLock(self.path)
+            self._connection = self._open(schema, progress)
         except (OSError, sqlite3.Error) as error:
             self._unlock()
-            raise StoreError(explain(path, error)) from None
+            raise StoreError(explain(self.path, error)) from None
         except ListenerError:
             self._unlock()
             raise
 
-    def _open(self, listener: bool, progress: Progress) -> sqlite3.Connection:
-        self._schema.inspect(self.path)
-        wal = self.path.with_name(self.path.name + "-wal")
-        was_cut_off = listener and wal.exists() and wal.stat().st_size > 0
+    def _open(self, schema: Schema, progress: Progress) -> sqlite3.Connection:
         is_new = not self.path.exists()
+        if is_new:
+            create(self.path)
+        reason_to_check = None if is_new else self._reason_to_check()
         db = sqlite3.connect(self.path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
         try:
-            if is_new:
-                _give_to_folder_owner(self.path)
             db.row_factory = sqlite3.Row
+            db.text_factory = _text
             db.create_function("later", 2, _later, deterministic=True)
             db.create_function("seconds_between", 2, _seconds_between, deterministic=True)
-            self._schema.prepare(db, self.path, may_write=listener, progress=progress)
-            if was_cut_off:
-                progress("The last listener on this database was cut off: checking that it is whole")
+            if reason_to_check:
+                progress(f"{reason_to_check}: checking that it is whole")
                 _check_whole(db, self.path)
+            schema.prepare(db, self.path, may_write=self._lock is not None, progress=progress)
             db.execute("PRAGMA journal_mode = WAL")
             db.execute("PRAGMA synchronous = FULL")
             db.execute(f"PRAGMA journal_size_limit = {MAX_WAL_BYTES}")
             db.execute("UPDATE state SET value = value WHERE key = ''")  # changes nothing, but makes the -wal file
+            self._watch(db)
         except BaseException:
             db.close()
             raise
         return db
 
+    def _reason_to_check(self) -> str | None:
+        if self._lock is None or self.path.stat().st_size == 0:
+            return None
+        if self._lock.noted() == self._lock.text_of("overwritten"):
+            raise StoreError(f"{self.path} {OVERWRITTEN}")
+        wal = beside(self.path, "-wal")
+        if (wal.exists() and wal.stat().st_size > 0) or self._lock.noted().startswith("in service"):
+            return "The last listener on this database was cut off"
+        if self._lock.noted() not in ("", self._lock.text_of("closed")):  # version 1.1 noted nothing
+            return f"{self.path} is not as the last listener left it"
+        return None
+
+    def _watch(self, db: sqlite3.Connection) -> None:
+        """From now on the files are in service. Their identities are noted, and items.db gets its first mark."""
+        self._names = [f"{self.path}{ending}" for ending in ("", "-wal", "-shm")]
+        if self._lock:
+            self._names.append(f"{self.path}.lock")
+            self._lock.hold_wal()
+        self._identities = [(stat.st_dev, stat.st_ino) for stat in map(os.stat, self._names)]
+        main = self.path.stat()
+        self._seen = (main.st_size, main.st_ctime_ns)
+        if self._lock:
+            self._marks = [self._mark_in_file()]
+            if db.total_changes or self._lock.noted() != self._lock.text_of("closed"):
+                self._checkpoint(db, "TRUNCATE")
+            self._lock.note("in service")
+
     def close(self) -> None:
         """Close the connection, and let another listener have the file."""
         with self._mutex:
-            self._connection.close()
+            if is_in_place := self._is_in_place():
+                if self._lock and self._writes:
+                    self._checkpoint_if_possible(self._connection)
+                self._connection.close()
+            else:
+                with no_checkpoint(self.path):  # by what this connection knows of -wal, which others may have changed
+                    self._connection.close()
+            with suppress(OSError):
+                if self._lock and self._is_overwritten:
+                    self._lock.note("overwritten")
+                elif self._lock and is_in_place and not beside(self.path, "-wal").exists():
+                    self._lock.note("closed")
         self._unlock()
+
+    def _is_in_place(self) -> bool:
+        try:
+            self._check_files()
+        except OSError:
+            return False
+        return True
 
     @contextmanager
     def waiting_up_to(self, seconds: float) -> Iterator[None]:
-        """Meanwhile, wait that long, and not 5 s, for a database that somebody else holds."""
+        """Meanwhile, every thread waits that long, and not 5 s, for a database that somebody else holds: at the end."""
         self._max_wait = seconds
         try:
             yield
@@ -125,8 +197,9 @@ class Database:
             self._max_wait = BUSY_SECONDS
 
     def _unlock(self) -> None:
-        if self._listener_lock:
-            self._listener_lock.close()
+        if self._lock:
+            self._lock.release()
+            self._lock = None
 
     def run(self, statement: str, **values: Any) -> list[Row]:
         """Execute one statement. When it returns, what it wrote is on the disk."""
@@ -134,9 +207,12 @@ class Database:
             return db.execute(statement, values).fetchall()
 
     @contextmanager
-    def transaction(self) -> Iterator[sqlite3.Connection]:
-        """Write several statements' worth, or nothing of it."""
-        with self._exclusively() as db:
+    def transaction(self, wait: float | None = None) -> Iterator[sqlite3.Connection]:
+        """Write several statements' worth, or nothing of it.
+
+        :param wait: the seconds to wait, instead of 5, for a database that somebody else holds
+        """
+        with self._exclusively(wait) as db:
             db.execute("BEGIN IMMEDIATE")
             try:
                 yield db
@@ -146,126 +222,130 @@ class Database:
                     db.execute("ROLLBACK")
 
     @contextmanager
-    def _exclusively(self) -> Iterator[sqlite3.Connection]:
-        """The connection, for one thread at a time. The waits for that and for other programs are one wait."""
-        deadline = time.monotonic() + self._max_wait
-        if not self._mutex.acquire(timeout=self._max_wait):
+    def _exclusively(self, wait: float | None = None) -> Iterator[sqlite3.Connection]:
+        """The connection, for one thread at a time."""
+        seconds = self._max_wait if wait is None else wait
+        if not self._mutex.acquire(timeout=seconds):
             raise StoreUnavailable(f"{self.path}: database is locked")
         db = self._connection
         try:
+            self._set_busy_timeout(db, seconds)
+            self._check_files()  # before a claim is committed that its caller would never see
             changes = db.total_changes
-            self._set_busy_timeout(deadline - time.monotonic())
             yield db
-            self._check_files()
             if db.total_changes != changes:
+                self._check_files()
                 self.error = None
+                self._count_write(db)
         except sqlite3.IntegrityError as error:
-            raise StoreRefused(f"{self.path} does not let this row change: {one_line(str(error))}") from None
+            raise StoreRefused(f"the database refuses to change this row: {one_line(str(error))}") from None
         except (sqlite3.Error, OSError) as error:
             self.error = explain(self.path, error)
             raise StoreUnavailable(self.error) from None
         finally:
             self._mutex.release()
 
-    def _set_busy_timeout(self, seconds: float) -> None:
-        """In steps, because it costs as much as a short statement and is nearly always the same."""
-        milliseconds = max(0, math.ceil(seconds * 4) * 250)
-        if milliseconds != self._busy_milliseconds:
-            self._connection.execute(f"PRAGMA busy_timeout = {milliseconds}")
-            self._busy_milliseconds = milliseconds
-
-    def _files(self) -> list[tuple[int, int]]:
-        """What tells the files that are open here from others of the same names."""
-        stats = [os.stat(self._file_name), os.stat(f"{self._file_name}-wal")]  # noqa: PTH116 it is asked at each webhook
-        return [(stat.st_dev, stat.st_ino) for stat in stats]
+    def _set_busy_timeout(self, db: sqlite3.Connection, seconds: float) -> None:
+        if seconds != self._busy_timeout:  # the PRAGMA costs as much as a short statement
+            db.execute(f"PRAGMA busy_timeout = {round(seconds * 1000)}")
+            self._busy_timeout = seconds
 
     def _check_files(self) -> None:
-        """What is written into a file that has been deleted is lost, and SQLite does not notice."""
-        with suppress(FileNotFoundError):
-            if self._files() == self._identity:
+        """What is written into a file that has been deleted is lost, and SQLite does not notice.
+
+        Nobody else replaces -wal or -shm while this connection is open: SQLite deletes them with the last one.
+        """
+        for name, identity in zip(self._names, self._identities):
+            try:
+                stat = os.stat(name)  # noqa: PTH116 it is asked at each webhook
+            except FileNotFoundError:
+                stat = None
+            if stat is None or (stat.st_dev, stat.st_ino) != identity:
+                raise OSError(None, _gone(name))
+            if name == self._names[0] and self._marks and (stat.st_size, stat.st_ctime_ns) != self._seen:
+                self._check_mark(stat)
+
+    # In the WAL mode, items.db itself changes only when pages are moved into it from the -wal file (a checkpoint), by
+    # this connection or another program's. What else changes it, such as `cp` of a backup over it, destroys it, and
+    # SQLite does not notice. So before each checkpoint of ours a new mark is written, and whenever items.db has changed
+    # it must have a mark that it may have by now: not an older one, as a backup has.
+
+    def _count_write(self, db: sqlite3.Connection) -> None:
+        self._writes += 1
+        if self._lock and self._writes >= CHECKPOINT_WRITES:
+            self._checkpoint_if_possible(db)
+
+    def _checkpoint_if_possible(self, db: sqlite3.Connection) -> None:
+        with suppress(sqlite3.Error):  # what was to be written is, and the next checkpoint will do
+            self._set_busy_timeout(db, 0)
+            self._checkpoint(db)
+
+    def _checkpoint(self, db: sqlite3.Connection, mode: str = "PASSIVE") -> None:
+        self._writes = 0
+        mark = secrets.token_hex(8)
+        self._marks.append(mark)
+        db.execute(SET_MARK, (MARK, mark))
+        db.execute(f"PRAGMA wal_checkpoint({mode})")
+        self._check_mark(self.path.stat())
+        self._writes = 0
+
+    def _check_mark(self, stat: os.stat_result) -> None:
+        deadline = time.monotonic() + SETTLE_SECONDS
+        while not self._is_overwritten:
+            mark = self._mark_in_file()
+            if mark in self._marks:
+                del self._marks[: self._marks.index(mark)]
+                self._seen = (stat.st_size, stat.st_ctime_ns)
+                self._writes = CHECKPOINT_WRITES  # a checkpoint of another program: ours is to follow soon
                 return
-        raise OSError(None, "was deleted or replaced under the listener: stop it, put the file back, start it")
+            if time.monotonic() > deadline:
+                self._is_overwritten = True
+            time.sleep(SETTLE_SECONDS / 20)
+        raise OSError(None, OVERWRITTEN)
+
+    def _mark_in_file(self) -> str | None:
+        """The mark that items.db itself has, without the -wal file. None if it cannot be read."""
+        try:
+            # Through SQLite, because only SQLite can close the file without losing this process's locks on it.
+            with closing(sqlite3.connect(f"{self.path.as_uri()}?mode=ro&immutable=1", uri=True)) as db:
+                [[mark]] = db.execute("SELECT value FROM state WHERE key = ?", (MARK,)).fetchall()
+                return str(mark)
+        except (sqlite3.Error, ValueError):
+            return None
 
 
-def _later(time: object, seconds: float | None) -> str | None:
+def _gone(name: str) -> str:
+    if name.endswith(("-shm", ".lock")):
+        return f"{Path(name).name} was deleted or replaced under the listener: restart it"
+    of_wal = "its -wal file " if name.endswith("-wal") else ""
+    return f"{of_wal}was deleted or replaced under the listener: stop it, put the file back, start it"
+
+
+def _text(raw: bytes) -> str:
+    """Text from the file. A person may have written there what is not UTF-8."""
+    return raw.decode("utf-8", "replace")
+
+
+def _later(time: object, seconds: object) -> str | None:
     """SQL: that many seconds after a time, as text; NULL if one of them is none."""
-    start = parse_time(time)
+    start = _seconds_of(time)
+    if start is None or not isinstance(seconds, (int, float)):
+        return None
     try:
-        return None if start is None or seconds is None else format_utc(start + seconds)
-    except (ValueError, OverflowError):  # beyond the year 9999
+        return format_utc(start + seconds)
+    except (ValueError, OverflowError, OSError):  # not in the years 1 to 9999
         return None
 
 
 def _seconds_between(start: object, end: object) -> float | None:
     """SQL: the seconds from one time to another; NULL if one of them is none, like what a person may have written."""
-    first, last = parse_time(start), parse_time(end)
+    first, last = _seconds_of(start), _seconds_of(end)
     return None if first is None or last is None else last - first
 
 
-def listener_runs(path: Path) -> bool:
-    """Whether a listener is running on this database. Changes nothing, and needs no more than to read the lock.
-
-    :raises StoreError: the lock cannot be read
-    """
-    try:
-        with lock_path(path).open("rb") as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except BlockingIOError:
-        return True
-    except OSError as error:
-        raise StoreError(explain(path, error)) from None
-    return False
-
-
-def lock_path(path: Path) -> Path:
-    """The file that says, by being locked, that a listener runs on the database `path`."""
-    return path.with_name(path.name + ".lock")
-
-
-def _lock(path: Path) -> TextIO:
-    """Take an exclusive lock that ends with the process, however that ends."""
-    is_new = not lock_path(path).exists()
-    lock = lock_path(path).open("a", encoding="utf-8")
-    if is_new:
-        _give_to_folder_owner(lock_path(path))
-    deadline = time.monotonic() + LOCK_SECONDS
-    while True:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return lock
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                lock.close()
-                raise StoreError(f"{path}: another listener is running on it") from None
-            time.sleep(LOCK_SECONDS / 20)
-
-
-def _give_to_folder_owner(path: Path) -> None:
-    """A file that root creates must not keep out the user whom the service runs as later."""
-    if os.geteuid() == 0:
-        folder = path.parent.stat()
-        path.touch()
-        os.chown(path, folder.st_uid, folder.st_gid)
-
-
-def _check_folder(path: Path) -> None:
-    if not path.parent.is_dir():
-        raise StoreError(f"{path}: the folder {path.parent} does not exist: create it, or change [listener] database")
-
-
-def _remedy_if_missing(path: Path) -> str:
-    if listener_runs(path):
-        return "it was deleted under the running listener: stop that, put the file back, and start it"
-    return "the listener creates it at its first start"
-
-
-def _user_name(user_id: int) -> str:
-    try:
-        return getpwuid(user_id).pw_name
-    except KeyError:
-        return str(user_id)
+def _seconds_of(time: object) -> float | None:
+    """SQLite cannot hand on text that is not UTF-8, so columns have to be cast: `later(CAST(due AS BLOB), 5)`."""
+    return parse_time(_text(time) if isinstance(time, bytes) else time)
 
 
 def _check_whole(db: sqlite3.Connection, path: Path) -> None:
@@ -278,24 +358,4 @@ def _check_whole(db: sqlite3.Connection, path: Path) -> None:
     except sqlite3.DatabaseError as error:
         result = str(error)
     if result != "ok":
-        raise StoreError(_damaged(path, result))
-
-
-def _damaged(path: Path, reason: str) -> str:
-    return f"{path} is damaged ({one_line(reason)}): restore a backup, as the README says"
-
-
-def explain(path: Path, error: OSError | sqlite3.Error) -> str:
-    """One line on what is wrong with the database `path`: who owns what, where that is the cause."""
-    reason = error.strerror or str(error) if isinstance(error, OSError) else str(error)
-    for file in (path.parent, path, lock_path(path), *(path.with_name(path.name + end) for end in ("-wal", "-shm"))):
-        with suppress(OSError):
-            if os.statvfs(file).f_flag & os.ST_RDONLY:
-                return f"{file} is on a read-only file system ({reason})"
-            if not os.access(file, os.R_OK | os.W_OK):
-                user, owner = _user_name(os.geteuid()), _user_name(file.stat().st_uid)
-                remedy = f"chmod u+rw {quote(str(file))}" if user == owner else f"chown {user} {quote(str(file))}"
-                return f"{file} belongs to {owner}, and {user} cannot write it: sudo {remedy} ({reason})"
-    if re.search("malformed|not a database", reason):
-        return _damaged(path, reason)
-    return f"{path}: {one_line(reason)}"
+        raise StoreError(damaged(path, result))

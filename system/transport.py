@@ -4,16 +4,18 @@ The timeouts of requests bound each read, so that a server that drips a byte a s
 operation on a socket gets only the time that is left of its call.
 """
 
+import http
 import http.client
 import os
 import socket
 import ssl
 import threading
 import time
+import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import timezone
 from email.utils import parsedate_to_datetime
 from http.cookiejar import DefaultCookiePolicy
 from pathlib import Path
@@ -22,17 +24,22 @@ from typing import Any
 import requests
 from requests.adapters import HTTPAdapter
 from requests.exceptions import InvalidProxyURL, InvalidSchema
-from requests.utils import DEFAULT_CA_BUNDLE_PATH, get_environ_proxies, select_proxy
+from requests.utils import DEFAULT_CA_BUNDLE_PATH, should_bypass_proxies
 from urllib3 import HTTPConnectionPool, HTTPSConnectionPool, ProxyManager
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import ProxyError
-from urllib3.util.ssl_ import create_urllib3_context
+
+from system.text import one_line
 
 MAX_ANSWER = 16 * 1024 * 1024  # bytes of a 2xx
 MAX_ERROR = 64 * 1024  # bytes of any other answer
 READ_SIZE = 64 * 1024
 CONNECT_SECONDS = 5.0
 MAX_RETRY_AFTER = 3600.0  # seconds
+TOO_LARGE = "the answer is too large"
+CUT_OFF = "the answer was cut off"
+# How a compressed answer is unpacked: zlib.decompressobj's wbits. Some servers leave out deflate's own header.
+ZIPPED = {"gzip": (47,), "x-gzip": (47,), "deflate": (47, -15)}
 IDLE_SECONDS = 30.0  # after which a connection is not used again: the server may be closing it at that moment
 
 
@@ -48,25 +55,26 @@ class NotConnected(TransportError):
 class Answer:
     """What a server answered.
 
-    :ivar is_whole: False if the body was cut off, late, too large or compressed, or was left unread as that of a
-        redirect. Status and headers hold all the same.
+    :ivar fault: why the body is not whole: it was cut off, late, too large, compressed in a way that was not asked for,
+        or a redirect's, which is left unread. Status and headers hold all the same. None if it is whole.
     """
 
     status: int
     reason: str
     headers: Mapping[str, str]
     body: bytes
-    is_whole: bool
+    fault: str | None = None
+
+    @property
+    def is_whole(self) -> bool:
+        return self.fault is None
 
     @property
     def date(self) -> float | None:
-        """The server's time, in seconds since 1970: its `Date`. None if there is none, or if a cache has kept it."""
-        if self.headers.get("Age"):
+        """The server's time, its `Date`, in seconds since 1970. None if there is none, or if a cache has kept it."""
+        if "Age" in self.headers:
             return None
-        try:
-            return parsedate_to_datetime(self.headers.get("Date", "")).timestamp()
-        except (ValueError, TypeError, OverflowError):
-            return None
+        return _seconds_of(self.headers.get("Date", ""))
 
     @property
     def retry_after(self) -> float | None:
@@ -75,13 +83,19 @@ class Answer:
         try:
             seconds = float(value)
         except ValueError:
-            try:
-                date = parsedate_to_datetime(value)
-            except (ValueError, TypeError, OverflowError):
+            if (date := _seconds_of(value)) is None:
                 return None
-            date = date if date.tzinfo else date.replace(tzinfo=timezone.utc)
-            seconds = (date - datetime.now(timezone.utc)).total_seconds()
+            seconds = date - time.time()
         return min(seconds, MAX_RETRY_AFTER) if seconds > 0 else None
+
+
+def _seconds_of(date: str) -> float | None:
+    """A date of HTTP's as seconds since 1970. None if it is none."""
+    try:
+        parsed = parsedate_to_datetime(date)
+        return (parsed if parsed.tzinfo else parsed.replace(tzinfo=timezone.utc)).timestamp()
+    except (ValueError, TypeError, OverflowError):
+        return None
 
 
 class Transport:
@@ -100,6 +114,7 @@ class Transport:
         self._local = threading.local()
         self._lock = threading.Lock()
         self._started: dict[int, float] = {}  # the calls under way, by thread
+        self._context: ssl.SSLContext | None = None  # with the CA's certificates, once they could be read
 
     def longest_call(self) -> float:
         """How many seconds the longest call under way has taken so far; 0 if none is."""
@@ -126,82 +141,117 @@ class Transport:
                     allow_redirects=False,
                     stream=True,
                     proxies=_proxies(self._url),
-                    verify=_ca_path(),
                 )
             except Exception as error:  # whatever requests, urllib3, http.client, ssl or the system raise
                 kind = NotConnected if any(isinstance(cause, NOT_SENT) for cause in _causes(error)) else TransportError
-                raise kind(_reason(error, self._url, self._timeout)) from None
+                raise kind(_reason(error, self._timeout)) from None
             with closing(response):
-                body, is_whole = _body(response)
-            if not is_whole or response.status_code < 200:
+                body, fault = _body(response, self._timeout)
+            if fault or response.status_code < 200:
                 session.close()  # what may still come is not the next request's answer
-            return Answer(response.status_code, response.reason or "", response.headers, body, is_whole)
+            return Answer(response.status_code, response.reason or "", response.headers, body, fault)
 
     @contextmanager
     def _call(self) -> Iterator[None]:
         thread, now = threading.get_ident(), time.monotonic()
-        _this_thread.deadline = now + self._timeout
+        outer, _this_thread.deadline = _this_thread.deadline, now + self._timeout
         with self._lock:
             self._started[thread] = now
         try:
             yield
         finally:
+            _this_thread.deadline = outer
             self._local.used_at = time.monotonic()
             with self._lock:
                 del self._started[thread]
 
+    def close(self) -> None:
+        """Close this thread's connection. Its next call makes another."""
+        if hasattr(self._local, "session"):
+            self._local.session.close()
+
     def _session(self) -> requests.Session:
         """This thread's session, without a connection that has been idle for too long."""
         if not hasattr(self._local, "session"):
-            self._local.session, self._local.used_at = _Session(), time.monotonic()
+            self._local.session, self._local.used_at = _Session(self._tls_context()), time.monotonic()
         if time.monotonic() - self._local.used_at > IDLE_SECONDS:
             self._local.session.close()
         session: requests.Session = self._local.session
         return session
 
+    def _tls_context(self) -> ssl.SSLContext | None:
+        """For all threads, because reading the CA's certificates takes longer than a call. None for plain HTTP."""
+        with self._lock:
+            if self._context is None and _is_https(self._url):
+                self._context = _new_context()
+            return self._context
 
-def _body(response: requests.Response) -> tuple[bytes, bool]:
-    """The body, and whether it is whole. It is never decompressed: a kilobyte may hold a gigabyte."""
-    status, encoding = response.status_code, response.headers.get("Content-Encoding", "identity")
-    if 300 <= status < 400 or encoding.lower() != "identity":
-        return b"", False
+
+def _body(response: requests.Response, timeout: float) -> tuple[bytes, str | None]:
+    """The body, and why it is not whole. It is read and unpacked up to a limit: a kilobyte may hold a gigabyte."""
+    status, encoding = response.status_code, _encoding(response)
+    if 300 <= status < 400:
+        return b"", "redirects are not followed"
+    if encoding not in ("", *ZIPPED):
+        return b"", f"the answer is compressed with {one_line(encoding, 40)}"
     limit = MAX_ANSWER if 200 <= status < 300 else MAX_ERROR
     body = bytearray()
     try:
         while piece := response.raw.read(READ_SIZE, decode_content=False):
             body += piece
             if len(body) > limit:
-                return bytes(body[:limit]), False
-    except Exception:  # as in send()
-        return bytes(body), False
-    return bytes(body), True
+                return bytes(body[:limit]), TOO_LARGE
+    except Exception as error:  # as in send()
+        is_late = any(isinstance(cause, TimeoutError) for cause in _causes(error))
+        return bytes(body), f"the answer did not end within {timeout:g} s" if is_late else CUT_OFF
+    return _unzip(bytes(body), encoding, limit) if encoding and body else (bytes(body), None)
 
 
-def _ca_path() -> str:
-    return os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE") or DEFAULT_CA_BUNDLE_PATH
+def _encoding(response: requests.Response) -> str:
+    """How the body is compressed, although it was asked for as it is. Some servers name what is no compression."""
+    names = [name.strip().lower() for name in response.headers.get("Content-Encoding", "").split(",")]
+    return ", ".join(name for name in names if name not in ("", "identity", "none", "utf-8"))
+
+
+def _unzip(body: bytes, encoding: str, limit: int) -> tuple[bytes, str | None]:
+    for window in ZIPPED[encoding]:
+        unzip = zlib.decompressobj(window)
+        with suppress(zlib.error):
+            text = unzip.decompress(body, limit + 1)
+            return text[:limit], TOO_LARGE if len(text) > limit else None if unzip.eof else CUT_OFF
+    return b"", f"the answer is said to be compressed with {encoding}, and is not"
 
 
 def _proxies(url: str) -> dict[str, str]:
     """The environment's proxy for https. Plain http goes to this machine, or shows our secrets to the proxy."""
-    proxy = select_proxy(url, get_environ_proxies(url)) if _is_https(url) else None
-    return {"https": proxy} if proxy else {}
+    proxy = os.environ.get("https_proxy") or os.environ.get("HTTPS_PROXY")
+    return {"https": proxy} if proxy and _is_https(url) and not should_bypass_proxies(url, no_proxy=None) else {}
 
 
 def _is_https(url: str) -> bool:
     return url.lower().startswith("https:")
 
 
-def _reason(error: BaseException, url: str, timeout: float) -> str:
+def _new_context() -> ssl.SSLContext:
+    """Made here, because those of ssl and of urllib3 read the environment: SSLKEYLOGFILE, SSL_CERT_FILE."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.sslsocket_class = _TLSSocket
+    path = os.environ.get("REQUESTS_CA_BUNDLE") or DEFAULT_CA_BUNDLE_PATH
+    with suppress(OSError):  # which an SSLError is, too
+        context.load_verify_locations(**{"capath" if Path(path).is_dir() else "cafile": path})
+        return context
+    raise _NoConnection(f"the CA file {path} cannot be read")
+
+
+def _reason(error: BaseException, timeout: float) -> str:
     """What went wrong, told from the error and its causes without their own texts, which hold URLs."""
-    if _is_https(url) and not _can_read_certificates():
-        return f"the CA file {_ca_path()} cannot be read"
     causes = _causes(error)
     for cause in causes:
         for kind, reason in REASONS.items():
             if isinstance(cause, kind):
                 return reason.format(error=cause, timeout=timeout)
-    system = [cause.strerror for cause in causes if isinstance(cause, OSError) and cause.strerror]
-    return f"the request failed: {system[0] if system else type(causes[0]).__name__}"
+    return f"the request failed: {type(causes[0]).__name__}"
 
 
 def _causes(error: BaseException) -> list[BaseException]:
@@ -212,19 +262,6 @@ def _causes(error: BaseException) -> list[BaseException]:
         causes.insert(0, cause)
         cause = cause.__cause__ or cause.__context__ or (cause.args or [None])[0]  # urllib3 wraps some as an argument
     return causes
-
-
-def _can_read_certificates() -> bool:
-    try:
-        _load_certificates(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
-    except OSError:
-        return False
-    return True
-
-
-def _load_certificates(context: ssl.SSLContext) -> None:
-    path = _ca_path()
-    context.load_verify_locations(**{"capath" if Path(path).is_dir() else "cafile": path})
 
 
 class _NoConnection(OSError):
@@ -314,12 +351,23 @@ def _connect(connection: HTTPConnection) -> _Socket:
     raise _NoConnection(f"the proxy: {reason}" if connection.proxy else reason)
 
 
+class _Response(http.client.HTTPResponse):
+    def begin(self) -> None:
+        """Read up to the answer itself: http.client takes all that may precede it, but 100, for the answer."""
+        super().begin()
+        while 100 < self.status < 200 and self.status != http.HTTPStatus.SWITCHING_PROTOCOLS:
+            self.headers = self.msg = None  # type: ignore[assignment] # begin() begins only then
+            super().begin()
+
+
 class _Connection(HTTPConnection):
     _new_conn = _connect
+    response_class = _Response
 
 
 class _TLSConnection(HTTPSConnection):
     _new_conn = _connect
+    response_class = _Response
 
 
 class _Pool(HTTPConnectionPool):
@@ -331,32 +379,36 @@ class _TLSPool(HTTPSConnectionPool):
 
 
 class _Adapter(HTTPAdapter):
-    """requests' adapter, with the connections above."""
+    """requests' adapter, with the connections above, and with one context for TLS to the server and to a proxy."""
+
+    def __init__(self, context: ssl.SSLContext | None) -> None:
+        self._context = context
+        super().__init__(pool_connections=1, pool_maxsize=1)
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
-        self._context = create_urllib3_context()
-        self._context.sslsocket_class = _TLSSocket
         super().init_poolmanager(*args, **kwargs, ssl_context=self._context)
         self.poolmanager.pool_classes_by_scheme = {"http": _Pool, "https": _TLSPool}
 
     def proxy_manager_for(self, proxy: str, **kwargs: Any) -> ProxyManager:
-        if proxy not in self.proxy_manager:
-            _load_certificates(self._context)  # urllib3 does it only for the connection inside the tunnel
         contexts = {"ssl_context": self._context, "proxy_ssl_context": self._context}
         manager: ProxyManager = super().proxy_manager_for(proxy, **kwargs, **contexts)
         manager.pool_classes_by_scheme = {"http": _Pool, "https": _TLSPool}
         return manager
 
+    def cert_verify(self, conn: Any, *_: Any) -> None:
+        """Certificates are verified with the context's, which are read once; requests would read them each time."""
+        conn.cert_reqs = "CERT_REQUIRED"
+
 
 class _Session(requests.Session):
     """A session that takes no credentials from the environment, keeps no cookies and leaves redirects alone."""
 
-    def __init__(self) -> None:
+    def __init__(self, context: ssl.SSLContext | None) -> None:
         super().__init__()
         self.trust_env = False
         self.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
         for scheme in ("https://", "http://"):
-            self.mount(scheme, _Adapter(pool_connections=1, pool_maxsize=1))
+            self.mount(scheme, _Adapter(context))
 
     def get_redirect_target(self, resp: requests.Response) -> None:
         """Find none: requests would read the whole body of a redirect, even of one that it is not to follow."""

@@ -26,6 +26,7 @@ from iconik_client import IconikClient
 from resources import Services, create_app
 from store import Rules, Store
 from submitter import Submitter
+from system.runtime import Runtime
 from system.server import Server
 
 APP = Path(__file__).parent.parent / "app.py"
@@ -103,13 +104,53 @@ def let_everybody_in(folder: Path) -> None:
 
 
 class Clock:
-    """Seconds that only pass when told to."""
+    """Seconds that only pass when a test says so. Call it for the wall clock."""
 
     def __init__(self, now: float = 1_795_000_000.0) -> None:
         self.now = now
+        self.monotonic = 1000.0
 
     def __call__(self) -> float:
         return self.now
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass."""
+        self.now += seconds
+        self.monotonic += seconds
+
+    def step(self, seconds: float) -> None:
+        """Set the wall clock, while no time passes."""
+        self.now += seconds
+
+
+class ManualRuntime(Runtime):
+    """Waits by letting the clock go on, and has no chance in it."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+
+    def time(self) -> float:
+        return self.clock.now
+
+    def monotonic(self) -> float:
+        return self.clock.monotonic
+
+    def uniform(self, low: float, high: float) -> float:
+        return low
+
+    def condition(self) -> threading.Condition:
+        return _WaitingCondition(self.clock)
+
+
+class _WaitingCondition(threading.Condition):
+    def __init__(self, clock: Clock) -> None:
+        super().__init__()
+        self._clock = clock
+
+    def wait(self, timeout: float | None = None) -> bool:
+        assert timeout is not None, "this would wait for ever"
+        self._clock.advance(timeout)
+        return False
 
 
 def write_config(folder: Path, **values: object) -> Path:

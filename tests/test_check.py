@@ -95,7 +95,7 @@ def test_check_tells_how_many_items_there_are_and_when_the_last_webhook_came_by_
 
 def test_check_finds_what_is_wrong_with_config_ini(well: ListenerHere) -> None:
     well.config.chmod(0o644)
-    assert wrong(well) == [f"{well.config} holds credentials and everybody can read it: chmod o-r {well.config}"]
+    assert wrong(well) == [f"{well.config} contains credentials and is readable by every user: chmod 600 {well.config}"]
     well.config.write_text("[iconik]\n")
     assert wrong(well) == [f"{well.config}: [iconik] app_id: is missing"]
     well.config.unlink()

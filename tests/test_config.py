@@ -1,3 +1,5 @@
+import grp
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -6,7 +8,7 @@ import pytest
 
 from config import MOVED, Config, ConfigError, load
 from faulty_iconik import FaultyIconik
-from support import ASSET, Listener, wait_until, write_config
+from support import ASSET, Listener, let_everybody_in, wait_until, write_config
 from system.text import UUID
 
 EXAMPLE = Path(__file__).parent.parent / "config.example.ini"
@@ -334,7 +336,24 @@ def test_a_file_that_everybody_can_read_is_warned_of_with_a_command_that_can_be_
     assert load(path).warnings == ()
     path.chmod(0o604)
     [warning] = load(path).warnings
-    assert warning.endswith(f"chmod o-r '{path}'")
+    assert warning.endswith(f"contains credentials and is readable by every user: chmod 600 '{path}'")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another user")
+def test_the_remedy_for_roots_open_file_names_owner_and_mode(tmp_path: Path) -> None:
+    """The service must still be able to read it, so taking the rights of others is not enough."""
+    path = write_config(tmp_path, listener__webhook_secret="s")
+    path.chmod(0o644)
+    let_everybody_in(tmp_path)
+    os.setegid(65534)
+    os.seteuid(65534)
+    try:
+        [warning] = load(path).warnings
+        group = grp.getgrgid(65534).gr_name
+        assert warning.endswith(f": sudo chown root:{group} {path} && sudo chmod 640 {path}")
+    finally:
+        os.seteuid(0)
+        os.setegid(0)
 
 
 def test_a_missing_webhook_secret_is_warned_of(tmp_path: Path) -> None:

@@ -1,1089 +1,850 @@
-import logging
-import sqlite3
-import threading
-import time
+"""One attempt at a time, on the stand-in over HTTP, by a clock of the test's."""
+
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-import submitter as submitter_module
 from circuit_breaker import CircuitBreaker
+from config import Config
 from faulty_iconik import Fault, FaultyIconik
-from iconik_client import IconikClient, IconikRateLimited, IconikServerError, IconikUnavailable
-from reconciliation.changes import Corrections
-from simulation import wait_by
-from store import Store
+from iconik_client import IconikClient
+from sandbox import profile
+from store import Rules, Source, Status, Store
 from submitter import Submitter
-from support import ASSET, OTHER_ASSET, Clock, make_config, new_id, rows, wait_until
-from system.text import format_utc, parse_time
+from support import ASSET, Clock, ManualRuntime, make_config, new_id
+from system.text import format_utc
 
-DAY = 24 * 3600.0
-MIN_AGE = 600.0
-FOR_EVER = float("inf")
-OK_JSON, HTML = b'{"id": "a job"}', b"<html>Sorry"
-REFUSAL, NO_ERRORS = b'{"errors": ["No such thing"]}', b'{"message": "No such thing"}'
-TROUBLE = IconikServerError("iconik answered 503", status=503)
+LIST_OF_JOBS = "GET /API/jobs/v1/jobs/"
+SEARCH = "POST /API/search/"
+ANALYZE = "POST /API/transcode/v1/analyze/"
+NO_ANSWER = {"cut": True}
+
+
+class World:
+    """A store, a submitter and the stand-in on one clock. Nothing happens by itself."""
+
+    def __init__(self, folder: Path, sandbox: FaultyIconik, clock: Clock, **values: Any) -> None:
+        self.sandbox, self.clock, self.folder = sandbox, clock, folder
+        sandbox.clock = clock
+        self.values = {
+            "submitter__retry_delay": 10,
+            "submitter__max_retry_delay": 900,
+            "submitter__workers": 1,
+            **values,
+        }
+        self.config: Config = make_config(folder, sandbox, **self.values)
+        self.store = Store(folder / "items.db", Rules.of(self.config), listener=True, clock=clock)
+        self.start()
+
+    def start(self) -> None:
+        """A process begins: without the threads."""
+        runtime = ManualRuntime(self.clock)
+        self.client = IconikClient(self.config.iconik, runtime=runtime)
+        self.breaker = CircuitBreaker(self.config.submitter, runtime)
+        self.submitter = Submitter(self.store, self.client, self.breaker, self.config, runtime=runtime)
+
+    def restart(self) -> None:
+        """The process is killed and started again."""
+        self.start()
+        self.store.recover()
+        self.store.skip_other_jobs()
+
+    def ready(self, asset_id: str = ASSET, title: str = "a.mov", *, send_create: bool = True, **fields: Any) -> str:
+        """An asset at iconik, both of whose webhooks came."""
+        if asset_id not in self.sandbox.assets:
+            self.sandbox.create_asset(title, asset_id, send=False, **fields)
+        if send_create:
+            self.store.add_asset(asset_id, title)
+        self.store.proxy_closed(asset_id, self.sandbox.assets[asset_id]["versions"][-1]["id"])
+        return asset_id
+
+    def work(self) -> None:
+        """Let the worker do all that is due now."""
+        while self.submitter.work_once() == 0:
+            pass
+
+    def work_for(self, seconds: float, step: float = 10.0) -> None:
+        """Let time pass, and the worker work."""
+        end = self.clock.monotonic + seconds
+        self.work()
+        while self.clock.monotonic < end:
+            self.clock.advance(min(step, end - self.clock.monotonic))
+            self.work()
+
+    def row(self, asset_id: str = ASSET, job: str = "analyze") -> dict[str, Any]:
+        rows = self.store.database.run(
+            "SELECT * FROM items WHERE object_id = :object_id AND job = :job", object_id=asset_id, job=job
+        )
+        return dict(rows[0])
+
+    def status(self, asset_id: str = ASSET, job: str = "analyze") -> str:
+        return str(self.row(asset_id, job)["status"])
+
+    def started_today(self) -> int:
+        return int(self.store.health()["jobs_today"])
+
+    def requests(self, part: str) -> int:
+        return sum(part in request for request in self.sandbox.requests)
 
 
 @pytest.fixture
-def store(tmp_path: Path, clock: Clock) -> Iterator[Store]:
-    store = Store(tmp_path / "items.db", listener=True, clock=clock)
-    yield store
-    store.close()
+def worlds(tmp_path: Path, sandbox: FaultyIconik, clock: Clock) -> Iterator[Callable[..., World]]:
+    made: list[World] = []
+
+    def make(**values: Any) -> World:
+        made.append(World(tmp_path, sandbox, clock, **values))
+        return made[-1]
+
+    yield make
+    for world in made:
+        world.store.close()
 
 
 @pytest.fixture
-def make(
-    store: Store, sandbox: FaultyIconik, clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., Submitter]:
-    """Makes submitters with the default delays and without chance, by a clock of ours, whose `_work_once` is called."""
-    monkeypatch.setattr("random.uniform", lambda low, high: low)
-
-    def make(**values: object) -> Submitter:
-        delays = {"submitter__retry_delay": 10, "submitter__max_retry_delay": 900}
-        config = make_config(tmp_path, sandbox, **{**delays, **values})
-        breaker = wait_by(clock, CircuitBreaker(config.submitter, clock))
-        return Submitter(store, IconikClient(config.iconik), breaker, config)
-
-    return make
+def world(worlds: Callable[..., World]) -> World:
+    return worlds()
 
 
-@pytest.fixture
-def submitter(make: Callable[..., Submitter]) -> Submitter:
-    return make()
+# The ordinary way.
 
 
-@pytest.fixture
-def row(tmp_path: Path) -> Callable[..., sqlite3.Row]:
-    def read(asset_id: str = ASSET) -> sqlite3.Row:
-        [row] = rows(tmp_path / "items.db", f"object_id = '{asset_id}'")
-        return row
-
-    return read
-
-
-Make = Callable[..., Submitter]
-Submitters = Callable[..., Submitter]  # running ones, with short delays
-Row = Callable[..., sqlite3.Row]
-
-
-def ready(store: Store, sandbox: FaultyIconik, *asset_ids: str, **fields: Any) -> None:
-    """Create assets at iconik, with these fields, and ready items of them."""
-    for asset_id in asset_ids:
-        sandbox.create_asset("a.mov", asset_id, **fields)
-        store.add_asset(asset_id, "a.mov", MIN_AGE)
-        assert store.proxy_closed(asset_id) == "ready"
-
-
-def make_old(store: Store, *asset_ids: str, in_doubt: bool = False) -> None:
-    """Let the first attempt at ready items have failed. They are due again at once."""
-    for _ in asset_ids:
-        item = store.claim_new()
-        assert item
-        store.postpone(item.object_id, 0, "iconik answered 503", in_doubt=in_doubt)
-
-
-def methods(sandbox: FaultyIconik) -> list[str]:
-    return [request.split()[0] for request in sandbox.requests]
-
-
-def fail_others(submitter: Submitter, count: int) -> None:
-    """Let the breaker know of that many other items that failed."""
-    for _ in range(count):
-        with submitter._breaker.permission() as permission:
-            assert permission
-            permission.failed(TROUBLE, new_id())
-
-
-def open_breaker(submitter: Submitter) -> None:
-    fail_others(submitter, 10)
-    assert submitter._breaker.state == "open"
-
-
-def what_the_breaker_hears(submitter: Submitter) -> str:
-    """Of the next attempt: "success", "failure" or "nothing"."""
-    fail_others(submitter, 9)
-    submitter._work_once()
-    if submitter._breaker.state == "open":
-        return "failure"
-    fail_others(submitter, 1)
-    return "nothing" if submitter._breaker.state == "open" else "success"
-
-
-# What the asset says
-
-
-def test_a_ready_item_is_looked_at_and_submitted(
-    store: Store, sandbox: FaultyIconik, submitter: Submitter, row: Row
-) -> None:
-    ready(store, sandbox, ASSET)
-    assert what_the_breaker_hears(submitter) == "success"
-    assert sandbox.requests == [
+def test_a_job_without_trouble_takes_two_requests(world: World) -> None:
+    world.ready()
+    world.work()
+    assert world.sandbox.requests == [
         f"GET /API/assets/v1/assets/{ASSET}/",
         f"POST /API/transcode/v1/analyze/assets/{ASSET}/",
     ]
-    assert (row()["status"], row()["job_id"]) == ("submitted", sandbox.latest_job[ASSET])
-    assert (row()["error"], row()["finished"]) == (None, "True")
+    row = world.row()
+    assert row["status"] == Status.SUBMITTED
+    assert row["job_id"] == world.sandbox.latest_job[ASSET]
+    assert row["counted_on"] == format_utc(world.clock.now)[:10]
+    assert row["in_doubt_since"] is None
+    assert world.started_today() == 1
+
+
+@pytest.mark.parametrize("names", [("id",), ("job_id",), ("id", "job_id")])
+def test_the_job_is_known_by_either_name_of_its_id(world: World, names: tuple[str, ...]) -> None:
+    world.sandbox.job_id_names = names
+    world.ready()
+    world.work()
+    assert world.row()["job_id"] == world.sandbox.latest_job[ASSET]
 
 
 @pytest.mark.parametrize(
-    ("fields", "skip_types", "reason"),
+    ("status", "expected"),
     [
-        ({"status": "DELETED"}, "SUBCLIP", "the asset is deleted"),
-        ({"type": "SUBCLIP"}, "SUBCLIP", "assets of type SUBCLIP are not analyzed (skip_types in config.ini)"),
-        ({"type": "LINK"}, "sequence, LINK", "assets of type LINK are not analyzed (skip_types in config.ini)"),
-        ({"type": "SUBCLIP", "analyze_status": "DONE"}, "SUBCLIP", "assets of type SUBCLIP are not analyzed"),
+        ("REQUESTED", Status.SUBMITTED),
+        ("IN_PROGRESS", Status.SUBMITTED),
+        ("DONE", Status.DONE),
+        ("FAILED", Status.FAILED),
     ],
 )
-def test_what_is_deleted_or_of_a_type_that_is_not_analyzed_is_skipped(
-    store: Store, sandbox: FaultyIconik, make: Make, row: Row, fields: dict[str, str], skip_types: str, reason: str
-) -> None:
-    ready(store, sandbox, ASSET, **fields)
-    assert what_the_breaker_hears(make(iconik__skip_types=skip_types)) == "nothing"
-    assert row()["status"] == "skipped"
-    assert row()["error"].startswith(reason)
-    assert sandbox.jobs == []
+@pytest.mark.parametrize("holder", ["asset", "version"])
+def test_what_iconik_has_already_is_not_started(world: World, status: str, expected: str, holder: str) -> None:
+    world.ready()
+    asset = world.sandbox.assets[ASSET]
+    (asset if holder == "asset" else asset["versions"][0])["analyze_status"] = status
+    world.work()
+    assert world.status() == expected
+    assert world.sandbox.jobs == []
+    assert world.started_today() == 0
 
 
-@pytest.mark.parametrize("type_", ["ASSET", "SUBCLIP", "ANYTHING_NEW", None, ["LINK"], {}, 7])
-def test_every_other_type_is_analyzed(store: Store, sandbox: FaultyIconik, make: Make, row: Row, type_: Any) -> None:
-    ready(store, sandbox, ASSET, type=type_)
-    make(iconik__skip_types="LINK")._work_once()
-    assert row()["status"] == "submitted"
-
-
-@pytest.mark.parametrize("in_doubt", [True, False])
-@pytest.mark.parametrize("analyze_status", ["REQUESTED", "IN_PROGRESS", "DONE"])
-def test_what_iconik_analyzes_already_gets_no_second_job(
-    store: Store, sandbox: FaultyIconik, submitter: Submitter, row: Row, analyze_status: str, in_doubt: bool
-) -> None:
-    ready(store, sandbox, ASSET, analyze_status=analyze_status)
-    if in_doubt:
-        make_old(store, ASSET, in_doubt=True)
-    assert what_the_breaker_hears(submitter) == "nothing"
-    assert (row()["status"], row()["job_id"], row()["error"]) == ("submitted", None, None)
-    assert methods(sandbox) == ["GET"]
-
-
-def test_an_analysis_that_failed_after_a_post_of_ours_that_is_in_doubt_is_the_items_end(
-    store: Store, sandbox: FaultyIconik, submitter: Submitter, row: Row
-) -> None:
-    ready(store, sandbox, ASSET, analyze_status="FAILED")
-    make_old(store, ASSET, in_doubt=True)
-    assert what_the_breaker_hears(submitter) == "nothing"
-    assert (row()["status"], row()["error"]) == ("failed", "iconik's analysis failed")
-    assert sandbox.jobs == []
-
-
-@pytest.mark.parametrize("analyze_status", ["FAILED", "N/A", "", None])
-def test_what_is_not_analyzed_or_failed_by_no_doing_of_ours_is_posted(
-    store: Store, sandbox: FaultyIconik, submitter: Submitter, row: Row, analyze_status: str | None
-) -> None:
-    ready(store, sandbox, ASSET, analyze_status=analyze_status)
-    submitter._work_once()
-    assert row()["status"] == "submitted"
-    assert sandbox.jobs == [ASSET]
-
-
-@pytest.mark.parametrize("analyze_status", ["PAUSED", "done", 7, ["DONE"], "two\nlines"])
-def test_any_other_word_fails_the_item_which_names_it(
-    store: Store, sandbox: FaultyIconik, submitter: Submitter, row: Row, analyze_status: Any
-) -> None:
-    ready(store, sandbox, ASSET, analyze_status=analyze_status)
-    assert what_the_breaker_hears(submitter) == "nothing"
-    assert row()["status"] == "failed"
-    assert row()["error"] == f"iconik says analyze_status {str(analyze_status).replace(chr(10), ' ')}"
-    assert sandbox.jobs == []
-
-
-# What iconik answers
+def test_a_job_found_there_is_counted_as_found(world: World) -> None:
+    world.ready(analyze_status="DONE")
+    world.work()
+    [row] = world.store.database.run("SELECT started, found FROM usage")
+    assert (row["started"], row["found"]) == (0, 1)
 
 
 @pytest.mark.parametrize(
-    ("fault", "job_id"),
-    [
-        (Fault(status=200, body=OK_JSON), "a job"),
-        (Fault(status=202, body=b"{}"), None),
-        (Fault(status=201, body=HTML), None),
-        (Fault(status=201, body=b""), None),
-        (Fault(status=201, body=OK_JSON, headers={"Content-Length": "99"}), None),
-        (Fault(status=201, body=b'{"id": 7}'), None),
-    ],
-    ids=["200", "202", "201 with HTML", "201 without a body", "201 that is cut off", "201 without a job's id"],
+    ("fields", "error"), [({"status": "DELETED"}, "the asset is deleted"), ({"type": "SUBCLIP"}, "type SUBCLIP")]
 )
-def test_a_2xx_with_a_json_object_and_any_201_to_the_post_is_a_job(
-    store: Store, sandbox: FaultyIconik, submitter: Submitter, row: Row, fault: Fault, job_id: str | None
-) -> None:
-    ready(store, sandbox, ASSET)
-    fault.match = "POST"
-    sandbox.faults.append(fault)
-    assert what_the_breaker_hears(submitter) == "success"
-    assert (row()["status"], row()["job_id"], row()["in_doubt"]) == ("submitted", job_id, 0)
+def test_deleted_assets_and_skipped_types_get_no_job(world: World, fields: dict[str, str], error: str) -> None:
+    world.ready(**fields)
+    world.work()
+    assert world.status() == Status.SKIPPED
+    assert error in world.row()["error"]
+    assert world.sandbox.jobs == []
 
 
-@pytest.mark.parametrize("status", [400, 404, 422])
-@pytest.mark.parametrize(("method", "heard"), [("GET", "nothing"), ("POST", "success")])
-def test_iconiks_own_4xx_is_final_and_the_posts_a_sign_of_life(
-    store: Store, sandbox: FaultyIconik, submitter: Submitter, row: Row, status: int, method: str, heard: str
-) -> None:
-    ready(store, sandbox, ASSET)
-    sandbox.faults.append(Fault(method, status=status, body=REFUSAL))
-    assert what_the_breaker_hears(submitter) == heard
-    assert (row()["status"], row()["error"]) == ("failed", f"iconik answered {status}: No such thing")
-    assert sandbox.jobs == []
+def test_a_status_that_is_no_word_of_iconiks_starts_nothing(world: World) -> None:
+    world.ready(analyze_status="PAUSED")
+    world.work()
+    assert world.status() == Status.READY
+    assert "analyze_status PAUSED" in world.row()["error"]
+    assert world.sandbox.jobs == []
 
 
-# What settles nothing, and whether a POST that is answered like that may have been taken.
-UNSETTLED = {
-    **{str(status): (Fault(status=status, body=REFUSAL), status >= 500) for status in (401, 403, 500, 501, 502, 504)},
-    "408": (Fault(status=408, body=REFUSAL), True),
-    "503": (Fault(status=503, body=HTML), True),
-    "520": (Fault(status=520, body=HTML), True),
-    "302": (Fault(status=302, headers={"Location": "/"}), False),
-    "307": (Fault(status=307, headers={"Location": "/"}, body=OK_JSON), False),
-    "a gateway's 404": (Fault(status=404, body=HTML), False),
-    "a 400 without errors": (Fault(status=400, body=NO_ERRORS), False),
-    "a 422 with no errors in it": (Fault(status=422, body=b'{"errors": []}'), False),
-    "a maintenance page": (Fault(status=200, body=HTML), True),
-    "a list": (Fault(status=200, body=b"[]"), True),
-    "an empty 204": (Fault(status=204, body=b""), True),
-    "no answer": (Fault(cut=True), True),
-}
+@pytest.mark.parametrize(
+    ("source", "is_fresh", "asks"),
+    [(Source.WEBHOOK, True, 0), (Source.WEBHOOK, False, 1), (Source.SEARCH, True, 1)],
+)
+def test_a_missing_status_needs_the_list_of_jobs(world: World, source: str, is_fresh: bool, asks: int) -> None:
+    """Unless the asset's own webhooks came to this very process: nothing can have been started before."""
+    world.ready()
+    world.store.database.run("UPDATE items SET source = :source", source=source)
+    if not is_fresh:
+        world.clock.advance(1)
+        world.restart()
+    for holder in (world.sandbox.assets[ASSET], *world.sandbox.assets[ASSET]["versions"]):
+        holder.pop("analyze_status")
+    world.work()
+    assert world.requests(LIST_OF_JOBS) == asks
+    assert world.status() == Status.SUBMITTED
 
 
-@pytest.mark.parametrize("method", ["GET", "POST"])
-@pytest.mark.parametrize(("fault", "may_be_taken"), UNSETTLED.values(), ids=UNSETTLED.keys())
-def test_all_else_is_this_items_trouble_and_tried_again(
-    store: Store,
-    sandbox: FaultyIconik,
-    submitter: Submitter,
-    row: Row,
-    clock: Clock,
-    fault: Fault,
-    may_be_taken: bool,
-    method: str,
-) -> None:
-    ready(store, sandbox, ASSET)
-    sandbox.faults.append(Fault(**{**vars(fault), "match": method}))
-    assert what_the_breaker_hears(submitter) == "failure"
-    assert (row()["status"], row()["attempts"]) == ("ready", 1)
-    assert row()["next_attempt_at"] == format_utc(clock.now + 10)
-    assert row()["error"].startswith("iconik ")
-    assert row()["in_doubt"] == (may_be_taken and method == "POST")
-    clock.now += 30
-    submitter._work_once()
-    assert row()["status"] == "submitted"
-    assert sandbox.jobs == [ASSET]
+def test_a_missing_status_with_a_job_in_the_list_starts_nothing(world: World) -> None:
+    world.ready()
+    world.sandbox.finish_job(world.sandbox.start_job(ASSET))
+    world.store.database.run("UPDATE items SET source = 'search'")
+    for holder in (world.sandbox.assets[ASSET], *world.sandbox.assets[ASSET]["versions"]):
+        holder.pop("analyze_status")
+    world.work()
+    assert world.status() == Status.DONE
+    assert len(world.sandbox.jobs) == 1
 
 
-@pytest.mark.parametrize("method", ["GET", "POST"])
-def test_a_call_that_hangs_is_this_items_trouble(
-    store: Store, sandbox: FaultyIconik, make: Make, row: Row, method: str
-) -> None:
-    ready(store, sandbox, ASSET)
-    sandbox.faults.append(Fault(method, hang=True))
-    assert what_the_breaker_hears(make(iconik__timeout=0.1)) == "failure"
-    assert (row()["status"], row()["in_doubt"]) == ("ready", method == "POST")
-    assert "no answer" in row()["error"]
+# What goes wrong.
 
 
-def test_an_answer_about_another_asset_settles_nothing(
-    store: Store, sandbox: FaultyIconik, submitter: Submitter, row: Row
-) -> None:
-    ready(store, sandbox, ASSET)
-    sandbox.faults.append(Fault(status=200, body=b'{"id": "another", "analyze_status": "DONE"}'))
-    submitter._work_once()
-    assert (row()["status"], sandbox.jobs) == ("ready", [])
+@pytest.mark.parametrize("status", [500, 502, 503, 504, 408, 302, 404])
+@pytest.mark.parametrize("call", ["GET /API/assets", ANALYZE])
+def test_a_failure_backs_off_and_is_made_good(world: World, status: int, call: str) -> None:
+    world.sandbox.faults.append(Fault(call, status=status, body=b"<html>"))
+    world.ready()
+    world.work()
+    assert world.status() == Status.READY
+    world.work_for(2000)
+    assert world.status() == Status.SUBMITTED
+    assert world.sandbox.jobs == [ASSET]
+    assert world.row()["waited"] == 0
 
 
-@pytest.mark.parametrize("method", ["GET", "POST"])
-@pytest.mark.parametrize(("headers", "seconds"), [({}, 10), ({"Retry-After": "77"}, 77)])
-def test_a_429_opens_the_breaker_and_its_item_is_due_when_that_lets_go(
-    store: Store,
-    sandbox: FaultyIconik,
-    submitter: Submitter,
-    row: Row,
-    clock: Clock,
-    headers: dict[str, str],
-    seconds: int,
-    method: str,
-) -> None:
-    ready(store, sandbox, ASSET)
-    sandbox.faults.append(Fault(method, status=429, headers=headers, body=REFUSAL))
-    submitter._work_once()
-    assert submitter._breaker.seconds_until_half_open() == seconds
-    assert (row()["status"], row()["attempts"], row()["in_doubt"]) == ("ready", 0, 0)
-    assert row()["next_attempt_at"] == format_utc(clock.now + seconds)
-    submitter._work_once()
-    assert (row()["status"], submitter._breaker.state) == ("submitted", "closed")
-
-
-@pytest.mark.parametrize("status", [503, 500, 403])
-def test_no_attempt_comes_before_iconiks_retry_after_and_others_go_on(
-    store: Store, sandbox: FaultyIconik, submitter: Submitter, row: Row, clock: Clock, status: int
-) -> None:
-    ready(store, sandbox, ASSET, OTHER_ASSET)
-    sandbox.asset_faults[ASSET] = Fault(status=status, headers={"Retry-After": "300"})
-    for _ in range(2):
-        submitter._work_once()
-    assert row(OTHER_ASSET)["status"] == "submitted"
-    assert row()["next_attempt_at"] == format_utc(clock.now + 300)
-
-
-def test_a_retry_after_that_is_short_makes_no_backoff_shorter(
-    store: Store, sandbox: FaultyIconik, submitter: Submitter, row: Row, clock: Clock
-) -> None:
-    ready(store, sandbox, ASSET)
-    sandbox.faults.append(Fault(status=503, headers={"Retry-After": "1"}))
-    submitter._work_once()
-    assert row()["next_attempt_at"] == format_utc(clock.now + 10)
-
-
-# Backoff, and giving up
-
-
-def attempt_delays(submitter: Submitter, row: Row, clock: Clock, count: int) -> list[int]:
-    """Attempt the one item so many times, each when it is due. Returns after which delays."""
+def test_the_backoff_doubles_up_to_max_retry_delay(world: World) -> None:
+    world.sandbox.faults.append(Fault("GET /API/assets", status=500, times=99))
+    world.ready()
     delays = []
-    for _ in range(count):
-        submitter._work_once()
-        due = row()["next_attempt_at"]
-        seconds = 0
-        while format_utc(clock.now + seconds) < due:
-            seconds += 1
-        delays.append(seconds)
-        clock.now += seconds
-    return delays
-
-
-def test_an_items_backoff_doubles_up_to_max_retry_delay_and_is_its_own(
-    store: Store, sandbox: FaultyIconik, submitter: Submitter, row: Row, clock: Clock
-) -> None:
-    ready(store, sandbox, ASSET)
-    sandbox.faults.append(Fault("POST", status=500, times=FOR_EVER))
-    assert attempt_delays(submitter, row, clock, 9) == [10, 20, 40, 80, 160, 320, 640, 900, 900]
-    ready(store, sandbox, OTHER_ASSET)
-    submitter._work_once()
-    assert row(OTHER_ASSET)["next_attempt_at"] == format_utc(clock.now + 10)
-
-
-def test_the_breakers_probe_doubles_nobodys_backoff(
-    store: Store, sandbox: FaultyIconik, submitter: Submitter, row: Row, clock: Clock
-) -> None:
-    ready(store, sandbox, ASSET)
-    sandbox.faults.append(Fault("POST", status=503, times=FOR_EVER))
-    assert attempt_delays(submitter, row, clock, 2) == [10, 20]
-    for _ in range(5):
-        open_breaker(submitter)
-        clock.now += 60
-        submitter._work_once()
-        assert (row()["attempts"], row()["next_attempt_at"]) == (2, format_utc(clock.now + 20))
-        clock.now += 60
-        with submitter._breaker.permission() as permission:
-            assert permission
-            permission.succeeded()
-    assert attempt_delays(submitter, row, clock, 2) == [40, 80]
-
-
-def test_an_item_is_given_up_after_7_days_with_the_reason_of_its_last_attempt(
-    store: Store, sandbox: FaultyIconik, submitter: Submitter, row: Row, clock: Clock
-) -> None:
-    ready(store, sandbox, ASSET)
-    sandbox.faults.append(Fault("POST", status=500, times=FOR_EVER))
-    submitter._work_once()
-    clock.now += 7 * DAY - 1
-    submitter._work_once()
-    assert row()["status"] == "ready"
-    sandbox.faults[0].status = 504
-    clock.now += 901
-    submitter._work_once()
-    assert row()["status"] == "failed"
-    assert row()["error"] == "given up after 3 attempts: iconik answered 504: Out of order"
-
-
-def test_too_many_requests_are_nobodys_end(
-    store: Store, sandbox: FaultyIconik, submitter: Submitter, row: Row, clock: Clock
-) -> None:
-    ready(store, sandbox, ASSET)
-    sandbox.faults.append(Fault(status=429, times=FOR_EVER))
-    submitter._work_once()
-    clock.now += 8 * DAY
-    submitter._work_once()
-    assert row()["status"] == "ready"
-
-
-def test_a_persons_retry_begins_the_7_days_anew(
-    store: Store, sandbox: FaultyIconik, submitter: Submitter, row: Row, clock: Clock
-) -> None:
-    ready(store, sandbox, ASSET)
-    sandbox.faults.append(Fault("POST", status=500, times=3))
-    submitter._work_once()
-    clock.now += 8 * DAY
-    submitter._work_once()
-    assert row()["status"] == "failed"
-    Corrections(store).retry(ASSET, 10)
-    clock.now += 10.1
-    submitter._work_once()
-    assert (row()["status"], row()["attempts"]) == ("ready", 1)
-
-
-def test_days_in_which_the_listener_was_not_there_give_up_nothing_that_was_under_way(
-    store: Store, sandbox: FaultyIconik, submitter: Submitter, row: Row, clock: Clock
-) -> None:
-    ready(store, sandbox, ASSET)
-    assert store.claim_new()
-    clock.now += 8 * DAY
-    store.recover(10)
-    clock.now += 10.1
-    sandbox.faults.append(Fault(status=503))
-    submitter._work_once()
-    assert row()["status"] == "ready"
-
-
-def test_a_clock_that_ran_ahead_at_an_attempt_makes_no_item_older(
-    store: Store, sandbox: FaultyIconik, submitter: Submitter, row: Row, clock: Clock
-) -> None:
-    ready(store, sandbox, ASSET)
-    assert store.claim_new()
-    clock.now += 30 * DAY
-    store.postpone(ASSET, 10, "iconik answered 503")
-    clock.now -= 30 * DAY
-    store.recover(10)
-    submitter._seconds_to_wait()
-    clock.now += 10.1
-    sandbox.faults.append(Fault(status=503))
-    submitter._work_once()
-    assert row()["status"] == "ready"
-
-
-# In doubt
-
-
-@pytest.mark.parametrize(
-    "fault",
-    [Fault(cut=True), Fault(status=500), Fault(status=503), Fault(status=408), Fault(hang=True), Fault(status=200)],
-    ids=["cut", "500", "503", "408", "hanging", "200 without a job"],
-)
-@pytest.mark.parametrize("is_taken", [True, False])
-def test_after_a_post_without_an_answer_iconik_is_asked_and_nothing_is_doubled_or_lost(
-    store: Store, sandbox: FaultyIconik, make: Make, row: Row, clock: Clock, fault: Fault, is_taken: bool
-) -> None:
-    ready(store, sandbox, ASSET)
-    body = HTML if fault.status == 200 else fault.body
-    sandbox.faults.append(Fault(**{**vars(fault), "match": "POST", "body": body, "after_work": is_taken}))
-    submitter = make(iconik__timeout=0.1 if fault.hang else 10)
-    submitter._work_once()
-    clock.now += 9.9
-    submitter._work_once()
-    assert methods(sandbox) == ["GET", "POST"]
-    clock.now += 0.2
-    submitter._work_once()
-    assert methods(sandbox) == ["GET", "POST", "GET"] + ["POST"] * (not is_taken)
-    assert (row()["status"], sandbox.jobs) == ("submitted", [ASSET])
-
-
-def test_whatever_the_breaker_does_what_is_in_doubt_waits_for_retry_delay(
-    store: Store, sandbox: FaultyIconik, submitter: Submitter, row: Row, clock: Clock, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ready(store, sandbox, ASSET)
-
-    def analyze(asset_id: str) -> str:
-        clock.now += 5
-        with submitter._breaker.permission() as permission:  # another worker's
-            assert permission
-            permission.failed(IconikRateLimited("iconik answered 429", status=429, retry_after=0.1), OTHER_ASSET)
-        raise IconikUnavailable("iconik cannot be reached", "it cut the connection")
-
-    monkeypatch.setattr(submitter._client, "analyze", analyze)
-    submitter._work_once()
-    assert (row()["in_doubt"], row()["next_attempt_at"]) == (1, format_utc(clock.now + 10))
-
-
-def test_neither_starts_nor_retries_look_too_early_at_what_is_in_doubt(
-    store: Store, sandbox: FaultyIconik, make: Make, clock: Clock
-) -> None:
-    ready(store, sandbox, ASSET)
-    sandbox.faults.append(Fault("POST", cut=True, after_work=True))
-    make()._work_once()
-    for _ in range(3):
-        clock.now += 3
-        store.recover(10)  # as a start does
-        Corrections(store).retry(ASSET, 10)
-        make()._work_once()
-    assert methods(sandbox) == ["GET", "POST"]
-    clock.now += 1.1
-    make()._work_once()
-    assert methods(sandbox) == ["GET", "POST", "GET"]
-
-
-# Claims in order
-
-
-def test_what_is_new_never_waits_behind_what_is_in_trouble(
-    store: Store, sandbox: FaultyIconik, submitter: Submitter, clock: Clock
-) -> None:
-    old = [new_id() for _ in range(3)]
-    ready(store, sandbox, *old)
-    make_old(store, *old)
-    store.add_asset(new_id(), None, 0)  # to be asked about
-    clock.now += DAY
-    new = [new_id() for _ in range(3)]
-    for asset_id in new:
-        clock.now += 1
-        ready(store, sandbox, asset_id)
-    for _ in range(6):
-        submitter._work_once()
-    assert sandbox.jobs[:3] == new
-    assert sorted(sandbox.jobs[3:]) <= sorted(old)
-
-
-def test_the_newest_item_is_tried_first_when_the_breaker_is_half_open_and_then_the_earliest(
-    store: Store, sandbox: FaultyIconik, submitter: Submitter, clock: Clock
-) -> None:
-    ids = [new_id() for _ in range(5)]
-    for asset_id in ids:
-        clock.now += 1
-        ready(store, sandbox, asset_id)
-    make_old(store, ids[0])
-    open_breaker(submitter)
-    sandbox.asset_faults[ids[4]] = Fault(status=503)
-    for _ in range(3):
-        submitter._work_once()
-    assert sandbox.jobs == [ids[3], ids[1]]
-
-
-def test_half_open_an_old_item_is_the_probe_if_there_is_no_new_one(
-    store: Store, sandbox: FaultyIconik, submitter: Submitter
-) -> None:
-    ready(store, sandbox, ASSET)
-    make_old(store, ASSET)
-    open_breaker(submitter)
-    submitter._work_once()
-    assert (sandbox.jobs, submitter._breaker.state) == ([ASSET], "closed")
-
-
-def test_half_open_and_without_work_nothing_is_sent_and_no_probe_is_kept(submitter: Submitter) -> None:
-    open_breaker(submitter)
-    for _ in range(2):
-        assert submitter._work_once() == 30
-    assert submitter._breaker.state == "half-open"
-
-
-@pytest.fixture
-def hasty_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(submitter_module, "STOP_SECONDS", 0.05)
-
-
-@pytest.mark.usefixtures("hasty_end")
-@pytest.mark.parametrize(("workers", "at_once"), [(4, 2), (3, 2), (2, 1)])
-def test_calls_that_hang_for_old_items_leave_workers_to_new_ones_even_after_retry_all(
-    store: Store,
-    sandbox: FaultyIconik,
-    submitters: Submitters,
-    monkeypatch: pytest.MonkeyPatch,
-    workers: int,
-    at_once: int,
-) -> None:
-    old = [new_id() for _ in range(8)]
-    ready(store, sandbox, *old)
-    make_old(store, *old)
-    for asset_id in old[:4]:
-        assert store.claim_due(MIN_AGE, DAY)
-        store.mark_failed(asset_id, "error")
-    for asset_id in old:
-        Corrections(store).retry(asset_id, 0)
-        sandbox.asset_faults[asset_id] = Fault(hang=True)
-    submitter = submitters(submitter__workers=workers)
-    submitter.start()
-    assert sandbox.wait_for(lambda: len(sandbox.requests) == at_once)
-    for _ in range(5):
-        asset_id = new_id()
-        ready(store, sandbox, asset_id)
-        submitter.wake()
-        assert sandbox.wait_for(lambda: asset_id in sandbox.jobs)  # noqa: B023
-    assert sum(any(asset_id in request for asset_id in old) for request in sandbox.requests) == at_once
-    submitter.stop()
-    sandbox.stopping.set()
-
-
-def test_one_worker_does_what_is_old_too(store: Store, sandbox: FaultyIconik, make: Make) -> None:
-    submitter = make(submitter__workers=1)
-    ready(store, sandbox, ASSET)
-    make_old(store, ASSET)
-    submitter._work_once()
-    assert sandbox.jobs == [ASSET]
-
-
-# Missed proxies
-
-
-def test_a_missed_proxy_is_asked_about_when_it_is_due_and_then_its_asset_analyzed(
-    store: Store, sandbox: FaultyIconik, submitter: Submitter, row: Row, clock: Clock, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.INFO)
-    sandbox.create_asset("a.mov", ASSET)
-    store.add_asset(ASSET, "a.mov", MIN_AGE)
-    clock.now += MIN_AGE - 1
-    assert submitter._work_once() == pytest.approx(1.001, abs=0.01)
-    sandbox.set_proxy(ASSET, "OPEN")
-    clock.now += 1
-    assert submitter._work_once() == 0
-    assert row()["status"] == "awaiting_proxy"
-    sandbox.set_proxy(ASSET)
-    clock.now += MIN_AGE
-    submitter._work_once()
-    assert f"Found object {ASSET} in finished proxy queue" in caplog.text
-    submitter._work_once()
-    assert (row()["status"], sandbox.jobs) == ("submitted", [ASSET])
-
-
-def test_an_asset_that_never_gets_a_proxy_costs_ten_requests_in_7_days(
-    store: Store, sandbox: FaultyIconik, submitter: Submitter, row: Row, clock: Clock
-) -> None:
-    store.add_asset(ASSET, None, MIN_AGE)
-    start = clock.now
-    asked: list[int] = []
-    while due := parse_time(row()["next_attempt_at"]):
-        clock.now = due - 1
-        submitter._work_once()
-        assert len(sandbox.requests) == len(asked)
-        clock.now = due + 0.001
-        submitter._work_once()
-        asked.append(round((clock.now - start) / 60))
-    assert len(sandbox.requests) == len(asked)
-    assert asked == [10, 20, 40, 80, 160, 320, 640, 1280, 2560, 5120]
-    assert row()["status"] == "awaiting_proxy"
-
-
-def test_what_an_answer_says_changes_nothing_that_a_webhook_changed_meanwhile(
-    store: Store, sandbox: FaultyIconik, submitter: Submitter, row: Row, clock: Clock, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    sandbox.create_asset("a.mov", ASSET)
-    store.add_asset(ASSET, "a.mov")
-
-    def has_closed_proxy(asset_id: str) -> bool:
-        assert store.proxy_closed(asset_id) == "ready"
-        raise TROUBLE
-
-    monkeypatch.setattr(submitter._client, "has_closed_proxy", has_closed_proxy)
-    submitter._work_once()
-    assert (row()["status"], row()["next_attempt_at"]) == ("ready", format_utc(clock.now))
-    submitter._work_once()
-    assert sandbox.jobs == [ASSET]
-
-
-def wait_for_proxy(store: Store, sandbox: FaultyIconik, fault: Fault) -> None:
-    """An item about whose proxy iconik is to be asked, and what is wrong with the answer."""
-    sandbox.create_asset("a.mov", ASSET)
-    store.add_asset(ASSET, "a.mov")
-    sandbox.faults.append(fault)
-
-
-@pytest.mark.parametrize("kind", ["403", "503", "a gateway's 404", "a maintenance page", "no answer"])
-def test_a_question_that_fails_is_put_again_after_max_retry_delay_and_pauses_nothing(
-    store: Store, sandbox: FaultyIconik, submitter: Submitter, row: Row, clock: Clock, kind: str
-) -> None:
-    wait_for_proxy(store, sandbox, Fault(**vars(UNSETTLED[kind][0])))
-    assert what_the_breaker_hears(submitter) == "nothing"
-    assert (row()["status"], row()["error"]) == ("awaiting_proxy", None)
-    assert row()["next_attempt_at"] == format_utc(clock.now + 900)
-
-
-def test_a_question_waits_for_retry_after(
-    store: Store, sandbox: FaultyIconik, make: Make, row: Row, clock: Clock
-) -> None:
-    wait_for_proxy(store, sandbox, Fault(status=503, headers={"Retry-After": "1800"}))
-    make()._work_once()
-    assert row()["next_attempt_at"] == format_utc(clock.now + 1800)
-
-
-def test_a_question_that_is_refused_is_told_and_put_again_when_the_item_is_twice_as_old(
-    store: Store, sandbox: FaultyIconik, submitter: Submitter, row: Row, clock: Clock, caplog: pytest.LogCaptureFixture
-) -> None:
-    wait_for_proxy(store, sandbox, Fault(status=400, body=REFUSAL))
-    clock.now += 1000
-    assert what_the_breaker_hears(submitter) == "nothing"
-    assert row()["next_attempt_at"] == format_utc(clock.now + 1000)
-    assert f"{ASSET}: its proxies cannot be read: iconik answered 400: No such thing" in caplog.text
-
-
-def test_half_open_a_question_that_fails_reopens_the_breaker_and_one_that_succeeds_says_nothing(
-    store: Store, sandbox: FaultyIconik, submitter: Submitter, clock: Clock
-) -> None:
-    wait_for_proxy(store, sandbox, Fault(status=503))
-    open_breaker(submitter)
-    submitter._work_once()
-    assert submitter._breaker.state == "open"
-    clock.now += 1000
-    submitter._work_once()
-    assert submitter._breaker.state == "half-open"
-
-
-def test_a_429_to_a_question_opens_the_breaker(store: Store, sandbox: FaultyIconik, submitter: Submitter) -> None:
-    wait_for_proxy(store, sandbox, Fault(status=429))
-    submitter._work_once()
-    assert submitter._breaker.state == "open"
-
-
-# What people write into items.db
-
-
-@pytest.mark.parametrize(
-    "written", [b"\xff\x00", 7, "soon", "2026-11-18T18:40:00+01:00", "9999-12-31T23:59:59Z"], ids=repr
-)
-@pytest.mark.parametrize("column", ["next_attempt_at", "created_at", "ready_at", "last_attempt_at"])
-def test_whatever_a_person_writes_as_a_time_neither_spins_nor_stops_a_worker(
-    store: Store, sandbox: FaultyIconik, make: Make, clock: Clock, column: str, written: object
-) -> None:
-    submitter = make(reconciler__min_age=0)
-    fresh = new_id()
-    ready(store, sandbox, ASSET)
-    make_old(store, ASSET)
-    ready(store, sandbox, fresh)
-    sandbox.create_asset("a.mov", OTHER_ASSET)
-    store.add_asset(OTHER_ASSET, None)
-    store.database.run(f"UPDATE items SET {column} = :written", written=written)
+    for _ in range(9):
+        world.work()
+        delays.append(world.row()["backoff"])
+        world.clock.advance(world.row()["backoff"] + 0.01)
+    assert delays == [10, 20, 40, 80, 160, 320, 640, 900, 900]
+
+
+def test_an_item_is_given_up_when_it_has_waited_long_enough(worlds: Callable[..., World]) -> None:
+    world = worlds(submitter__give_up_after=3600)
+    world.sandbox.faults.append(Fault("GET /API/assets", status=500, times=99))
+    world.ready()
+    world.work_for(7200, step=60)
+    assert world.status() == Status.FAILED
+    assert world.row()["error"].startswith("given up after")
+
+
+def test_a_clock_that_jumps_gives_nothing_up(world: World) -> None:
+    """A VM slept for 8 days, or its clock was wrong (T2)."""
+    world.sandbox.faults.append(Fault("GET /API/assets", status=500, times=2))
+    world.ready()
+    world.work()
+    world.clock.step(8 * 24 * 3600)
+    world.work()
+    assert world.status() == Status.READY
+    world.work_for(60)
+    assert world.status() == Status.SUBMITTED
+
+
+def test_a_start_brings_failures_forward_and_does_not_count_that(world: World) -> None:
+    world.sandbox.faults.append(Fault("GET /API/assets", status=500, times=9))
+    world.ready()
+    world.work_for(2500)
+    waited, backoff = world.row()["waited"], world.row()["backoff"]
+    world.restart()
+    row = world.row()
+    assert row["next_attempt_at"] <= format_utc(world.clock.now)
+    assert waited - backoff <= row["waited"] < waited
+
+
+@pytest.mark.parametrize("status", [400, 402, 403, 404, 409, 422, 423, 425])
+def test_a_refusal_that_passes_is_made_good(world: World, status: int) -> None:
+    """Not yet is not never (W4)."""
+    world.sandbox.refuse_jobs = status, "Not now"
+    world.ready()
+    world.work_for(100)
+    assert world.status() == Status.READY
+    assert world.row()["refused"] == 1
+    assert world.started_today() == 0
+    world.sandbox.refuse_jobs = None
+    world.work_for(1000)
+    assert world.status() == Status.SUBMITTED
+    assert world.row()["refused"] == 0
+
+
+def test_a_refusal_backs_off_up_to_a_day_and_is_given_up_after_a_week(world: World) -> None:
+    world.sandbox.refuse_jobs = 400, "Unsupported file"
+    world.ready()
+    world.work_for(6 * 24 * 3600, step=600)
+    assert world.status() == Status.READY
+    assert world.row()["backoff"] == 24 * 3600
+    assert world.requests(ANALYZE) < 25
+    world.work_for(6 * 24 * 3600, step=600)
+    assert world.status() == Status.FAILED
+    assert "Unsupported file" in world.row()["error"]
+
+
+def test_credits_that_are_bought_start_everything_within_minutes(world: World) -> None:
+    """After three days of 402 (F5): needs nobody, and no new asset."""
+    world.sandbox.refuse_jobs = 402, "Insufficient credits"
+    ids = [world.ready(new_id()) for _ in range(12)]
+    world.work_for(3 * 24 * 3600, step=300)
+    assert world.started_today() == 0
+    world.sandbox.refuse_jobs = None
+    world.work_for(900, step=10)
+    assert sorted(world.sandbox.jobs) == sorted(ids)
+
+
+def test_a_new_asset_that_is_accepted_releases_what_was_refused(world: World) -> None:
+    world.sandbox.refuse_jobs = 402, "Insufficient credits"
+    world.ready()
+    world.work_for(3 * 24 * 3600, step=300)
+    world.sandbox.refuse_jobs = None
+    world.clock.advance(601)
+    world.ready(new_id())
+    world.work_for(60)
+    assert world.status() == Status.SUBMITTED
+
+
+def test_one_bad_file_is_not_tried_at_each_acceptance(world: World) -> None:
+    world.ready()
+    world.sandbox.asset_faults[ASSET] = Fault("", status=422, body=b'{"errors": ["No"]}')
+    world.sandbox.faults.append(Fault(ANALYZE + f"assets/{ASSET}", status=422, body=b'{"errors": ["No"]}', times=999))
+    world.sandbox.asset_faults.clear()
     for _ in range(60):
-        clock.now += max(0.01, submitter._work_once())
-    assert sorted(sandbox.jobs) == sorted([ASSET, fresh])
-    assert len(sandbox.requests) < 40
+        world.ready(new_id())
+        world.work_for(60)
+    assert world.requests(f"analyze/assets/{ASSET}/") <= 14
 
 
-@pytest.mark.parametrize(("column", "written"), [("attempts", "x"), ("attempts", 1e300), ("in_doubt", b"x")])
-def test_whatever_a_person_writes_as_a_number_is_survived(
-    store: Store, sandbox: FaultyIconik, submitter: Submitter, clock: Clock, column: str, written: object
-) -> None:
-    ready(store, sandbox, ASSET)
-    sandbox.faults.append(Fault(status=503))
-    store.database.run(f"UPDATE items SET {column} = :written", written=written)
-    submitter._work_once()
-    clock.now += 1000
-    submitter._work_once()
-    assert sandbox.jobs == [ASSET]
+@pytest.mark.parametrize("title", ["memo.wav", "script.pdf"])
+def test_a_media_type_that_the_job_cannot_serve_is_skipped(world: World, title: str) -> None:
+    world.ready(title=title)
+    world.work()
+    assert world.status() == Status.SKIPPED
+    assert world.row()["error"].startswith("analyze is not for")
+    assert world.row()["media_type"] in ("audio", "document")
 
 
-# What the log says
+def test_an_asset_that_a_replica_does_not_know_yet_is_analyzed(world: World) -> None:
+    world.sandbox.replica_lag = 3
+    world.ready()
+    world.work_for(60)
+    assert world.status() == Status.SUBMITTED
 
 
-OUTCOMES: dict[str, tuple[Fault | None, int, str]] = {
-    "submitted": (None, logging.INFO, f"Submitted Analyze Job for {ASSET}"),
-    "refused": (
-        Fault(status=404, body=REFUSAL),
-        logging.ERROR,
-        f"{ASSET} failed: iconik answered 404: No such thing. Once the cause is fixed: COMMAND retry {ASSET}",
-    ),
-    "503": (Fault(), logging.WARNING, f"{ASSET}: iconik answered 503: Out of order. Next attempt in 10 s"),
-    "429": (Fault(status=429), logging.WARNING, f"{ASSET}: iconik answered 429: Out of order. Next attempt in 10 s"),
-    "cut": (Fault(cut=True), logging.WARNING, f"{ASSET}: iconik cannot be reached: "),
-    "401": (
-        Fault("GET", status=401, body=REFUSAL),
-        logging.ERROR,
-        f"{ASSET}: iconik answered 401: app_id and auth_token are not accepted, or lack the role can_read_assets: ",
-    ),
-    "403": (
-        Fault("POST", status=403, body=REFUSAL),
-        logging.ERROR,
-        f"{ASSET}: iconik answered 403: app_id and auth_token are not accepted, or lack the role can_analyze_content, "
-        "or may not touch this asset: No such thing. Next attempt in 10 s",
-    ),
-}
+def test_an_asset_that_is_not_found_for_a_day_is_skipped(world: World) -> None:
+    world.ready()
+    del world.sandbox.assets[ASSET]
+    world.work_for(10 * 3600, step=300)
+    assert world.status() == Status.READY
+    for _ in range(20):
+        world.ready(new_id())
+        world.work_for(6 * 3600, step=300)
+    assert world.status() == Status.SKIPPED
+    assert "deleted" in world.row()["error"]
 
 
-@pytest.mark.parametrize(("fault", "level", "line"), OUTCOMES.values(), ids=OUTCOMES.keys())
-def test_each_attempt_has_an_outcome_line(
-    store: Store,
-    sandbox: FaultyIconik,
-    submitter: Submitter,
-    caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
-    fault: Fault | None,
-    level: int,
-    line: str,
-) -> None:
-    monkeypatch.setenv("ICONIK_LISTENER_COMMAND", "COMMAND")
-    caplog.set_level(logging.INFO)
-    ready(store, sandbox, ASSET)
-    sandbox.faults += [Fault(**vars(fault))] if fault else []
-    submitter._work_once()
-    first, *_, last = (record for record in caplog.records if ASSET in record.getMessage())
-    assert (first.levelno, first.getMessage()) == (logging.INFO, f"Submitting Analyze Job for {ASSET}")
-    assert last.levelno == level
-    assert last.getMessage().startswith(line)
-    assert not hasattr(last, "topic")  # nothing holds it back
+def test_a_retry_of_a_failed_job_survives_a_503_and_a_restart(world: World) -> None:
+    """W5: what a person asked for stays asked for."""
+    world.ready()
+    world.work()
+    world.sandbox.fail_job(world.sandbox.latest_job[ASSET])
+    world.store.database.run("UPDATE items SET status = 'failed'")
+    world.store.database.run(
+        "UPDATE items SET status = 'ready', asked = 1, job_id = NULL, counted_on = NULL, next_attempt_at = :now",
+        now=world.store.now(),
+    )
+    world.sandbox.faults.append(Fault("GET /API/assets", status=503))
+    world.work()
+    world.restart()
+    world.work_for(60)
+    assert world.sandbox.jobs == [ASSET, ASSET]
+    assert world.row()["asked"] == 0
+
+
+# 429, 401 and the circuit breaker.
+
+
+def test_one_asset_that_always_gets_429_delays_nobody(world: World) -> None:
+    world.ready()
+    world.sandbox.asset_faults[ASSET] = Fault(status=429, headers={"Retry-After": "60"}, body=b"{}")
+    world.work()
+    others = [world.ready(new_id()) for _ in range(3)]
+    before = world.clock.now
+    world.work()
+    assert world.sandbox.jobs == others
+    assert world.clock.now == before
+    assert world.row()["next_attempt_at"] == format_utc(before + 60)
+
+
+def test_429_of_two_assets_opens_the_breaker_for_retry_after(world: World) -> None:
+    ids = [world.ready(new_id()) for _ in range(2)]
+    for asset_id in ids:
+        world.sandbox.asset_faults[asset_id] = Fault(status=429, headers={"Retry-After": "60"}, body=b"{}")
+    world.submitter.work_once()
+    assert not world.breaker.is_open
+    world.submitter.work_once()
+    assert world.breaker.is_open
+
+
+def test_429_of_the_search_stops_no_job(worlds: Callable[..., World]) -> None:
+    """R2: items that need the search wait; the others go on."""
+    world = worlds(submitter__jobs="analyze faces", faces__only="media_type:video")
+    world.sandbox.faults.append(Fault(SEARCH, status=429, times=999, body=b"{}", headers={"Retry-After": "60"}))
+    ids = [world.ready(new_id()) for _ in range(5)]
+    world.work()
+    assert sorted(world.sandbox.jobs) == sorted(ids)
+    assert not world.breaker.is_open
+
+
+def test_a_401_opens_the_breaker_at_once(world: World) -> None:
+    world.ready()
+    world.sandbox.faults.append(Fault("GET /API/assets", status=401, body=b'{"errors": ["Token"]}'))
+    world.submitter.work_once()
+    assert world.breaker.is_open
+    assert world.row()["waited"] == 0
+    world.work_for(60)
+    assert world.status() == Status.SUBMITTED
+
+
+def test_ten_failing_assets_open_the_breaker_and_forbidden_ones_do_not(world: World) -> None:
+    for _ in range(20):
+        asset_id = world.ready(new_id())
+        world.sandbox.asset_faults[asset_id] = Fault(status=403, body=b'{"errors": ["Forbidden"]}')
+    world.work()
+    assert not world.breaker.is_open
+    for _ in range(10):
+        world.sandbox.asset_faults[world.ready(new_id())] = Fault(status=500, body=b"{}")
+    for _ in range(10):
+        world.submitter.work_once()
+    assert world.breaker.is_open
+
+
+# Doubt.
+
+
+DOUBTFUL = [
+    pytest.param({"cut": True}, id="no answer"),
+    pytest.param({"status": 500}, id="500"),
+    pytest.param({"status": 502, "body": b"<html>"}, id="502"),
+    pytest.param({"status": 504, "body": b"<html>"}, id="504"),
+    pytest.param({"status": 200, "body": b'{"errors": ["No"]}'}, id="200 with errors"),
+    pytest.param({"status": 200, "body": b"{}"}, id="200 without a job"),
+    pytest.param({"status": 202, "body": b'{"x": 1}'}, id="202"),
+    pytest.param({"status": 207, "body": b"[]"}, id="207"),
+    pytest.param({"status": 201, "body": b'{"errors": ["No"], "id": "x"}'}, id="201 with errors"),
+]
+
+
+@pytest.mark.parametrize("fault", DOUBTFUL)
+@pytest.mark.parametrize("is_taken", [True, False])
+def test_doubt_is_settled_by_evidence(world: World, fault: dict[str, Any], is_taken: bool) -> None:
+    world.sandbox.faults.append(Fault(ANALYZE, after_work=is_taken, **fault))
+    world.ready()
+    world.work()
+    row = world.row()
+    assert row["status"] == Status.READY
+    assert row["in_doubt_since"] is not None
+    assert world.started_today() == 1
+    requests = len(world.sandbox.requests)
+    world.work_for(29)  # timeout is 10 s
+    assert len(world.sandbox.requests) == requests, "it was looked at too early"
+    world.work_for(600)
+    assert world.status() in (Status.SUBMITTED, Status.DONE)
+    assert world.sandbox.jobs == [ASSET]
+    assert world.started_today() == 1
+    assert world.row()["in_doubt_since"] is None
+
+
+def test_reads_that_lag_behind_double_nothing(world: World) -> None:
+    """iconik shows neither the status nor the job for a minute after it accepted the request it did not answer."""
+    world.sandbox.read_lag = 60
+    world.sandbox.faults.append(Fault(ANALYZE, after_work=True, **NO_ANSWER))
+    world.ready()
+    world.work_for(1000)
+    assert world.sandbox.jobs == [ASSET]
+    assert world.status() == Status.SUBMITTED
+
+
+def test_two_looks_five_minutes_apart_precede_a_second_request(world: World) -> None:
+    world.sandbox.faults.append(Fault(ANALYZE, **NO_ANSWER))
+    world.ready()
+    world.work()
+    sent_at = world.clock.now
+    while len(world.sandbox.jobs) == 0:
+        world.clock.advance(1)
+        world.work()
+    assert world.clock.now - sent_at >= 30 + 300
+    assert world.requests(LIST_OF_JOBS) == 2
+
+
+@pytest.mark.parametrize("step", [30.0, 3600.0, -3600.0])
+def test_a_clock_that_steps_brings_nothing_forward_that_is_in_doubt(world: World, step: float) -> None:
+    """T4: the wall clock steps while iconik is still taking the request."""
+    world.sandbox.faults.append(Fault(ANALYZE, **NO_ANSWER))
+    world.ready()
+    world.work()
+    requests = len(world.sandbox.requests)
+    world.clock.step(step)
+    world.sandbox.clock = lambda: world.clock.now - step
+    world.work_for(29)
+    assert len(world.sandbox.requests) == requests
+
+
+@pytest.mark.parametrize("reserved", [True, False])
+def test_a_kill_leaves_doubt_only_after_the_reservation(world: World, reserved: bool) -> None:
+    world.ready()
+    item = world.store.claim_new()
+    assert item
+    if reserved:
+        assert world.store.reserve(item, world.client.now(), "")
+    world.restart()
+    assert (world.row()["in_doubt_since"] is not None) == reserved
+    world.work()
+    assert len(world.sandbox.jobs) == (0 if reserved else 1)
+    world.work_for(600)
+    assert world.sandbox.jobs == [ASSET]
+    assert world.started_today() == 1
+
+
+def test_a_second_process_waits_before_it_looks(world: World) -> None:
+    """W1: a restart while iconik takes its time for the request."""
+    world.ready()
+    item = world.store.claim_new()
+    assert item
+    world.store.reserve(item, world.client.now(), "")
+    world.restart()
+    world.work_for(22)
+    world.sandbox.start_job(ASSET)  # iconik has taken it at last
+    world.work_for(600)
+    assert world.sandbox.jobs == [ASSET]
 
 
 @pytest.mark.parametrize(
-    ("fields", "line"),
-    [
-        ({"analyze_status": "DONE"}, f"Found that iconik has an Analyze Job for {ASSET} already"),
-        ({"status": "DELETED"}, f"Skipped {ASSET}: the asset is deleted"),
-    ],
+    ("end", "expected"), [("FINISHED", Status.DONE), ("FAILED", Status.FAILED), ("ABORTED", Status.FAILED)]
 )
-def test_an_attempt_without_a_post_has_an_outcome_line_too(
-    store: Store, sandbox: FaultyIconik, submitter: Submitter, caplog: pytest.LogCaptureFixture, fields: Any, line: str
-) -> None:
-    caplog.set_level(logging.INFO)
-    ready(store, sandbox, ASSET, **fields)
-    submitter._work_once()
-    assert [record.getMessage() for record in caplog.records][-1] == line
+def test_what_became_of_the_request_in_doubt_counts(world: World, end: str, expected: str) -> None:
+    world.sandbox.faults.append(Fault(ANALYZE, after_work=True, **NO_ANSWER))
+    world.ready()
+    world.work()
+    job_id = world.sandbox.latest_job[ASSET]
+    if end == "FINISHED":
+        world.sandbox.finish_job(job_id)
+    else:
+        world.sandbox.fail_job(job_id, status=end)
+    world.sandbox.assets[ASSET]["analyze_status"] = "N/A"
+    world.sandbox.assets[ASSET]["versions"][0]["analyze_status"] = "N/A"
+    world.work_for(60)
+    assert world.status() == expected
+    assert world.row()["job_id"] == job_id
 
 
-def test_the_last_error_is_kept_until_iconik_answers_well_and_holds_nothing_from_outside(
-    store: Store, sandbox: FaultyIconik, submitter: Submitter, clock: Clock
-) -> None:
-    ready(store, sandbox, ASSET)
-    assert submitter.last_error is None
-    sandbox.faults += [Fault(status=503), Fault(status=404, body=REFUSAL)]
-    submitter._work_once()
-    assert submitter.last_error == "iconik answered 503"
-    clock.now += 10.1
-    submitter._work_once()
-    assert submitter.last_error == "iconik answered 404"
-    ready(store, sandbox, OTHER_ASSET)
-    submitter._work_once()
-    assert submitter.last_error is None
+def test_a_job_of_an_earlier_run_is_no_evidence(world: World) -> None:
+    world.ready()
+    world.work()
+    world.sandbox.fail_job(world.sandbox.latest_job[ASSET])
+    world.store.database.run(
+        """UPDATE items SET status = 'ready', asked = 1, old_job_id = job_id, job_id = NULL, counted_on = NULL,
+        next_attempt_at = :now""",
+        now=world.store.now(),
+    )
+    world.sandbox.faults.append(Fault(ANALYZE, **NO_ANSWER))
+    world.work_for(600)
+    assert world.sandbox.jobs == [ASSET, ASSET]
+    assert world.status() == Status.SUBMITTED
 
 
-# Mistakes of ours
+def test_without_the_role_for_jobs_an_hour_passes_between_two_looks(world: World) -> None:
+    world.sandbox.roles.discard("can_read_jobs")
+    world.sandbox.faults.append(Fault(ANALYZE, **NO_ANSWER))
+    world.ready()
+    world.work_for(3500, step=60)
+    assert world.sandbox.jobs == []
+    world.work_for(300, step=60)
+    assert world.sandbox.jobs == [ASSET]
 
 
-@pytest.mark.parametrize("call", ["asset", "analyze"])
-def test_a_mistake_of_ours_in_an_attempt_is_that_items_trouble(
-    store: Store,
-    sandbox: FaultyIconik,
-    submitter: Submitter,
-    row: Row,
-    clock: Clock,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-    call: str,
-) -> None:
-    ready(store, sandbox, ASSET)
-    with monkeypatch.context() as broken:
-        broken.setattr(submitter._client, call, lambda asset_id: 1 / 0)
-        assert what_the_breaker_hears(submitter) == "failure"
-    assert (row()["status"], row()["in_doubt"]) == ("ready", call == "analyze")
-    assert row()["error"] == "unexpected ZeroDivisionError, see the log"
-    assert f"{ASSET}: unexpected" in caplog.text
-    clock.now += 30
-    submitter._work_once()
-    assert row()["status"] == "submitted"
+def test_a_list_that_cannot_be_read_ends_after_a_week_as_failed(world: World) -> None:
+    world.sandbox.faults.append(Fault(ANALYZE, **NO_ANSWER))
+    world.sandbox.faults.append(Fault(LIST_OF_JOBS, status=500, times=99999))
+    world.ready()
+    world.work_for(6 * 24 * 3600, step=900)
+    assert world.status() == Status.READY
+    world.work_for(2 * 24 * 3600, step=900)
+    assert world.status() == Status.FAILED
+    assert "may have been started" in world.row()["error"]
+    assert world.sandbox.jobs == []
 
 
-def test_a_mistake_of_ours_anywhere_else_ends_no_worker_and_does_not_spin(
-    store: Store, sandbox: FaultyIconik, submitters: Submitters, row: Row, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    calls = []
-
-    def has_closed_proxy(asset_id: str) -> bool:
-        calls.append(asset_id)
-        raise ZeroDivisionError
-
-    submitter = submitters(submitter__workers=1, submitter__retry_delay=0.02)
-    monkeypatch.setattr(submitter._client, "has_closed_proxy", has_closed_proxy)
-    store.add_asset(OTHER_ASSET, None)
-    submitter.start()
-    wait_until(lambda: calls)
-    ready(store, sandbox, ASSET)
-    submitter.wake()
-    wait_until(lambda: row()["status"] == "submitted")
-    assert submitter.is_alive()
-    assert calls == [OTHER_ASSET]
+@pytest.mark.parametrize("status", [503, 429, 400, 404])
+def test_a_definite_answer_leaves_no_doubt(world: World, status: int) -> None:
+    world.sandbox.faults.append(Fault(ANALYZE, status=status))
+    world.ready()
+    world.work()
+    row = world.row()
+    assert row["in_doubt_since"] is None
+    assert row["counted_on"] is None
+    assert world.started_today() == 0
 
 
-# Waking, starting and stopping
+def test_a_connection_that_could_not_be_made_leaves_no_doubt(worlds: Callable[..., World]) -> None:
+    world = worlds()
+    world.ready()
+    world.sandbox.server.stop()
+    world.work()
+    assert world.row()["in_doubt_since"] is None
+    assert "cannot be reached" in world.row()["error"]
 
 
-def test_waking_takes_up_a_new_item_at_once(store: Store, sandbox: FaultyIconik, submitters: Submitters) -> None:
-    submitter = submitters()
-    submitter.start()
-    for asset_id in (new_id() for _ in range(20)):
-        ready(store, sandbox, asset_id)
-        submitter.wake()
-        assert sandbox.wait_for(lambda: asset_id in sandbox.jobs, 5)  # noqa: B023
+# Profiles and `only`.
 
 
-def test_an_item_that_comes_while_a_worker_looks_for_one_is_taken_up_at_once(
-    store: Store, sandbox: FaultyIconik, submitters: Submitters, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    submitter = submitters(submitter__workers=1)
-    looked = threading.Event()
-
-    def seconds_until_due() -> None:
-        if not looked.is_set():
-            ready(store, sandbox, ASSET)
-            submitter.wake()
-            looked.set()
-
-    monkeypatch.setattr(store, "seconds_until_due", seconds_until_due)
-    submitter.start()
-    assert sandbox.wait_for(lambda: sandbox.jobs == [ASSET], 5)
+def test_each_media_type_gets_its_own_profile(worlds: Callable[..., World], sandbox: FaultyIconik) -> None:
+    sandbox.profiles += [profile("Stills", "image"), profile("Clips", "video"), profile("Speech", "transcription")]
+    world = worlds(analyze__profile="stills, Clips")
+    titles = {world.ready(new_id(), title): title for title in ("a.mov", "b.jpg", "c.wav", "d.pdf")}
+    world.work()
+    ids = {one["id"]: one["name"] for one in sandbox.profiles}
+    used = {titles[asset_id]: ids[used] for asset_id, used in sandbox.used_profiles.items()}
+    assert used == {"a.mov": "Clips", "b.jpg": "Stills"}
+    skipped = {titles[asset_id]: world.row(asset_id) for asset_id in titles if world.status(asset_id) == Status.SKIPPED}
+    assert skipped.keys() == {"c.wav", "d.pdf"}
+    assert skipped["c.wav"]["error"] == "no profile in [analyze] is for audio"
+    assert world.row(next(one for one in titles if titles[one] == "b.jpg"))["profile"] == "Stills"
 
 
-def test_what_another_program_makes_ready_is_taken_up_without_waking(
-    store: Store, sandbox: FaultyIconik, submitters: Submitters, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert submitter_module.POLL_SECONDS == 30
-    monkeypatch.setattr(submitter_module, "POLL_SECONDS", 0.02)
-    submitters().start()
-    ready(store, sandbox, ASSET)
-    assert sandbox.wait_for(lambda: sandbox.jobs == [ASSET])
+def test_a_single_profile_needs_no_search(worlds: Callable[..., World], sandbox: FaultyIconik) -> None:
+    sandbox.profiles.append(profile("Clips", "video"))
+    world = worlds(analyze__profile="Clips")
+    world.ready()
+    world.work()
+    assert world.requests(SEARCH) == 0
+    assert world.status() == Status.SUBMITTED
 
 
-def test_an_idle_submitter_asks_the_database_no_more_than_every_30_seconds(
-    store: Store, sandbox: FaultyIconik, submitter: Submitter
-) -> None:
-    assert submitter._work_once() == 30
-    ready(store, sandbox, ASSET)
-    make_old(store, ASSET)
-    assert store.claim_due(MIN_AGE, DAY)
-    store.postpone(ASSET, 3600, "error")
-    assert submitter._work_once() == 30
+def test_an_image_is_skipped_by_a_single_profile_for_video(worlds: Callable[..., World], sandbox: FaultyIconik) -> None:
+    sandbox.profiles.append(profile("Clips", "video"))
+    world = worlds(analyze__profile="Clips")
+    world.ready(title="a.jpg")
+    world.work()
+    assert world.row()["error"] == "no profile in [analyze] is for image"
 
 
-def test_a_worker_that_may_not_do_what_is_old_does_not_spin(
-    store: Store, sandbox: FaultyIconik, submitter: Submitter
-) -> None:
-    ready(store, sandbox, ASSET)
-    make_old(store, ASSET)
-    for _ in range(2):
-        submitter._old_ones.acquire()
-    assert submitter._work_once() == 30
-    assert sandbox.requests == []
+def test_a_profile_that_iconik_does_not_have_starts_nothing(worlds: Callable[..., World]) -> None:
+    world = worlds(analyze__profile="Clip")
+    world.ready()
+    world.work_for(100)
+    assert world.status() == Status.READY
+    assert 'no analysis profile "Clip"' in world.row()["error"]
+    world.sandbox.profiles.append(profile("Clip", "video"))
+    world.work_for(1000)
+    assert world.status() == Status.SUBMITTED
 
 
-def test_an_item_that_was_under_way_when_the_process_was_killed_is_asked_about(
-    store: Store, sandbox: FaultyIconik, make: Make, row: Row, clock: Clock, caplog: pytest.LogCaptureFixture
-) -> None:
-    ready(store, sandbox, ASSET, OTHER_ASSET)
-    for _ in range(2):
-        assert store.claim_new()
-    sandbox.start_job(ASSET)
-    submitter = make()
-    submitter._threads = []
-    submitter.start()
-    assert "Under way when the listener ended: 2 items" in caplog.text
-    assert row()["in_doubt"] == 1
-    assert submitter._work_once() == pytest.approx(10, abs=0.1)
-    clock.now += 10.1
-    for _ in range(2):
-        submitter._work_once()
-    assert row()["status"] == row(OTHER_ASSET)["status"] == "submitted"
-    assert sorted(sandbox.jobs) == sorted([ASSET, OTHER_ASSET])
+def test_only_what_matches_the_query_is_started(worlds: Callable[..., World]) -> None:
+    world = worlds(analyze__only="in_collections:news")
+    wanted = world.ready(new_id(), in_collections=["news"])
+    other = world.ready(new_id())
+    world.work_for(1300)
+    assert world.sandbox.jobs == [wanted]
+    assert world.row(other)["error"] == "does not match only of [analyze]"
 
 
-def test_a_start_makes_due_what_waits_for_iconiks_trouble_to_end(
-    store: Store, sandbox: FaultyIconik, make: Make, clock: Clock
-) -> None:
-    ready(store, sandbox, ASSET)
-    sandbox.faults.append(Fault(status=401, headers={"Retry-After": "3000"}))
-    make()._work_once()
-    clock.now += 60
-    make()._work_once()
-    assert sandbox.jobs == []
-    submitter = make()
-    submitter._threads = []
-    submitter.start()
-    submitter._work_once()
-    assert sandbox.jobs == [ASSET]
+def test_a_collection_that_comes_two_minutes_later_counts(worlds: Callable[..., World]) -> None:
+    world = worlds(analyze__only="in_collections:news")
+    world.sandbox.create_asset("old.mov", send=False, in_collections=["news"])
+    world.ready()
+    world.work_for(120)
+    world.sandbox.assets[ASSET]["in_collections"].append("news")
+    world.work_for(600)
+    assert world.sandbox.jobs == [ASSET]
 
 
-def test_stopping_lets_requests_under_way_finish_records_them_and_begins_nothing(
-    store: Store, sandbox: FaultyIconik, submitters: Submitters, row: Row
-) -> None:
-    ready(store, sandbox, ASSET, OTHER_ASSET)
-    sandbox.latency = 0.1
-    submitter = submitters(submitter__workers=1)
-    submitter.start()
-    wait_until(lambda: "submitting" in (row()["status"], row(OTHER_ASSET)["status"]))
-    submitter.stop()
-    assert sorted((row()["status"], row(OTHER_ASSET)["status"])) == ["ready", "submitted"]
-    assert len(sandbox.jobs) == 1
-    assert not submitter.is_alive()
+@pytest.mark.parametrize("only", ["in_collections:nwes", "in_collections:(news"])
+def test_a_query_that_finds_nothing_or_is_refused_skips_nothing(worlds: Callable[..., World], only: str) -> None:
+    world = worlds(analyze__only=only)
+    world.ready(in_collections=["news"])
+    world.work_for(24 * 3600, step=300)
+    assert world.status() == Status.READY
+    assert "[analyze] only" in world.row()["error"]
+    assert world.row()["waited"] == 0
 
 
-@pytest.mark.usefixtures("hasty_end")
-def test_stopping_waits_for_no_answer_that_never_comes(
-    store: Store, sandbox: FaultyIconik, submitters: Submitters, row: Row
-) -> None:
-    ready(store, sandbox, ASSET)
-    sandbox.faults.append(Fault(hang=True))
-    submitter = submitters()
-    submitter.start()
-    assert sandbox.wait_for(lambda: len(sandbox.requests) == 1)
-    submitter.stop()
-    assert row()["status"] == "submitting"
-    sandbox.stopping.set()
+def test_an_asset_that_is_not_in_the_index_yet_waits(worlds: Callable[..., World]) -> None:
+    world = worlds(analyze__only="media_type:video")
+    world.sandbox.index_lag = 300
+    world.ready()
+    world.work_for(200)
+    assert world.sandbox.jobs == []
+    assert world.status() == Status.READY
+    world.work_for(500)
+    assert world.sandbox.jobs == [ASSET]
 
 
-def test_stopping_ends_those_who_wait_for_the_breaker(submitters: Submitters) -> None:
-    submitter = submitters(submitter__retry_delay=600, submitter__max_retry_delay=900)
-    open_breaker(submitter)
-    submitter.start()
-    submitter.stop()
-    assert not any(thread.is_alive() for thread in submitter._threads)
+# Again, versions and other jobs.
 
 
-# Outcomes that cannot be written
+def test_again_forces_a_second_run(world: World) -> None:
+    world.ready()
+    world.work()
+    world.sandbox.finish_job(world.sandbox.latest_job[ASSET])
+    world.store.database.run(
+        "UPDATE items SET status = 'ready', asked = 2, counted_on = NULL, next_attempt_at = :now", now=world.store.now()
+    )
+    world.work()
+    assert world.sandbox.jobs == [ASSET, ASSET]
+    assert world.sandbox.forced == [ASSET]
+    assert world.row()["asked"] == 0
 
 
-def test_an_outcome_that_cannot_be_written_is_kept_and_written_later(
-    store: Store, sandbox: FaultyIconik, submitters: Submitters, row: Row, tmp_path: Path
-) -> None:
-    ready(store, sandbox, ASSET)
-    store.database._max_wait = 0.02
-    sandbox.latency = 0.1
-    with closing(sqlite3.connect(tmp_path / "items.db", isolation_level=None)) as person:
-        submitters().start()
-        wait_until(lambda: row()["status"] == "submitting")
-        person.execute("BEGIN IMMEDIATE")
-        assert sandbox.wait_for(lambda: sandbox.jobs == [ASSET])
-        with pytest.raises(AssertionError):
-            wait_until(lambda: row()["status"] != "submitting", 0.2)
-        person.execute("COMMIT")
-    wait_until(lambda: row()["status"] == "submitted")
-    assert methods(sandbox) == ["GET", "POST"]
+def test_again_does_not_start_a_run_that_is_under_way(world: World) -> None:
+    world.ready()
+    world.work()
+    world.store.database.run(
+        "UPDATE items SET status = 'ready', asked = 2, next_attempt_at = :now", now=world.store.now()
+    )
+    world.work()
+    assert world.sandbox.jobs == [ASSET]
+    assert world.status() == Status.SUBMITTED
 
 
-def test_a_stop_while_nothing_can_be_written_leaves_the_item_to_the_next_start(
-    store: Store,
-    sandbox: FaultyIconik,
-    submitters: Submitters,
-    row: Row,
-    tmp_path: Path,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    ready(store, sandbox, ASSET)
-    store.database._max_wait = 0.02
-    sandbox.latency = 0.1
-    submitter = submitters(submitter__workers=1)
-    with closing(sqlite3.connect(tmp_path / "items.db", isolation_level=None)) as person:
-        submitter.start()
-        wait_until(lambda: row()["status"] == "submitting")
-        person.execute("BEGIN IMMEDIATE")
-        wait_until(lambda: "An outcome waits to be written" in caplog.text)
-        submitter.stop()
-        assert not submitter.is_alive()
-        person.execute("COMMIT")
-    assert "An outcome was not written: the next start asks iconik for it" in caplog.text
-    assert row()["status"] == "submitting"
+def test_three_jobs_are_started_once_each(worlds: Callable[..., World]) -> None:
+    world = worlds(submitter__jobs="analyze transcribe faces", transcribe__language="en")
+    world.ready()
+    world.work()
+    assert sorted(world.sandbox.started) == [("analyze", ASSET), ("faces", ASSET), ("transcribe", ASSET)]
+    assert {world.status(ASSET, job) for job in ("analyze", "transcribe", "faces")} == {Status.SUBMITTED}
+    assert world.row(ASSET, "faces")["job_id"] is None
 
 
-def test_while_nothing_can_be_claimed_a_worker_tells_and_does_not_spin(
-    store: Store, sandbox: FaultyIconik, submitters: Submitters, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    ready(store, sandbox, ASSET)
-    store.database._max_wait = 0.02
-    with closing(sqlite3.connect(tmp_path / "items.db", isolation_level=None)) as person:
-        person.execute("BEGIN IMMEDIATE")
-        submitter = submitters(submitter__workers=1)
-        # A start could not write either.
-        submitter._threads[0].start()
-        wait_until(lambda: caplog.text.count("Nothing can be submitted") >= 2)
-        began = time.monotonic()
-        assert caplog.text.count("Nothing can be submitted") <= 2 + (time.monotonic() - began) / 0.05
-        person.execute("COMMIT")
-    assert sandbox.wait_for(lambda: sandbox.jobs == [ASSET])
+def test_audio_is_transcribed_and_skipped_by_the_other_jobs(worlds: Callable[..., World]) -> None:
+    world = worlds(submitter__jobs="analyze transcribe faces")
+    world.ready(title="memo.wav")
+    world.work()
+    assert world.sandbox.started == [("transcribe", ASSET)]
+    assert world.status(ASSET, "analyze") == world.status(ASSET, "faces") == Status.SKIPPED
+
+
+def test_a_poll_is_one_request_whatever_the_number_of_jobs(worlds: Callable[..., World]) -> None:
+    world = worlds(submitter__jobs="analyze transcribe faces")
+    world.sandbox.create_asset("a.mov", ASSET, send=False)
+    world.sandbox.set_proxy(ASSET, send=False)
+    world.store.add_asset(ASSET, "a.mov")
+    world.work_for(700)
+    assert world.requests("/proxies/") == 1
+    assert len(world.sandbox.started) == 3
+
+
+def test_a_job_that_is_no_longer_configured_stops(worlds: Callable[..., World]) -> None:
+    world = worlds(submitter__jobs="analyze faces")
+    world.ready()
+    world.store.close()
+    world = worlds(submitter__jobs="analyze")
+    world.restart()
+    world.work()
+    assert world.sandbox.started == [("analyze", ASSET)]
+    assert world.row(ASSET, "faces")["error"] == "faces is not in jobs"
+
+
+# Polls, and who waits for whom.
+
+
+def test_polls_double_and_end_at_max_age(world: World) -> None:
+    world.sandbox.create_asset("a.mov", ASSET, send=False)
+    world.store.add_asset(ASSET, "a.mov")
+    start, polled = world.clock.now, []
+    while world.clock.now - start < 20 * 24 * 3600:
+        before = world.requests("/proxies/")
+        world.work()
+        if world.requests("/proxies/") > before:
+            polled.append(round(world.clock.now - start))
+        world.clock.advance(600)
+    assert polled[:4] == [600, 1200, 2400, 4800]
+    assert polled[-1] == 7 * 24 * 3600
+    assert world.row()["next_attempt_at"] is None
+
+
+@pytest.mark.parametrize("days", [4, 10, 4000])
+def test_a_clock_that_is_ahead_for_an_instant_ends_no_polling(world: World, days: int) -> None:
+    """T3: no single reading of a clock writes "never"."""
+    world.sandbox.create_asset("a.mov", ASSET, send=False)
+    world.store.add_asset(ASSET, "a.mov")
+    world.clock.step(days * 24 * 3600)
+    world.work()
+    world.clock.step(-days * 24 * 3600)
+    world.sandbox.set_proxy(ASSET, send=False)
+    world.work_for(3600, step=60)
+    assert world.sandbox.jobs == [ASSET]
+
+
+def test_a_retry_does_not_wait_for_thousands_of_polls(world: World) -> None:
+    """R3"""
+    for _ in range(50):
+        asset_id = world.sandbox.create_asset("a.mov", send=False)
+        world.store.add_asset(asset_id, "a.mov")
+    world.sandbox.faults.append(Fault("GET /API/assets", status=503))
+    world.clock.advance(601)
+    world.ready()
+    world.submitter.work_once()
+    world.clock.advance(11)
+    world.submitter.work_once()
+    assert world.sandbox.jobs == [ASSET]
+    assert world.requests("/proxies/") == 0
+
+
+def test_new_items_go_before_retries_and_polls(world: World) -> None:
+    world.sandbox.faults.append(Fault("GET /API/assets", status=503))
+    world.ready()
+    world.submitter.work_once()
+    world.clock.advance(11)
+    new = world.ready(new_id())
+    world.submitter.work_once()
+    assert world.sandbox.jobs == [new]
+
+
+# A row's trouble ends in that row.
+
+
+@pytest.mark.parametrize("event", ["UPDATE OF status", "UPDATE"])
+def test_a_row_that_a_trigger_protects_stops_nobody(world: World, event: str) -> None:
+    """R4: a person's trigger refuses the claim, or the outcome."""
+    world.ready()
+    world.store.database.run(
+        f"""CREATE TRIGGER hers BEFORE {event} ON items WHEN old.object_id = '{ASSET}'
+        BEGIN SELECT RAISE(ABORT, 'hands off'); END"""
+    )
+    other = world.ready(new_id())
+    for _ in range(5):
+        try:
+            world.work()
+        except Exception as error:
+            assert "hands off" in str(error)
+    assert world.sandbox.jobs == [other]
+
+
+@pytest.mark.parametrize("column", ["status", "title", "error", "created_at", "next_attempt_at", "in_doubt_since"])
+@pytest.mark.parametrize(
+    "value", ["NULL", "'x'", "x'ff00fe'", "CAST(x'ff41' AS TEXT)", "12", "-1.5", "'9999-12-31T23:59:59Z'"]
+)
+def test_no_content_of_a_row_stops_a_worker_or_a_start(world: World, column: str, value: str) -> None:
+    world.ready()
+    try:
+        world.store.database.run(f"UPDATE items SET {column} = {value}")
+    except Exception as error:
+        pytest.skip(f"the schema refuses it: {error}")
+    other = world.ready(new_id())
+    world.restart()
+    world.work_for(120)
+    assert other in world.sandbox.jobs
+    assert world.sandbox.jobs.count(ASSET) <= 1

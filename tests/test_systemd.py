@@ -22,7 +22,7 @@ from test_migrations import VERSION_1_0, write
 WATCHDOG = "WATCHDOG=1"
 WATCHDOG_SECONDS = 0.06  # half of this is the time between two signs of life
 # A call of iconik's counts as hanging after 0.2 s, though its timeout is 10 s, and a database that is held is given up.
-HURRIED = "import app, database\napp.MAX_CALL_EXCESS = -9.8\ndatabase.BUSY_SECONDS = 0.2"
+HURRIED = "import app\nfrom system import database\napp.MAX_CALL_EXCESS = -9.8\ndatabase.BUSY_SECONDS = 0.2"
 
 
 class Systemd:
@@ -100,7 +100,8 @@ def lives_on(manager: Systemd) -> None:
 def test_a_call_that_hangs_for_longer_than_any_can_last_shows_no_life(
     manager: Systemd, listeners: Callable[..., Listener]
 ) -> None:
-    hanging = "import threading, transport\ntransport._Connection._new_conn = lambda self: threading.Event().wait()"
+    hanging = "import threading\nfrom system import transport\n"
+    hanging += "transport._Connection._new_conn = lambda self: threading.Event().wait()"
     listener = listeners().start(prelude=f"{HURRIED}\n{hanging}")
     wait_until(lambda: sum("ERROR A call to iconik has hung for 0 s" in line for line in listener.log) >= 2)
     signs_of_life = manager.signs_of_life()
@@ -110,7 +111,7 @@ def test_a_call_that_hangs_for_longer_than_any_can_last_shows_no_life(
 
 
 def test_a_thread_that_is_gone_shows_no_life(manager: Systemd, listeners: Callable[..., Listener]) -> None:
-    gone = "import reconciler\nreconciler.Reconciler._run = lambda self: None"
+    gone = "from reconciliation import reconciler\nreconciler.Reconciler._run = lambda self: None"
     listener = listeners().start(prelude=gone)
     wait_until(lambda: "READY=1" in manager.messages)
     assert requests.get(f"{listener.url}/health").ok
@@ -128,13 +129,13 @@ def test_a_worker_that_waits_to_write_its_outcome_or_for_iconik_to_come_back_liv
             listener.upload(ASSET)
             wait_until(lambda: listener.rows("status = 'submitting'"))
             person.execute("BEGIN IMMEDIATE")
-        wait_until(lambda: listener.logged("An outcome waits to be written"))
+        wait_until(lambda: listener.logged("Cannot record an outcome yet"))
         assert listener.post("/create", create_event(OTHER_ASSET)).status_code == 503
         lives_on(manager)
         person.execute("COMMIT")
-    sandbox.faults.append(Fault("analyze/assets", status=429, headers={"Retry-After": "3600"}))
-    listener.upload(OTHER_ASSET)
-    wait_until(lambda: "circuit breaker is open since" in manager.messages[-1])
+    sandbox.faults += [Fault("analyze/assets", status=429, headers={"Retry-After": "3600"}) for _ in range(2)]
+    listener.upload(OTHER_ASSET, new_id())
+    wait_until(lambda: "circuit breaker has been open since" in manager.messages[-1])
     assert manager.messages[-1].endswith(": iconik answered 429")
     lives_on(manager)
     assert len(listener.rows("status = 'submitted'")) == 1

@@ -9,10 +9,13 @@ import ssl
 import subprocess
 import threading
 import time
+import tracemalloc
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -128,7 +131,7 @@ def transports() -> Iterator[Callable[..., Transport]]:
 
     yield make
     for one in made:
-        one._session().close()  # the servers wait for it
+        one.close()  # the servers wait for it
 
 
 @pytest.fixture(autouse=True)
@@ -237,6 +240,7 @@ def test_a_body_that_drips_is_given_up_and_its_status_is_not(
     server = servers(dripping(b"HTTP/1.1 201 Created\r\n" + LATE_BODIES[place]))
     answer = part(transports(server, TIMEOUT))
     assert (answer.status, answer.reason) == (201, "Created")
+    assert answer.fault == "the answer did not end within 0.3 s"
 
 
 def test_over_tls_an_answer_is_bounded_too(
@@ -292,7 +296,7 @@ def test_a_request_and_its_answer_come_through_whole(
     server = servers(answering(OK, chunked, b"HTTP/1.1 204 No Content\r\n\r\n"))
     transport = transports(server, **{"App-ID": "an id"})
     answer = transport.send("GET", "/API/x%2Fy/", query={"per_page": "1", "q": "a&b"})
-    assert answer == Answer(200, "OK", answer.headers, b"ok", True)
+    assert answer == Answer(200, "OK", answer.headers, b"ok")
     answer = transport.send("POST", "/", json={})
     assert (answer.status, answer.reason, answer.headers["x-a"]) == (404, "Nothing here", "b")
     assert (answer.body, answer.is_whole) == (b"{}\n", True)
@@ -325,13 +329,72 @@ def test_a_redirect_is_not_followed_and_its_body_not_read(
     assert target.connections == 0
 
 
-def test_a_compressed_body_is_not_unpacked(
-    servers: Callable[..., Server], transports: Callable[..., Transport]
+def encoded(encoding: str, body: bytes, status: int = 200) -> Handler:
+    head = f"HTTP/1.1 {status} So\r\nContent-Encoding: {encoding}\r\nContent-Length: {len(body)}\r\n\r\n"
+    return answering(head.encode() + body)
+
+
+def raw_deflate(data: bytes) -> bytes:
+    zipper = zlib.compressobj(wbits=-15)
+    return zipper.compress(data) + zipper.flush()
+
+
+TEXT = b'{"id": "x"}' * 1000
+ENCODED = {
+    "": TEXT,
+    "identity": TEXT,
+    "none": TEXT,
+    "UTF-8": TEXT,
+    "gzip": gzip.compress(TEXT),
+    "X-GZip": gzip.compress(TEXT),
+    "identity, gzip": gzip.compress(TEXT),
+    "deflate": zlib.compress(TEXT),
+    " deflate ": raw_deflate(TEXT),
+}
+
+
+@pytest.mark.parametrize("encoding", ENCODED)
+def test_an_answer_is_read_whatever_its_encoding_is_called(
+    servers: Callable[..., Server], transports: Callable[..., Transport], encoding: str
 ) -> None:
-    bomb = gzip.compress(gzip.compress(bytes(10_000_000)))
-    head = f"HTTP/1.1 200 OK\r\nContent-Encoding: gzip, gzip\r\nContent-Length: {len(bomb)}\r\n\r\n"
-    answer = transports(servers(answering(head.encode() + bomb))).send("GET", "/")
-    assert (answer.status, answer.body, answer.is_whole) == (200, b"", False)
+    transport = transports(servers(encoded(encoding, ENCODED[encoding])))
+    for _ in range(2):
+        answer = transport.send("GET", "/")
+        assert (answer.status, answer.body, answer.fault, answer.is_whole) == (200, TEXT, None, True)
+    empty = transports(servers(encoded(encoding, b""))).send("GET", "/")
+    assert (empty.body, empty.is_whole) == (b"", True)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "body", "fault"),
+    [
+        ("br", b"x", "the answer is compressed with br"),
+        ("gzip, gzip", gzip.compress(gzip.compress(TEXT)), "the answer is compressed with gzip, gzip"),
+        ("gzip", TEXT, "the answer is said to be compressed with gzip, and is not"),
+        ("gzip", gzip.compress(TEXT)[:-9], "the answer was cut off"),
+        ("zstd" + "\t" + "x" * 100, b"x", f"the answer is compressed with zstd {'x' * 34}…"),
+    ],
+)
+def test_why_a_compressed_answer_cannot_be_read_is_told(
+    servers: Callable[..., Server], transports: Callable[..., Transport], encoding: str, body: bytes, fault: str
+) -> None:
+    answer = transports(servers(encoded(encoding, body))).send("GET", "/")
+    assert (answer.status, answer.fault, answer.is_whole) == (200, fault, False)
+
+
+@pytest.mark.parametrize(("status", "limit"), [(200, transport.MAX_ANSWER), (503, transport.MAX_ERROR)])
+def test_a_compressed_bomb_is_unpacked_up_to_the_limit(
+    servers: Callable[..., Server], transports: Callable[..., Transport], status: int, limit: int
+) -> None:
+    server = servers(encoded("gzip", gzip.compress(bytes(100_000_000)), status))
+    tracemalloc.start()
+    answer = transports(server).send("GET", "/")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 4 * limit + 5_000_000
+    assert (answer.status, len(answer.body), answer.fault) == (status, limit, "the answer is too large")
+    exact = gzip.compress(bytes(limit))
+    assert transports(servers(encoded("gzip", exact, status))).send("GET", "/").is_whole
 
 
 @pytest.mark.parametrize(("status", "limit"), [(200, 100_000), (503, transport.MAX_ERROR)])
@@ -353,7 +416,7 @@ def test_a_body_that_is_too_large_is_cut(
 
     server = servers(endless)
     answer = transports(server).send("GET", "/")
-    assert (answer.status, len(answer.body), answer.is_whole) == (status, limit, False)
+    assert (answer.status, len(answer.body), answer.fault) == (status, limit, "the answer is too large")
     assert server.closed.acquire(timeout=5)
 
 
@@ -362,16 +425,54 @@ def test_a_body_that_is_cut_off_is_not_whole(
     servers: Callable[..., Server], transports: Callable[..., Transport], rest: bytes
 ) -> None:
     answer = transports(servers(closing_after(b"HTTP/1.1 201 Created\r\n" + rest))).send("POST", "/")
-    assert (answer.status, answer.is_whole) == (201, False)
+    assert (answer.status, answer.fault) == (201, "the answer was cut off")
 
 
-def test_what_comes_after_an_informational_answer_is_not_the_next_request_s(
+@pytest.mark.parametrize("status", ["100 Continue", "102 Processing", "103 Early Hints"])
+@pytest.mark.parametrize(
+    "end", [b"Content-Length: 2\r\n\r\nok", b"Transfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n"]
+)
+def test_an_answer_after_an_informational_one_is_read(
+    servers: Callable[..., Server], transports: Callable[..., Transport], status: str, end: bytes
+) -> None:
+    informational = f"HTTP/1.1 {status}\r\nLink: </a>; rel=preload\r\nContent-Length: 9\r\n\r\n".encode()
+    server = servers(answering(informational * 2 + b"HTTP/1.1 201 Created\r\nX-A: b\r\n" + end))
+    transport = transports(server)
+    for _ in range(2):
+        answer = transport.send("POST", "/")
+        assert (answer.status, answer.body, answer.headers["X-A"], answer.is_whole) == (201, b"ok", "b", True)
+        assert "Link" not in answer.headers
+    assert server.connections == 1
+
+
+def test_what_comes_after_a_switch_is_not_the_next_answer(
     servers: Callable[..., Server], transports: Callable[..., Transport]
 ) -> None:
-    server = servers(answering(b"HTTP/1.1 103 Early Hints\r\n\r\n"))
+    server = servers(answering(b"HTTP/1.1 101 Switching Protocols\r\n\r\n"))
     transport = transports(server)
-    assert [transport.send("POST", "/").status for _ in range(2)] == [103, 103]
+    assert [transport.send("POST", "/").status for _ in range(2)] == [101, 101]
     assert server.connections == 2
+
+
+@pytest.mark.parametrize(
+    ("headers", "date"),
+    [
+        ("Date: Mon, 23 Nov 2026 16:47:00 GMT", 1795452420.0),
+        ("Date: Mon, 23 Nov 2026 17:47:00 +0100", 1795452420.0),
+        ("Date: Mon, 23 Nov 2026 16:47:00 -0000", 1795452420.0),
+        ("Date: 2026-11-23T16:47:00Z", None),
+        ("Date: Mon, 23 Nov 99999 16:47:00 GMT", None),
+        ("Date:", None),
+        ("X: y", None),
+        ("Date: Mon, 23 Nov 2026 16:47:00 GMT\r\nAge: 0", None),
+    ],
+)
+def test_the_server_s_time_is_its_date(
+    servers: Callable[..., Server], transports: Callable[..., Transport], headers: str, date: float | None
+) -> None:
+    """Not that of an answer which a cache has kept."""
+    server = servers(answering(f"HTTP/1.1 204 No Content\r\n{headers}\r\n\r\n".encode()))
+    assert transports(server).send("GET", "/").date == date
 
 
 def test_a_connection_that_was_idle_for_long_is_not_used_again(
@@ -434,6 +535,24 @@ def test_threads_do_not_wait_for_each_other_and_the_longest_call_is_known(
         all_are_there.wait(5)
         assert all(call.result().is_whole for call in calls)
     assert transport.longest_call() == 0
+
+
+def test_a_call_inside_a_call_does_not_change_its_deadline(
+    servers: Callable[..., Server], transports: Callable[..., Transport]
+) -> None:
+    inner = transports(servers(answering(OK)))
+
+    class Query(dict[str, str]):
+        def items(self) -> Any:
+            inner.send("GET", "/")
+            return super().items()
+
+    assert transports(servers(answering(OK))).send("GET", "/", query=Query(a="b")).is_whole
+    late = transports(servers(dripping(b"HTTP/1.1 200 ")), SHORT)
+    start = time.monotonic()
+    with pytest.raises(TransportError, match=r"no answer within 0\.1 s"):
+        late.send("GET", "/", query=Query(a="b"))
+    assert time.monotonic() - start < SHORT + SLACK
 
 
 def test_no_password_comes_from_netrc_and_no_cookie_goes_back(
@@ -515,6 +634,56 @@ def test_a_proxy_s_failures_are_told(
     assert "proxy-password" not in failure(transport)
 
 
+def test_only_documented_variables_matter(
+    servers: Callable[..., Server],
+    transports: Callable[..., Transport],
+    tls: ssl.SSLContext,
+    certificate: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A folder that is missing must not stop all calls, and no file may get the keys of the token's encryption."""
+    keys = tmp_path / "keys"
+    server = servers(answering(OK), tls)
+    for name in ("ALL_PROXY", "all_proxy", "HTTP_PROXY", "http_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    for file in (keys, tmp_path / "missing" / "keys"):
+        monkeypatch.setenv("SSLKEYLOGFILE", str(file))
+        assert transports(server).send("POST", "/").is_whole
+    assert not keys.exists()
+    monkeypatch.delenv("REQUESTS_CA_BUNDLE")
+    for name in ("SSL_CERT_FILE", "CURL_CA_BUNDLE"):
+        monkeypatch.setenv(name, str(certificate))
+    assert failure(transports(server)).startswith("the certificate is not accepted: self")
+
+
+def test_certificates_are_read_once_for_all_threads(
+    servers: Callable[..., Server],
+    transports: Callable[..., Transport],
+    tls: ssl.SSLContext,
+    tmp_path: Path,
+    certificate: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("requests.adapters.DEFAULT_CA_BUNDLE_PATH", str(tmp_path / "missing"))
+    bundle = Path(shutil.copy(certificate, tmp_path / "ca.pem"))
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(bundle))
+    server = servers(answering(OK), tls)
+    transport = transports(server)
+    assert transport.send("GET", "/").is_whole
+    bundle.unlink()
+
+    def call() -> Answer:
+        with closing(transport):
+            return transport.send("GET", "/")
+
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(call).result().is_whole
+    transport.close()
+    assert transport.send("GET", "/").is_whole
+    assert server.connections == 3
+
+
 def test_a_certificate_that_is_not_accepted_is_told(
     servers: Callable[..., Server],
     transports: Callable[..., Transport],
@@ -532,16 +701,14 @@ def test_a_certificate_that_is_not_accepted_is_told(
     assert server.requests == []
 
 
-@pytest.mark.parametrize("variable", ["REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"])
 def test_a_ca_file_that_is_missing_or_no_ca_file_is_told(
     servers: Callable[..., Server],
     transports: Callable[..., Transport],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    variable: str,
 ) -> None:
     path = tmp_path / "ca.pem"
-    monkeypatch.setenv(variable, str(path))
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(path))
     transport = transports(servers(answering(OK)).url.replace("http", "https"))
     assert failure(transport) == f"the CA file {path} cannot be read"
     path.write_text("half of a file")
