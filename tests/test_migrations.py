@@ -476,7 +476,7 @@ def test_foreign_keys_of_peoples_tables_do_not_bar_the_upgrade(path: Path) -> No
 def test_what_people_add_to_todays_schema_disturbs_nothing(path: Path) -> None:
     upgrade(path)
     write(path, "ALTER TABLE items ADD COLUMN note; ALTER TABLE state ADD COLUMN note; CREATE TABLE mine (a)")
-    assert upgrade(path) == [f"{path} is not as the last listener left it: checking that it is whole"]
+    assert upgrade(path) == []
 
 
 # Files that are refused
