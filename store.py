@@ -14,6 +14,7 @@ from system.text import format_utc, parse_time
 
 DAY_SECONDS = 24 * 3600.0
 MAX_RETRY_AFTER = 3600.0  # seconds that iconik may ask for
+MISDATED_SECONDS = 60.0  # between two looks for polls that are due too late
 MAX_RELEASED = 200  # items that one statement makes due, so that no webhook waits long for its turn
 UNCHANGED = "unchanged"
 # Keys of items.db's state.
@@ -164,6 +165,7 @@ class Store:
         """`clock`: seconds since 1970. All else, and the StoreError that this may raise, is Database's."""
         self.rules = rules
         self._clock = clock
+        self._looked_for_misdated_at: float | None = None
         self._left_alone: set[tuple[str, str]] = set()  # items whose row a person's trigger does not let us change
         self.database = Database(path, migrations, listener=listener, progress=progress)
 
@@ -249,7 +251,7 @@ class Store:
                 values,
             ).rowcount
             db.execute(
-                """UPDATE items SET next_attempt_at = :looked_at
+                """UPDATE items SET next_attempt_at = :looked_at, last_attempt_at = coalesce(last_attempt_at, :now)
                 WHERE status = 'ready' AND in_doubt_since IS NOT NULL""",
                 values,
             )
@@ -337,12 +339,14 @@ class Store:
         The next poll is due when the asset has waited twice as long, and the last one after `max_age`. That is counted
         in delays, so no reading of a clock ends it.
         """
-        latest = self.now(max(self.rules.max_age, self.rules.min_age, MAX_RETRY_AFTER))
-        values = {"now": self.now(), "latest": latest, "left_alone": self._left_alone_json()}
+        values = {"now": self.now(), "left_alone": self._left_alone_json()}
         object_id: str | None = None
         try:
             with self.database.transaction() as db:
-                found = db.execute(POLL, values).fetchone() or db.execute(MISDATED_POLL, values).fetchone()
+                found = db.execute(POLL, values).fetchone()
+                if found is None and self._should_look_for_misdated():
+                    found = db.execute(MISDATED_POLL, values).fetchone()
+                    self._looked_for_misdated_at = self._clock() if found is None else None
                 if found is None:
                     return None
                 object_id = str(found["object_id"])
@@ -365,6 +369,11 @@ class Store:
             self._left_alone |= {(object_id, job) for job in self.rules.jobs if object_id}
             raise
         return _item(rows[0])
+
+    def _should_look_for_misdated(self) -> bool:
+        """Whether a minute has passed since the last look, or the clock has stepped: it reads all that await a proxy."""
+        looked_at = self._looked_for_misdated_at
+        return looked_at is None or abs(self._clock() - looked_at) > MISDATED_SECONDS
 
     def postpone_poll(self, object_id: str, delay: float) -> None:
         """Poll for the asset's proxy again in `delay` seconds, because the poll under way failed."""
@@ -581,14 +590,16 @@ POLL = """SELECT object_id FROM items WHERE status = 'awaiting_proxy' AND next_a
     AND object_id || ' ' || job NOT IN (SELECT value FROM json_each(:left_alone))
 ORDER BY next_attempt_at, created_at LIMIT 1"""
 
-MISDATED_POLL = """SELECT object_id FROM items WHERE status = 'awaiting_proxy' AND next_attempt_at > :latest
+# Due later than its own delay allows, or iconik's Retry-After: the clock was wrong when that was written.
+MISDATED_POLL = """SELECT object_id FROM items WHERE status = 'awaiting_proxy' AND next_attempt_at > :now
+    AND (julianday(next_attempt_at) - julianday(:now)) * 86400 > max(waited, 3600) + 60
     AND object_id || ' ' || job NOT IN (SELECT value FROM json_each(:left_alone))
-ORDER BY next_attempt_at, created_at LIMIT 1"""
+LIMIT 1"""
 
 CLAIM = """UPDATE items SET status = 'submitting', attempts = attempts + 1
 WHERE object_id = ? AND job = ? AND status = 'ready' RETURNING *"""
 
-OUTCOME_VALUES = tuple(field.name for field in fields(Outcome) if field.name != "delay")
+OUTCOME_VALUES = tuple(field.name for field in fields(Outcome))
 
 # An acceptance ends what led to it: delays, a person's wish, doubt.
 END_ATTEMPT = """UPDATE items SET
@@ -601,7 +612,9 @@ END_ATTEMPT = """UPDATE items SET
     in_doubt_since = CASE WHEN :in_doubt THEN in_doubt_since END,
     absent_since = CASE WHEN :is_absent THEN coalesce(absent_since, :now) END,
     counted_on = CASE WHEN :started_nothing THEN NULL ELSE counted_on END,
-    last_attempt_at = CASE WHEN :is_attempt THEN :now ELSE last_attempt_at END,
+    last_attempt_at = CASE WHEN :is_attempt THEN :now
+        WHEN :delay > 0 THEN coalesce(last_attempt_at, :now)  -- it is not new any more, or it would not wait
+        ELSE last_attempt_at END,
     next_attempt_at = :next,
     submitted_at = CASE WHEN :status IN ('submitted', 'done') THEN coalesce(:submitted_at, :now) ELSE submitted_at END,
     done_at = CASE WHEN :status = 'done' THEN :now END,

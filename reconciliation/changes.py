@@ -59,8 +59,7 @@ class ReconciledChanges:
         with self._database.transaction(wait) as db:
             for asset in assets:
                 poll_in = first_poll_in + added * seconds_between_polls
-                values = self._store.asset_values(asset.object_id, asset.title, source)
-                values["poll_at"] = self._store.now(poll_in)
+                values = self._store.asset_values(asset.object_id, asset.title, source, poll_in)
                 added += bool(db.execute(ADD_ASSET, values).fetchall())
             for key, value in state.items():
                 db.execute(SET_STATE, {"key": key, "value": value})

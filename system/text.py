@@ -24,9 +24,9 @@ def pluralize(count: int, noun: str) -> str:
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
-def named(object_id: str, title: str | None) -> str:
+def named(object_id: str, title: object) -> str:
     """An id and a title as the log shows them: `2b45a8ca-… "holiday.mov"`."""
-    return f'{one_line(object_id)} "{one_line(title, MAX_TITLE_IN_LOG)}"' if title else one_line(object_id)
+    return f'{one_line(object_id)} "{one_line(str(title), MAX_TITLE_IN_LOG)}"' if title else one_line(object_id)
 
 
 def without_ids(text: str) -> str:
