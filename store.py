@@ -371,7 +371,7 @@ class Store:
         return _item(rows[0])
 
     def _should_look_for_misdated(self) -> bool:
-        """Whether a minute has passed since the last look, or the clock has stepped: it reads all that await a proxy."""
+        """Whether a minute has passed since the last look, which reads all that await a proxy, or the clock stepped."""
         looked_at = self._looked_for_misdated_at
         return looked_at is None or abs(self._clock() - looked_at) > MISDATED_SECONDS
 

@@ -11,7 +11,9 @@ from flask.testing import FlaskClient
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from resources import Listening, create_app
+from circuit_breaker import CircuitBreaker
+from config import Config
+from resources import Services, create_app
 from store import Store
 from submitter import Submitter
 from support import ASSET, create_event, proxy_event, rows
@@ -29,9 +31,8 @@ FIELDS = ["event_type", "object_id", "operation", "realm", "data"]
 
 
 @pytest.fixture
-def web(store: Store, submitters: Callable[..., Submitter]) -> FlaskClient:
-    submitter = submitters()
-    return create_app(Listening(store, submitter, submitter._breaker, (), min_age=600)).test_client()
+def web(store: Store, submitters: Callable[..., Submitter], configs: Callable[..., Config]) -> FlaskClient:
+    return create_app(Services(store, submitters(), CircuitBreaker(configs().submitter), ())).test_client()
 
 
 @pytest.fixture(autouse=True)

@@ -12,8 +12,9 @@ from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
 from circuit_breaker import CircuitBreaker
+from config import Config
 from iconik_client import IconikRateLimited
-from resources import Listening, create_app
+from resources import Services, create_app
 from store import Store
 from submitter import Submitter
 from support import ARTICLE_CREATE, ARTICLE_PROXY, ASSET, OTHER_ASSET, create_event, proxy_event, rows, wait_until
@@ -25,19 +26,18 @@ HEADERS = {"X-Webhook-Secret": SECRET}
 
 
 @pytest.fixture
-def listening(store: Store, submitters: Callable[..., Submitter]) -> Listening:
+def listening(store: Store, submitters: Callable[..., Submitter], configs: Callable[..., Config]) -> Services:
     """With a submitter that is not started: an item that is ready stays so."""
-    submitter = submitters()
-    return Listening(store, submitter, submitter._breaker, (SECRET,), min_age=600)
+    return Services(store, submitters(), CircuitBreaker(configs().submitter), (SECRET,))
 
 
 @pytest.fixture
-def breaker(listening: Listening) -> CircuitBreaker:
+def breaker(listening: Services) -> CircuitBreaker:
     return listening.breaker
 
 
 @pytest.fixture
-def web(listening: Listening) -> FlaskClient:
+def web(listening: Services) -> FlaskClient:
     return create_app(listening).test_client()
 
 
@@ -276,14 +276,14 @@ def test_each_sender_and_each_kind_of_refusal_is_told_of(
     assert len(caplog.records) == 4
 
 
-def test_without_a_secret_configured_none_is_needed(listening: Listening) -> None:
+def test_without_a_secret_configured_none_is_needed(listening: Services) -> None:
     listening.secrets = ()
     web = create_app(listening).test_client()
     assert web.post("/create", json=create_event()).status_code == 200
     assert web.post("/proxy", json=proxy_event(), headers={"X-Webhook-Secret": "any"}).status_code == 200
 
 
-def test_while_the_secret_is_being_changed_both_are_accepted(listening: Listening) -> None:
+def test_while_the_secret_is_being_changed_both_are_accepted(listening: Services) -> None:
     listening.secrets = ("new", "old")
     web = create_app(listening).test_client()
     codes = [
@@ -344,7 +344,7 @@ def test_into_a_database_whose_log_was_deleted_nothing_is_answered_200(post: Pos
 # Health
 
 
-def test_health_tells_how_it_is_without_the_secret(web: FlaskClient, store: Store, listening: Listening) -> None:
+def test_health_tells_how_it_is_without_the_secret(web: FlaskClient, store: Store, listening: Services) -> None:
     for asset_id in (ASSET, OTHER_ASSET):
         store.add_asset(asset_id, None)
         store.proxy_closed(asset_id)
@@ -363,7 +363,7 @@ def test_health_tells_how_it_is_without_the_secret(web: FlaskClient, store: Stor
     }
 
 
-def test_health_tells_when_the_last_webhook_of_iconik_came(post: Post, web: FlaskClient, listening: Listening) -> None:
+def test_health_tells_when_the_last_webhook_of_iconik_came(post: Post, web: FlaskClient, listening: Services) -> None:
     post("/create", {"event_type": "iconik-listener", "operation": "check"})
     assert listening.last_webhook_at is None
     post("/create", create_event())
@@ -379,7 +379,7 @@ def open_breaker(breaker: CircuitBreaker) -> None:
 
 
 def test_health_tells_of_a_pause_since_when_and_why(
-    web: FlaskClient, breaker: CircuitBreaker, listening: Listening
+    web: FlaskClient, breaker: CircuitBreaker, listening: Services
 ) -> None:
     open_breaker(breaker)
     listening.submitter.last_error = "iconik answered 429"

@@ -4,8 +4,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from events import title_of
 from support import ASSET
-from system.text import UUID, command, format_local, format_utc, one_line, parse_time, title_of
+from system.text import UUID, command, format_local, format_utc, one_line, parse_time
 
 NOON = 1_795_434_420.0  # 2026-11-23T11:47:00Z
 

@@ -3,7 +3,8 @@ from typing import Any
 
 import pytest
 
-from reconciliation.webhooks import CREATE, KINDS, PROXY, EventKind, WebhookDefinition, of_our_kinds, ours
+from events import CREATE, KINDS, PROXY, EventKind
+from reconciliation.webhooks import WebhookDefinition, of_our_kinds, ours
 from support import ARTICLE_CREATE, ARTICLE_PROXY, ASSET, SECRET
 
 URL = "https://listener.example.com"
