@@ -57,7 +57,7 @@ def test_registered_webhooks_reach_the_listener(listener_here: ListenerHere, san
 
 
 def test_from_register_on_missed_assets_are_found(listener_here: ListenerHere, store: Store) -> None:
-    """And what was created before is passed over: there was no /create webhook yet. iconik's times have no fractions."""
+    """What was created before is passed over: there was no /create webhook. iconik's times have no fractions."""
     before = store.now()[:19]
     assert listener_here.command("register", PUBLIC).returncode == 0
     assert before <= str(store.state("assets_floor"))[:19] <= store.now()[:19]
