@@ -141,13 +141,6 @@ def cli(context: click.Context, path: str) -> None:
 
 
 @cli.command("serve")
-@click.pass_obj
-def serve_command(path: Path) -> None:
-    """Listen for iconik's webhooks until SIGTERM or Ctrl-C."""
-    serve(load(path))
-
-
-@cli.command("serve")
 @click.help_option("-h", "--help")
 @click.pass_obj
 def _serve(path: Path) -> None:

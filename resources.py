@@ -3,7 +3,9 @@
 import hmac
 import json
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NoReturn
 
 from flask import Flask, Response, jsonify, request
@@ -82,7 +84,7 @@ class WebhookResource(Resource):
             return {"message": "The event cannot be stored just now"}, 503
         if status == "ready":
             # The article's script logs this line and the next class's, so people grep for them: "Using Webhooks in
-            # Cantemo iconik to auto analyze new items", https://provideotech.org
+            # Cantemo iconik to auto analyze new items", https://provideotech.org/using-webhooks-in-cantemo-iconik-to-auto-analyze-new-items/
             log.info("Found object %s in finished proxy queue", named(event.object_id, event.title))
             self.services.submitter.wake()
         return {"object_id": event.object_id, "item": status}
@@ -167,11 +169,24 @@ class Health(Resource):
         }
 
 
+class ListenerApi(Api):
+    """Flask-RESTful's Api, which handles errors in the place of the app.
+
+    Flask hands its handlers the error, and from version 3.2 on a context before it. Flask-RESTful 0.3.10, which is no
+    longer developed, takes the error only.
+    """
+
+    def error_router(self, original_handler: Callable[..., Any], *arguments: Any) -> Any:
+        """Handle an error. `arguments`: the error, and before it the context, if Flask gives one."""
+        *context, error = arguments
+        return super().error_router(partial(original_handler, *context), error)
+
+
 def create_app(services: Services) -> Flask:
     """The WSGI application."""
     app = Flask("iconik_listener", static_folder=None)
     app.register_error_handler(HTTPException, _json_error)
-    api = Api(app)
+    api = ListenerApi(app)
     for resource, path in ((Create, CREATE.path), (Proxy, PROXY.path), (Health, "/health")):
         api.add_resource(resource, path, f"{path}/", resource_class_kwargs={"services": services})
     return app
