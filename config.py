@@ -383,5 +383,5 @@ def _unwise(path: Path, listener: ListenerConfig) -> list[str]:
     if path.stat().st_mode & stat.S_IROTH:
         warnings.append(f"{path} contains credentials and is readable by every user: {_make_private(path)}")
     if not listener.webhook_secret:
-        warnings.append("No webhook_secret is set: anybody who finds the port can have assets analyzed")
+        warnings.append("No webhook_secret is set: anybody who finds the port can start analyses")
     return warnings

@@ -89,9 +89,9 @@ class IconikCatalog:
         while True:
             page = self._client.search(body)
             objects = [one for one in page["objects"] if isinstance(one, dict)]
+            yield _page(page)
             if not page["objects"]:
                 return
-            yield _page(page)
             last = next((one for one in reversed(objects) if one.get("_sort")), None)
             after = last.get("_sort") if last else None
             if not isinstance(after, list) or str(after) in seen:

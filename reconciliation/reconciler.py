@@ -298,8 +298,6 @@ class Reconciler:
         finally:
             if added:
                 log.warning("Added %s whose webhooks were missed, created since %s", pluralize(added, "asset"), since)
-        if read == 0 and total is None:
-            total = self._ask(lambda: self._catalog.count_assets(since, until))
         return self._is_complete(read, total)
 
     def _is_complete(self, read: int, total: int | None) -> bool:

@@ -3,6 +3,7 @@
 import io
 import os
 import re
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import pytest
 import requests
 
 import app
@@ -83,6 +85,13 @@ def create_event(object_id: str = ASSET, **data: Any) -> dict[str, Any]:
 
 def proxy_event(object_id: str = ASSET, status: Any = "CLOSED") -> dict[str, Any]:
     return {**ARTICLE_PROXY, "object_id": object_id, "data": {**ARTICLE_PROXY["data"], "status": status}}
+
+
+def needs(*programs: str) -> None:
+    """Skip the test where a program is missing."""
+    for program in programs:
+        if shutil.which(program) is None:
+            pytest.skip(f"{program} is not installed")
 
 
 def new_id() -> str:

@@ -19,11 +19,8 @@ from pathlib import Path
 import pytest
 import requests
 
-from circuit_breaker import CircuitBreaker
-from config import SubmitterConfig
 from faulty_iconik import Fault, FaultyIconik
-from iconik_client import IconikUnavailable
-from support import ASSET, SECRET, Clock, Listener, create_event, held_by_a_person, new_id, proxy_event, wait_until
+from support import ASSET, SECRET, Listener, create_event, held_by_a_person, new_id, proxy_event, wait_until
 
 LINE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z (INFO|WARNING|ERROR) [^\n]+\n")
 
@@ -121,7 +118,8 @@ def test_items_db_held_for_3_seconds_is_noticed_by_nobody(listener: Listener, sa
 
 
 @pytest.mark.parametrize(
-    "prelude", ["import database; database.BUSY_SECONDS = 0.3", pytest.param("", marks=pytest.mark.long)]
+    "prelude",
+    ["from system from system import database; database.BUSY_SECONDS = 0.3", pytest.param("", marks=pytest.mark.long)],
 )
 def test_items_db_held_for_longer_gets_503_and_then_goes_on_as_before(
     listeners: Callable[..., Listener], sandbox: FaultyIconik, prelude: str
@@ -131,7 +129,7 @@ def test_items_db_held_for_longer_gets_503_and_then_goes_on_as_before(
         with iconik_at_work(listener, sandbox):
             person.enter_context(held_by_a_person(listener.database))
         assert listener.post("/create", create_event(late)).status_code == 503
-        wait_until(lambda: listener.logged("An outcome waits to be written"))
+        wait_until(lambda: listener.logged("Cannot record an outcome yet"))
         assert listener.post("/proxy", proxy_event(late)).status_code == 503
         assert listener.rows() != []  # reading goes on
     listener.upload(late)
@@ -152,7 +150,7 @@ def test_a_disk_that_is_full_and_then_is_not(listener: Listener, sandbox: Faulty
             status = listener.post("/create", create_event(asset_id, title="x" * 250)).status_code
             assert status in (200, 503)
             (answered if status == 200 else refused).add(asset_id)
-    wait_until(lambda: listener.logged("An outcome waits to be written"))
+    wait_until(lambda: listener.logged("Cannot record an outcome yet"))
     assert requests.get(f"{listener.url}/health", timeout=20).status_code == 503
     resource.prlimit(listener.process.pid, resource.RLIMIT_FSIZE, (unlimited, unlimited))
     assert requests.get(f"{listener.url}/health", timeout=20).status_code == 200
@@ -204,7 +202,7 @@ FAULTS = [
 def test_every_fault_of_iconik_before_and_after_it_did_the_work_once_and_twice_in_a_row(
     listeners: Callable[..., Listener], sandbox: FaultyIconik
 ) -> None:
-    listener = listeners(iconik__timeout=0.3, submitter__retry_delay=0.01, submitter__max_retry_delay=0.02).start()
+    listener = listeners(iconik__timeout=0.3, submitter__retry_delay=0.01, submitter__max_retry_delay=0.1).start()
     ids = set()
     for fault, request, after_work, times in product(FAULTS, ("GET", "POST"), (False, True), (1, 2)):
         asset_id = new_id()
@@ -218,7 +216,10 @@ def test_every_fault_of_iconik_before_and_after_it_did_the_work_once_and_twice_i
     analyzed_once(listener, sandbox, ids)
 
 
-def test_a_job_taken_with_an_answer_that_makes_no_sense_is_submitted(listener: Listener, sandbox: FaultyIconik) -> None:
+def test_a_job_taken_with_an_answer_that_makes_no_sense_is_submitted(
+    listeners: Callable[..., Listener], sandbox: FaultyIconik
+) -> None:
+    listener = listeners(iconik__timeout=1).start()
     ids = []
     for body in (b"", b"<html>", b"[]", b"{}", b'{"id": null}', b'{"id": ["x"]}'):
         ids.append(new_id())
@@ -226,18 +227,6 @@ def test_a_job_taken_with_an_answer_that_makes_no_sense_is_submitted(listener: L
     listener.upload(*ids)
     analyzed_once(listener, sandbox, set(ids))
     assert len(analyze_calls(sandbox)) == len(ids)
-
-
-def test_an_asset_that_iconik_does_not_know_fails_and_is_left_alone(listener: Listener, sandbox: FaultyIconik) -> None:
-    for _ in range(2):
-        listener.post("/create", create_event())
-        listener.post("/proxy", proxy_event())
-        wait_until(lambda: listener.rows("status = 'failed'"))
-    other = new_id()
-    listener.upload(other)
-    analyzed_once(listener, sandbox, {other})
-    assert len([request for request in sandbox.requests if ASSET in request]) == 1
-    assert listener.logged(f"ERROR {ASSET} failed: iconik answered 404: Asset {ASSET} doesn't exist. Once the cause")
 
 
 def test_webhooks_are_answered_while_iconik_does_not_answer(
@@ -264,20 +253,6 @@ def test_an_outage_costs_no_item_and_ends_by_itself(listener: Listener, sandbox:
     assert listener.logged("INFO iconik takes jobs again: the circuit breaker closes")
     assert requests.get(f"{listener.url}/health").json()["status"] == "ok"
     assert listener.rows("status = 'failed'") == []
-
-
-def test_an_outage_of_a_day_is_a_request_a_minute(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("random.uniform", lambda low, high: low)
-    config = SubmitterConfig(workers=4, retry_delay=10, max_retry_delay=900, give_up_after=604800)
-    breaker, begin, sent = CircuitBreaker(config, clock), clock.now, []
-    while clock.now < begin + 24 * 3600:
-        with breaker.permission() as permission:
-            assert permission is not None
-            sent.append(clock.now - begin)
-            permission.failed(IconikUnavailable("iconik answered 503"), new_id())
-        clock.now += breaker.seconds_until_half_open()
-    assert len([moment for moment in sent if moment < 3600]) < 80
-    assert len([moment for moment in sent if moment >= 3600]) == 23 * 60
 
 
 # What the world sends

@@ -3,6 +3,7 @@
 import random
 import signal
 import socket
+import sqlite3
 from collections import Counter
 from collections.abc import Callable
 from contextlib import closing
@@ -26,13 +27,20 @@ def new_listener(listeners: Listeners, sandbox: FaultyIconik) -> Callable[..., L
 
     def make(**values: object) -> Listener:
         port = free_port()
-        listener = listeners(**{"listener__port": port, "reconciler__min_age": 0, **values})
+        listener = listeners(**{"listener__port": port, "reconciler__min_age": 0, "iconik__timeout": 1, **values})
         sandbox.register(f"http://127.0.0.1:{port}", {SECRET_HEADER: SECRET})
         listener.start()
-        wait_for_look(sandbox, 1)
+        wait_until(lambda: noted(listener, "assets_floor"))
         return listener
 
     return make
+
+
+def noted(listener: Listener, key: str) -> str:
+    """What the listener has noted under that key of items.db's state."""
+    with closing(sqlite3.connect(listener.database)) as db:
+        row = db.execute("SELECT value FROM state WHERE key = ?", (key,)).fetchone()
+        return str(row[0]) if row else ""
 
 
 def free_port() -> int:
@@ -49,11 +57,6 @@ def free_port() -> int:
 def asked(sandbox: FaultyIconik, call: str) -> int:
     """How often iconik was asked that."""
     return sum(request.startswith(call) for request in sandbox.requests)
-
-
-def wait_for_look(sandbox: FaultyIconik, looks: int) -> None:
-    """Wait until iconik was asked for failed jobs, a look's last call, so many times."""
-    assert sandbox.wait_for(lambda: asked(sandbox, JOBS) >= looks)
 
 
 def upload_in_vain(sandbox: FaultyIconik, count: int) -> set[str]:
@@ -186,13 +189,15 @@ def test_while_a_query_is_on_the_create_webhook_nothing_is_added(
     listener.end()
     set_query(sandbox, 'data.type="ASSET"')
     upload_in_vain(sandbox, 20)
+    before, searches = noted(listener, "webhooks_seen_at"), asked(sandbox, SEARCH)
     listener.start()
-    wait_for_look(sandbox, 2)
-    assert asked(sandbox, SEARCH) == 1  # that of the first start
+    wait_until(lambda: noted(listener, "webhooks_seen_at") != before)
     listener.end()
+    assert asked(sandbox, SEARCH) == searches
     set_query(sandbox, "")
     listener.start()
-    wait_for_look(sandbox, 3)
+    assert sandbox.wait_for(lambda: asked(sandbox, SEARCH) > searches)
+    listener.end()
     assert listener.rows() == []
     assert sandbox.jobs == []
 
@@ -206,11 +211,12 @@ def test_a_job_that_failed_at_iconik_is_told_and_a_retry_analyzes_once_more(
     wait_until(lambda: listener.rows("status = 'submitted'"))
     sandbox.fail_job(sandbox.latest_job[failing], "Codec unknown")
     wait_until(lambda: listener.rows("status = 'failed'"))
-    assert listener.rows("status = 'failed'")[0]["error"] == "iconik's analysis failed: Codec unknown"
+    assert listener.rows("status = 'failed'")[0]["error"] == "iconik's analyze job failed: Codec unknown"
     assert listener.command("retry", failing).returncode == 0
     sandbox.set_proxy(good)  # the listener need not look by itself, which it does every half minute
     wait_until(lambda: len(listener.rows("status = 'submitted'")) == 2)
-    wait_for_look(sandbox, asked(sandbox, JOBS) + 2)  # the old job's failure is found again
+    looks = asked(sandbox, JOBS) + 2
+    assert sandbox.wait_for(lambda: asked(sandbox, JOBS) >= looks)  # the old job's failure is not this run's
     assert len(listener.rows("status = 'submitted'")) == 2
     assert Counter(sandbox.jobs) == {failing: 2, good: 1}
-    assert sum("analysis failed" in line for line in listener.log) == 1
+    assert sum("analyze job failed" in line for line in listener.log) == 1

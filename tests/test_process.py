@@ -31,6 +31,7 @@ from support import (
     Listener,
     create_event,
     held_by_a_person,
+    needs,
     new_id,
     rows,
     run,
@@ -59,6 +60,7 @@ def curl(url: str, event: object) -> str:
 def test_the_articles_payloads_are_of_two_assets_and_a_proxy_of_the_first_leads_to_one_job(
     listener: Listener, sandbox: FaultyIconik
 ) -> None:
+    needs("curl", "sqlite3")
     sandbox.create_asset("1_zps7uj5xqff.jpg", ASSET)
     assert curl(f"{listener.url}/proxy", ARTICLE_PROXY) == "awaiting_create"
     assert curl(f"{listener.url}/create", ARTICLE_CREATE) == "awaiting_proxy"
@@ -72,10 +74,10 @@ def test_the_articles_payloads_are_of_two_assets_and_a_proxy_of_the_first_leads_
         f"POST /API/transcode/v1/analyze/assets/{ASSET}/",
     ]
     assert [line for line in messages(listener) if ASSET in line] == [
-        f"INFO Creating new queue item for object_id {ASSET}",
+        f'INFO Creating new queue item for object_id {ASSET} "1_zps7uj5xqff.jpg"',
         f"INFO Found object {ASSET} in finished proxy queue",
-        f"INFO Submitting Analyze Job for {ASSET}",
-        f"INFO Submitted Analyze Job for {ASSET}",
+        f'INFO Submitting Analyze Job for {ASSET} "1_zps7uj5xqff.jpg"',
+        f'INFO Submitted Analyze Job for {ASSET} "1_zps7uj5xqff.jpg"',
     ]
 
 
@@ -142,7 +144,7 @@ def test_a_python_that_is_too_old_is_told_which_one_is_needed(tmp_path: Path) ->
 def test_help_is_there() -> None:
     result = CliRunner().invoke(app.cli, ["--help"])
     assert result.exit_code == 0
-    assert "Without a command: listen for iconik's webhooks." in result.output
+    assert "Without a command, it listens for iconik's webhooks." in result.output
     assert CliRunner().invoke(app.cli, ["no-such-command"]).exit_code == 2
 
 
@@ -154,7 +156,7 @@ def test_a_database_and_a_configuration_of_version_1_0_are_taken_over_by_a_start
 ) -> None:
     sandbox.makes_up_assets = True
     listener = listeners(
-        iconik__timeout=None, submitter__timeout=10, sweep__interval=3600, listener__webhook_secret=None
+        iconik__timeout=None, submitter__timeout=1, sweep__interval=3600, listener__webhook_secret=None
     )
     write(listener.database, VERSION_1_0)
     submitted_before = {row["object_id"] for row in rows(listener.database, "status = 'submitted'")}
@@ -164,12 +166,12 @@ def test_a_database_and_a_configuration_of_version_1_0_are_taken_over_by_a_start
     assert Counter(sandbox.jobs) == dict.fromkeys(due, 1)
     assert len(listener.rows("status <> 'awaiting_create'")) == 11  # a lone proxy of the other day is deleted by now
     assert {row["object_id"] for row in listener.rows("finished = 'True'")} == submitted_before | due
-    assert listener.database.with_name("items.db.before-2").exists()
+    assert listener.database.with_name("items.db.before-3").exists()
     assert f"INFO {listener.database} is upgraded (12 items); what it was before is kept as" in "".join(listener.log)
     assert messages(listener)[:3] == [
-        "WARNING No webhook_secret is set: anybody who finds the port can have assets analyzed",
-        f"WARNING {listener.config}: timeout has moved from [submitter] to [iconik]: move it there",
-        f"WARNING {listener.config}: interval has moved from [sweep] to [reconciler]: move it there",
+        "WARNING No webhook_secret is set: anybody who finds the port can start analyses",
+        f"WARNING {listener.config}: timeout of [submitter] is now timeout of [iconik]: move it there",
+        f"WARNING {listener.config}: interval of [sweep] is now interval of [reconciler]: move it there",
     ]
 
 
@@ -225,7 +227,7 @@ def test_an_asset_that_comes_back_with_a_backup_is_not_billed_twice(
     listener.start()
     wait_until(lambda: listener.rows("status = 'submitted'"))
     assert sandbox.jobs == [ASSET]
-    assert f"INFO Found that iconik has an Analyze Job for {ASSET} already" in messages(listener)
+    assert f'INFO iconik already has an Analyze Job for {ASSET} "a.mov"' in messages(listener)
 
 
 def test_a_database_that_is_deleted_under_it_is_told_of_at_once(listener: Listener) -> None:
@@ -324,7 +326,7 @@ def unread_bytes(port: int) -> list[int]:
 def test_after_a_kill_the_next_start_finishes_the_work(
     listeners: Callable[..., Listener], sandbox: FaultyIconik
 ) -> None:
-    listener = listeners().start()
+    listener = listeners(iconik__timeout=1).start()
     sandbox.faults += [Fault("analyze/", hang=True, after_work=True), Fault("analyze/", hang=True)]
     ids = [new_id() for _ in range(2)]
     listener.upload(*ids)
@@ -333,7 +335,7 @@ def test_after_a_kill_the_next_start_finishes_the_work(
     listener.start()
     wait_until(lambda: len(listener.rows("status = 'submitted'")) == 2)
     assert sorted(sandbox.jobs) == sorted(ids)
-    assert listener.logged("WARNING Under way when the listener ended: 2 items. iconik is asked first")
+    assert listener.logged("WARNING Under way when the listener ended: 2 items. iconik is asked first whether")
 
 
 DYING_WORKERS = """

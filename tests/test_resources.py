@@ -262,7 +262,7 @@ def test_a_refused_sender_is_in_the_log_and_no_secret_is(post: Post, caplog: pyt
     post("/create", create_event(), headers={"X-Webhook-Secret": "wrong", "X-Forwarded-For": "203.0.113.9"})
     [record] = caplog.records
     assert record.getMessage() == (
-        "Refused a webhook from 203.0.113.9, 127.0.0.1: its header X-Webhook-Secret is not webhook_secret"
+        "Refused a webhook from 203.0.113.9, 127.0.0.1: its header X-Webhook-Secret does not match webhook_secret"
     )
 
 
@@ -354,8 +354,12 @@ def test_health_tells_how_it_is_without_the_secret(web: FlaskClient, store: Stor
         "version": __version__,
         "started_at": listening.started_at,
         "paused_since": None,
+        "paused_by_person": False,
         "last_error": None,
         "last_webhook_at": None,
+        "held": 0,
+        "jobs_today": 0,
+        "max_per_day": 0,
         "ready": 1,
         "submitting": 1,
         "failed": 0,
@@ -373,9 +377,10 @@ def test_health_tells_when_the_last_webhook_of_iconik_came(post: Post, web: Flas
 
 
 def open_breaker(breaker: CircuitBreaker) -> None:
-    with breaker.permission() as permission:
-        assert permission is not None
-        permission.failed(IconikRateLimited("iconik answered 429", retry_after=0.05))
+    permission = breaker.wait()
+    assert permission
+    for item in ("one", "two"):
+        breaker.failed(permission, IconikRateLimited("iconik answered 429", retry_after=0.05), item)
 
 
 def test_health_tells_of_a_pause_since_when_and_why(
@@ -387,14 +392,14 @@ def test_health_tells_of_a_pause_since_when_and_why(
     assert answer.status_code == 200
     assert answer.json is not None
     assert (answer.json["status"], answer.json["last_error"]) == ("paused", "iconik answered 429")
-    assert answer.json["paused_since"] == breaker.paused_since
+    assert answer.json["paused_since"] == breaker.opened_at
 
 
 def test_health_is_not_paused_for_ever_after_the_last_item_of_an_outage(
     web: FlaskClient, breaker: CircuitBreaker, store: Store
 ) -> None:
     open_breaker(breaker)
-    wait_until(lambda: breaker.state == "half-open")
+    wait_until(lambda: not breaker.is_open)
     answer = web.get("/health").json
     assert answer is not None
     assert (answer["status"], answer["paused_since"]) == ("ok", None)
@@ -432,7 +437,7 @@ def test_an_items_way_reads_as_in_the_article(post: Post, caplog: pytest.LogCapt
     post("/proxy", proxy_event())
     post("/create", create_event())
     assert [record.getMessage() for record in caplog.records] == [
-        f"Creating new queue item for object_id {ASSET}",
+        f'Creating new queue item for object_id {ASSET} "confidential.mov"',
         f"Found object {ASSET} in finished proxy queue",
     ]
 

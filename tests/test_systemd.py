@@ -133,6 +133,7 @@ def test_a_worker_that_waits_to_write_its_outcome_or_for_iconik_to_come_back_liv
         assert listener.post("/create", create_event(OTHER_ASSET)).status_code == 503
         lives_on(manager)
         person.execute("COMMIT")
+    wait_until(lambda: listener.rows("status = 'submitted'"))
     sandbox.faults += [Fault("analyze/assets", status=429, headers={"Retry-After": "3600"}) for _ in range(2)]
     listener.upload(OTHER_ASSET, new_id())
     wait_until(lambda: "circuit breaker has been open since" in manager.messages[-1])
