@@ -32,6 +32,7 @@ from version import __version__
 PAGE_SIZE = 100
 MAX_PAGES = 100_000  # of any list: iconik's own `pages` or an empty page ends it long before
 SEARCH_QUERY = {"generate_signed_url": "false", "save_search_history": "false"}
+DATE_SECONDS = 1.0  # a Date is in whole seconds
 MAX_CLOCK_DIFFERENCE = 300.0  # seconds between iconik's clock and ours that are worth a warning
 
 
@@ -149,13 +150,14 @@ class IconikClient:
     def now(self) -> float:
         """iconik's time, in seconds since 1970: the `Date` of its latest JSON answer, and what has passed since.
 
-        Our own time as long as iconik has not said its own.
+        It may be up to a second ahead, because a Date has no fractions. Our own time as long as iconik has not said its
+        own.
         """
         with self._lock:
             if self._told is None:
                 return self._runtime.time()
             told, at = self._told
-            return told + self._runtime.monotonic() - at
+            return told + DATE_SECONDS + self._runtime.monotonic() - at
 
     @property
     def knows_time(self) -> bool:

@@ -1,0 +1,57 @@
+"""How far a job is, by what an asset and its versions say."""
+
+from typing import Any
+
+import pytest
+
+from jobs import ANALYZE, FACES, JOBS, TRANSCRIBE, newest_version, status_of
+
+NEW, OLD = "new", "old"
+
+
+def asset(analyze: Any = "N/A", **versions: Any) -> dict[str, Any]:
+    numbers = {OLD: 1, NEW: 2}
+    shown = [
+        {"id": one, "status": "ACTIVE", "version_number": numbers[one], "analyze_status": status}
+        for one, status in versions.items()
+    ]
+    return {"id": "a", "analyze_status": analyze, "versions": shown}
+
+
+@pytest.mark.parametrize(
+    ("found", "version", "expected"),
+    [
+        (asset("N/A", old="N/A"), OLD, "N/A"),
+        (asset("DONE", old="N/A"), OLD, "DONE"),
+        (asset("N/A", old="DONE"), OLD, "DONE"),
+        (asset("N/A", old="DONE", new="N/A"), None, "N/A"),
+        (asset("N/A", old="DONE", new="REQUESTED"), None, "REQUESTED"),
+        (asset("FAILED", old="IN_PROGRESS"), OLD, "IN_PROGRESS"),
+        (asset("FAILED", old="N/A"), OLD, "FAILED"),
+        (asset("ODD", old="N/A"), OLD, "ODD"),
+        (asset("", old=None), OLD, None),
+        ({"id": "a"}, None, None),
+        ({"id": "a", "analyze_status": 0, "versions": "x"}, None, None),
+    ],
+)
+def test_the_status_that_says_more_counts(found: dict[str, Any], version: str | None, expected: str | None) -> None:
+    assert status_of(ANALYZE, found, version) == expected
+
+
+def test_a_transcript_is_known_by_the_version_only() -> None:
+    shown = {"versions": [{"id": OLD, "version_number": 1, "transcribe_status": "DONE"}]}
+    assert status_of(TRANSCRIBE, shown, None) == "DONE"
+    assert status_of(FACES, shown, None) is None
+
+
+def test_the_newest_active_version_counts() -> None:
+    found = asset(old="N/A", new="N/A")
+    assert newest_version(found) == NEW
+    found["versions"][1]["status"] = "DELETED"
+    assert newest_version(found) == OLD
+    assert newest_version({}) is None
+
+
+def test_each_job_has_its_own_role_path_field_and_type() -> None:
+    for names in zip(*((job.role, job.path, job.status_field, job.iconik_type) for job in JOBS.values())):
+        assert len(set(names)) == len(JOBS)
