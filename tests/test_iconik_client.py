@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta, timezone
 from email.utils import format_datetime
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from iconik_client import (
     IconikServerError,
     IconikUnavailable,
 )
+from jobs import ANALYZE, FACES
 from support import ASSET, OTHER_ASSET, wait_until
 from system.errors import ListenerError
 from version import __version__
@@ -56,6 +58,11 @@ def answering(*parts: bytes) -> Iterator[tuple[str, list[bytes]]]:
     thread.join()
 
 
+def analyze(client: IconikClient, asset_id: str, profile: str = "") -> str | None:
+    """Start an analyze job."""
+    return client.start(ANALYZE, {"id": asset_id}, profile=profile)
+
+
 def failure(call: Callable[[str], object]) -> IconikError:
     """What a call about an asset fails with: one line."""
     with pytest.raises(IconikError) as caught:
@@ -75,8 +82,8 @@ def test_analyze_posts_one_job_for_each_form_of_analysis_profile(
     sandbox: FaultyIconik, configs: Configs, profile: str, path: str
 ) -> None:
     sandbox.create_asset("a.mov", ASSET)
-    sandbox.profiles.append({"id": PROFILE})
-    job_id = IconikClient(configs(iconik__analysis_profile=profile).iconik).analyze(ASSET)
+    sandbox.profiles.append({"id": PROFILE, "media_type": "video", "enabled": True})
+    job_id = analyze(IconikClient(configs().iconik), ASSET, path)
     assert sandbox.requests == [f"POST /API/transcode/v1/analyze/assets/{ASSET}/{path}"]
     assert sandbox.jobs == [ASSET]
     assert job_id == sandbox.latest_job[ASSET]
@@ -86,9 +93,9 @@ def test_every_request_carries_the_four_headers_of_iconik_and_says_who_asks(
     configs: Configs, sandbox: FaultyIconik
 ) -> None:
     calls: list[tuple[Callable[[IconikClient], object], bytes]] = [
-        (lambda client: client.analyze(ASSET), b'HTTP/1.1 201 Created\r\n\r\n{"id": "j"}'),
+        (lambda client: analyze(client, ASSET), b'HTTP/1.1 201 Created\r\n\r\n{"id": "j"}'),
         (lambda client: client.asset(ASSET), b'HTTP/1.1 200 OK\r\n\r\n{"id": "%s"}' % ASSET.encode()),
-        (lambda client: client.has_closed_proxy(ASSET), b'HTTP/1.1 200 OK\r\n\r\n{"objects": []}'),
+        (lambda client: client.closed_proxy(ASSET), b'HTTP/1.1 200 OK\r\n\r\n{"objects": []}'),
     ]
     for call, answer in calls:
         with answering(answer) as (url, requests):
@@ -104,7 +111,7 @@ def test_every_request_carries_the_four_headers_of_iconik_and_says_who_asks(
 
 @pytest.mark.parametrize("asset_id", ["../../users/v1", "a/b", "a?b", "a#b", "%2e"])
 def test_an_id_cannot_leave_its_place_in_the_path(sandbox: FaultyIconik, client: IconikClient, asset_id: str) -> None:
-    for call in (client.analyze, client.asset, client.has_closed_proxy):
+    for call in (partial(analyze, client), client.asset, client.closed_proxy):
         try:
             call(asset_id)
         except IconikRefused as error:
@@ -118,7 +125,7 @@ def test_no_credentials_but_iconiks_are_sent(configs: Configs, tmp_path: Path, m
     (tmp_path / "netrc").write_text("default login somebody password netrc-password\n")
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     with answering(b'HTTP/1.1 201 Created\r\n\r\n{"id": "j"}') as (url, requests):
-        assert IconikClient(configs(iconik__url=url).iconik).analyze(ASSET) == "j"
+        assert analyze(IconikClient(configs(iconik__url=url).iconik), ASSET) == "j"
     assert b"authorization" not in requests[0].lower()
 
 
@@ -131,7 +138,7 @@ def test_an_asset_is_read(sandbox: FaultyIconik, client: IconikClient) -> None:
     shown = [asset[key] for key in ("id", "title", "type", "status", "analyze_status")]
     assert shown == [ASSET, "a.mov", "SUBCLIP", "ACTIVE", "N/A"]
     assert sandbox.requests == [f"GET /API/assets/v1/assets/{ASSET}/"]
-    client.analyze(ASSET)
+    analyze(client, ASSET)
     assert client.asset(ASSET)["analyze_status"] == "REQUESTED"
 
 
@@ -156,40 +163,40 @@ def test_an_answer_that_is_not_the_asset_says_nothing_about_it(
 
 
 def test_a_closed_proxy_is_found_among_others(sandbox: FaultyIconik, client: IconikClient) -> None:
-    assert not client.has_closed_proxy(ASSET)  # iconik: 404
+    assert not client.closed_proxy(ASSET)  # iconik: 404
     for status in ("OPEN", "GROWING", "AWAITED", "FAILED", "ARCHIVED", "MISSING", "REDISCOVERED", "DELETED", "closed"):
         sandbox.set_proxy(ASSET, status)
-    assert not client.has_closed_proxy(ASSET)
+    assert not client.closed_proxy(ASSET)
     sandbox.set_proxy(ASSET, "CLOSED")
     sandbox.set_proxy(ASSET, "OPEN")
-    assert client.has_closed_proxy(ASSET)
+    assert client.closed_proxy(ASSET)
 
 
 @pytest.mark.parametrize("before", [PAGE_SIZE - 1, PAGE_SIZE, 2 * PAGE_SIZE + 1])
 def test_a_closed_proxy_is_found_on_a_later_page(sandbox: FaultyIconik, client: IconikClient, before: int) -> None:
     for _ in range(before):
         sandbox.set_proxy(ASSET, "DELETED")
-    assert not client.has_closed_proxy(ASSET)
+    assert not client.closed_proxy(ASSET)
     pages = before // PAGE_SIZE + 1
     path = f"GET /API/files/v1/assets/{ASSET}/proxies/?per_page={PAGE_SIZE}&generate_signed_url=false"
     last_ids = [proxy["id"] for proxy in sandbox.proxies[ASSET][PAGE_SIZE - 1 :: PAGE_SIZE]]
     assert sandbox.requests == [path, *(f"{path}&last_id={last_id}" for last_id in last_ids)]
     assert len(sandbox.requests) == pages
     sandbox.set_proxy(ASSET, "CLOSED")
-    assert client.has_closed_proxy(ASSET)
+    assert client.closed_proxy(ASSET)
 
 
 def test_a_closed_proxy_on_the_first_page_costs_one_request(sandbox: FaultyIconik, client: IconikClient) -> None:
     for _ in range(PAGE_SIZE + 1):
         sandbox.set_proxy(ASSET, "CLOSED")
-    assert client.has_closed_proxy(ASSET)
+    assert client.closed_proxy(ASSET)
     assert len(sandbox.requests) == 1
 
 
 def test_a_server_that_ignores_last_id_is_not_asked_for_ever(sandbox: FaultyIconik, client: IconikClient) -> None:
     page = b'{"objects": [%s]}' % b",".join([b'{"id": "x", "status": "OPEN"}'] * PAGE_SIZE)
     sandbox.faults.append(Fault(status=200, body=page, times=5))
-    assert not client.has_closed_proxy(ASSET)
+    assert not client.closed_proxy(ASSET)
     assert len(sandbox.requests) == 2
 
 
@@ -198,36 +205,37 @@ def test_an_answer_without_the_list_is_not_an_empty_list(
     sandbox: FaultyIconik, client: IconikClient, body: bytes
 ) -> None:
     sandbox.faults.append(Fault(status=200, body=body))
-    error = failure(client.has_closed_proxy)
+    error = failure(client.closed_proxy)
     assert type(error) is IconikUnavailable
     assert (str(error), error.status) == ("iconik answered 200 without the list", 200)
 
 
 def test_what_is_not_an_object_in_a_list_is_read_over(sandbox: FaultyIconik, client: IconikClient) -> None:
     sandbox.faults.append(Fault(status=200, body=b'{"objects": ["x", 1, null, {}, {"status": "CLOSED"}]}'))
-    assert client.has_closed_proxy(ASSET)
+    assert client.closed_proxy(ASSET)
     sandbox.faults.append(Fault(status=200, body=b'{"objects": ["x", 1, null, {}]}'))
-    assert not client.has_closed_proxy(ASSET)
+    assert not client.closed_proxy(ASSET)
 
 
 def test_only_iconiks_own_404_says_that_there_are_no_proxies(sandbox: FaultyIconik, client: IconikClient) -> None:
     sandbox.faults.append(Fault(status=404, body=HTML))
-    assert type(failure(client.has_closed_proxy)) is IconikUnavailable
+    assert type(failure(client.closed_proxy)) is IconikUnavailable
     sandbox.faults.append(Fault(status=400, body=WHY_NOT))
-    assert type(failure(client.has_closed_proxy)) is IconikRefused
+    assert type(failure(client.closed_proxy)) is IconikRefused
 
 
 # Every answer but success, for every call
 
 
 CALLS = {
-    "analyze": IconikClient.analyze,
+    "analyze": analyze,
     "asset": IconikClient.asset,
-    "has_closed_proxy": IconikClient.has_closed_proxy,
+    "closed_proxy": IconikClient.closed_proxy,
 }
 each_call = pytest.mark.parametrize("call", CALLS.values(), ids=list(CALLS))
 KINDS = {
-    IconikDenied: [401, 403],
+    IconikDenied: [401],
+    IconikForbidden: [403],
     IconikRateLimited: [429],
     IconikUnavailable: [300, 301, 302, 303, 304, 307, 308, 408],
     IconikServerError: [500, 501, 502, 503, 504, 505, 520, 599],
@@ -243,6 +251,7 @@ def test_the_errors_are_a_hierarchy() -> None:
         IconikRateLimited: IconikError,
         IconikUnavailable: IconikError,
         IconikRefused: IconikError,
+        IconikForbidden: IconikRefused,
     }
     assert issubclass(IconikError, ListenerError)
 
@@ -267,13 +276,13 @@ def test_each_status_is_an_error_of_its_kind_and_keeps_iconiks_message_out_of_it
 def test_a_4xx_that_is_not_iconiks_settles_nothing(sandbox: FaultyIconik, client: IconikClient, body: bytes) -> None:
     for status in (400, 404, 405, 410, 422):
         sandbox.faults.append(Fault(status=status, body=body, times=3))
-        for call in (client.asset, client.analyze, client.has_closed_proxy):
+        for call in (client.asset, partial(analyze, client), client.closed_proxy):
             error = failure(call)
             assert (type(error), error.status) == (IconikUnavailable, status)
 
 
 def test_a_404_of_iconiks_is_final(sandbox: FaultyIconik, client: IconikClient) -> None:
-    for call in (client.asset, client.analyze):
+    for call in (client.asset, partial(analyze, client)):
         error = failure(call)
         assert type(error) is IconikRefused
         assert str(error) == f"iconik answered 404: Asset {ASSET} doesn't exist"
@@ -303,34 +312,36 @@ def test_iconiks_own_message_is_kept_in_one_line(
     sandbox: FaultyIconik, client: IconikClient, body: bytes, message: str
 ) -> None:
     sandbox.faults.append(Fault(status=400, body=body))
-    assert str(failure(client.analyze)) == f"iconik answered 400: {message}"
+    assert str(failure(partial(analyze, client))) == f"iconik answered 400: {message}"
 
 
 @pytest.mark.parametrize(
     ("call", "role"),
     [
-        (IconikClient.analyze, "can_analyze_content"),
+        (analyze, "can_analyze_content"),
         (IconikClient.asset, "can_read_assets"),
-        (IconikClient.has_closed_proxy, "can_read_proxies"),
+        (IconikClient.closed_proxy, "can_read_proxies"),
     ],
 )
-def test_a_denial_names_the_credentials_and_the_role_that_the_call_needs(
+def test_a_denial_names_what_is_missing(
     sandbox: FaultyIconik, client: IconikClient, call: Callable[[IconikClient, str], object], role: str
 ) -> None:
-    denied = f"app_id and auth_token are not accepted, or lack the role {role}"
+    """The role for a 403, the credentials for a 401: not both (N21)."""
     sandbox.roles.clear()
     error = failure(lambda asset_id: call(client, asset_id))
-    assert error.summary == f"iconik answered 403: {denied}, or may not touch this asset"
+    assert error.summary == f"iconik answered 403: the role {role} is missing, or the user may not access this"
     assert str(error) == f"{error.summary}: Required roles: {role}"
     sandbox.auth_token = "another"
     error = failure(lambda asset_id: call(client, asset_id))
-    assert str(error) == f"iconik answered 401: {denied}: Token is invalid"
+    assert str(error) == "iconik answered 401: app_id and auth_token are not accepted: Token is invalid"
 
 
-@pytest.mark.parametrize("status", [401, 403])
-def test_a_gateways_denial_is_one_too(sandbox: FaultyIconik, client: IconikClient, status: int) -> None:
+@pytest.mark.parametrize(("status", "kind"), [(401, IconikDenied), (403, IconikUnavailable)])
+def test_a_gateways_denial_refuses_nothing(
+    sandbox: FaultyIconik, client: IconikClient, status: int, kind: type[IconikError]
+) -> None:
     sandbox.faults.append(Fault(status=status, body=HTML))
-    assert type(failure(client.analyze)) is IconikDenied
+    assert type(failure(partial(analyze, client))) is kind
 
 
 # Retry-After
@@ -368,59 +379,111 @@ def test_retry_after_is_read_as_seconds_or_as_a_date_of_any_zone(
 ) -> None:
     for status in (429, 503):
         sandbox.faults.append(Fault(status=status, headers={"Retry-After": header()}))
-        error = failure(client.analyze)
+        error = failure(partial(analyze, client))
         assert error.retry_after == (seconds if seconds is None else pytest.approx(seconds, abs=2))
 
 
 def test_without_retry_after_iconik_does_not_say_how_long_to_wait(sandbox: FaultyIconik, client: IconikClient) -> None:
     sandbox.faults.append(Fault(status=429))
-    assert failure(client.analyze).retry_after is None
+    assert failure(partial(analyze, client)).retry_after is None
 
 
 # A success that does not come as it should
 
 
-def test_a_201_to_an_analyze_call_is_a_job_whatever_became_of_the_rest(
-    sandbox: FaultyIconik, client: IconikClient
+@pytest.mark.parametrize("body", [*NOT_AN_OBJECT, b"{}"])
+def test_a_bare_201_is_an_acceptance(sandbox: FaultyIconik, client: IconikClient, body: bytes) -> None:
+    sandbox.faults.append(Fault(status=201, body=body))
+    assert analyze(client, ASSET) is None
+
+
+@pytest.mark.parametrize("status", [200, 201, 202])
+@pytest.mark.parametrize("name", ["id", "job_id"])
+def test_a_2xx_that_names_a_job_is_an_acceptance(
+    sandbox: FaultyIconik, client: IconikClient, status: int, name: str
 ) -> None:
-    for body in (*NOT_AN_OBJECT, b'{"id": 5}', b'{"id": null}', b"{}", WHY_NOT):
-        sandbox.faults.append(Fault(status=201, body=body))
-        assert client.analyze(ASSET) is None, body
+    sandbox.faults.append(Fault(status=status, body=b'{"%s": "j\\n1"}' % name.encode()))
+    assert analyze(client, ASSET) == "j 1"
 
 
-@pytest.mark.parametrize(("body", "job_id"), [(b'{"id": "j\\n1"}', "j 1"), (b"{}", None)])
-def test_another_2xx_to_an_analyze_call_is_a_job_if_it_is_a_json_object(
-    sandbox: FaultyIconik, client: IconikClient, body: bytes, job_id: str | None
+def test_job_id_goes_before_id(sandbox: FaultyIconik, client: IconikClient) -> None:
+    sandbox.faults.append(Fault(status=201, body=b'{"id": "other", "job_id": "j"}'))
+    assert analyze(client, ASSET) == "j"
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [(200, b"{}"), (200, b""), (202, b""), (204, b""), (207, b"[]"), (201, WHY_NOT), (200, WHY_NOT), (200, HTML)]
+    + [(201, b'{"id": 5}'), (201, b'{"errors": ["No"], "id": "j"}')],
+)
+def test_any_other_2xx_leaves_doubt(sandbox: FaultyIconik, client: IconikClient, status: int, body: bytes) -> None:
+    sandbox.faults.append(Fault(status=status, body=body))
+    error = failure(partial(analyze, client))
+    assert (type(error), error.may_have_been_done) == (IconikUnavailable, True)
+
+
+def test_the_202_of_faces_is_an_acceptance(sandbox: FaultyIconik, client: IconikClient) -> None:
+    sandbox.create_asset("a.mov", ASSET)
+    assert client.start(FACES, sandbox.assets[ASSET]) is None
+    assert sandbox.started == [("faces", ASSET)]
+
+
+@pytest.mark.parametrize(
+    ("fault", "expected"),
+    [
+        *((Fault(status=status), True) for status in (500, 502, 504, 408)),
+        *((Fault(status=status), False) for status in (503, 400, 404, 429, 401, 302)),
+        (Fault(cut=True), True),
+    ],
+)
+def test_an_error_says_whether_iconik_may_have_done_it(
+    sandbox: FaultyIconik, client: IconikClient, fault: Fault, expected: bool
 ) -> None:
-    sandbox.faults += [Fault(status=200, body=body), Fault(status=202, body=body)]
-    assert [client.analyze(ASSET), client.analyze(ASSET)] == [job_id, job_id]
+    sandbox.faults.append(fault)
+    assert failure(partial(analyze, client)).may_have_been_done == expected
 
 
-@each_call
-def test_a_maintenance_page_with_200_settles_nothing(
-    sandbox: FaultyIconik, client: IconikClient, call: Callable[[IconikClient, str], object]
-) -> None:
-    for body in NOT_AN_OBJECT:
-        sandbox.faults.append(Fault(status=200, body=body))
-        error = failure(lambda asset_id: call(client, asset_id))
-        assert type(error) is IconikUnavailable
-        assert (str(error), error.status) == ("iconik answered 200 without a JSON object", 200)
+def test_no_connection_means_that_nothing_was_done(sandbox: FaultyIconik, client: IconikClient) -> None:
+    sandbox.server.stop()
+    assert not failure(partial(analyze, client)).may_have_been_done
 
 
-@pytest.mark.parametrize("status", [202, 204])
-def test_a_2xx_without_a_body_is_no_job(sandbox: FaultyIconik, client: IconikClient, status: int) -> None:
-    sandbox.faults.append(Fault(status=status, body=b""))
-    assert str(failure(client.analyze)) == f"iconik answered {status} without a JSON object"
+def test_its_time_is_that_of_iconiks_answers(sandbox: FaultyIconik, client: IconikClient) -> None:
+    assert not client.knows_time
+    sandbox.clock = lambda: 1_000_000_000.0
+    sandbox.create_asset("a.mov", ASSET)
+    client.asset(ASSET)
+    assert 1_000_000_000 <= client.now() < 1_000_000_010
+    assert client.clock_difference() > 7e8
+    sandbox.clock = lambda: 2_000_000_000.0
+    sandbox.faults.append(Fault(status=None, headers={"Age": "5"}))
+    client.asset(ASSET)
+    assert client.now() < 1_000_000_010, "a cached answer says an old time"
 
 
-@pytest.mark.parametrize("rest", [b"Content-Length: 100\r\n\r\n", b"Transfer-Encoding: chunked\r\n\r\nff\r\n"])
-def test_an_answer_that_is_cut_off_after_its_status_is_a_job_only_with_201(configs: Configs, rest: bytes) -> None:
-    with answering(b"HTTP/1.1 201 Created\r\n" + rest, b'{"id": "j') as (url, _):
-        assert IconikClient(configs(iconik__url=url).iconik).analyze(ASSET) is None
-    for status in (200, 400):
-        with answering(b"HTTP/1.1 %d So\r\n" % status + rest, WHY_NOT) as (url, _):
-            error = failure(IconikClient(configs(iconik__url=url).iconik).analyze)
-        assert (type(error), error.status) == (IconikUnavailable, status)
+@pytest.mark.parametrize("body", NOT_AN_OBJECT)
+def test_a_maintenance_page_is_no_asset(sandbox: FaultyIconik, client: IconikClient, body: bytes) -> None:
+    sandbox.faults.append(Fault(status=200, body=body))
+    error = failure(client.asset)
+    assert (type(error), error.status) == (IconikUnavailable, 200)
+
+
+def test_a_list_is_read_to_its_end_though_pages_are_short(sandbox: FaultyIconik, client: IconikClient) -> None:
+    sandbox.create_asset("a.mov", ASSET)
+    for _ in range(250):
+        sandbox.start_job(ASSET)
+    sandbox.pages = lambda path, objects: [None, *objects[1:]] if "jobs" in path else objects
+    assert len(client.jobs_of(ASSET, ANALYZE, 0)) == 247
+
+
+def test_an_asset_is_searched_by_its_id_and_by_a_query(sandbox: FaultyIconik, client: IconikClient) -> None:
+    sandbox.create_asset("a.mov", ASSET)
+    sandbox.create_asset("b.jpg", OTHER_ASSET)
+    found = client.document(ASSET)
+    assert found
+    assert (found["media_type"], found["duration_milliseconds"]) == ("video", 60_000)
+    assert client.document(ASSET, "media_type:image") is None
+    assert client.count("media_type:image") == 1
 
 
 # No answer
@@ -431,7 +494,7 @@ def test_a_redirect_is_not_followed_and_an_endless_one_is_not_read(sandbox: Faul
         headers = {"Location": f"{elsewhere.url}/API/"}
         sandbox.faults += [Fault(status=307, headers=headers), Fault(status=302, headers=headers, endless=True)]
         for status in (307, 302):
-            error = failure(client.analyze)
+            error = failure(partial(analyze, client))
             assert (type(error), error.status) == (IconikUnavailable, status)
         assert elsewhere.requests == []
 
@@ -439,12 +502,12 @@ def test_a_redirect_is_not_followed_and_an_endless_one_is_not_read(sandbox: Faul
 @pytest.mark.parametrize("location", ["http://[", "//", "\xff\xfe", "https://a..b/", "file:///etc/passwd"])
 def test_a_redirect_to_nonsense_is_survived(sandbox: FaultyIconik, client: IconikClient, location: str) -> None:
     sandbox.faults.append(Fault(status=302, headers={"Location": location}))
-    assert failure(client.analyze).status == 302
+    assert failure(partial(analyze, client)).status == 302
 
 
 def unanswered(client: IconikClient) -> str:
     """Why a POST got no answer."""
-    error = failure(client.analyze)
+    error = failure(partial(analyze, client))
     assert type(error) is IconikUnavailable
     assert (error.summary, error.status, error.retry_after) == ("iconik cannot be reached", None, None)
     return str(error).removeprefix("iconik cannot be reached: ")
@@ -523,7 +586,7 @@ def test_no_secret_is_in_a_message_a_repr_or_the_log(
     sandbox.faults.append(fault)
     config = configs(iconik__app_id="hush-hush", iconik__auth_token="hush%hush").iconik
     client = IconikClient(config)
-    error = failure(client.analyze)
+    error = failure(partial(analyze, client))
     told = f"{error!r} {error} {error.summary} {error.args} {vars(error)} {client!r} {config!r} {caplog.text}"
     assert "hush" not in told
     assert error.__cause__ is None
@@ -531,6 +594,6 @@ def test_no_secret_is_in_a_message_a_repr_or_the_log(
 
 def test_no_secret_is_told_when_there_is_no_connection(configs: Configs) -> None:
     client = IconikClient(configs(iconik__url="http://127.0.0.1:1", iconik__auth_token="hush").iconik)
-    error = failure(client.analyze)
+    error = failure(partial(analyze, client))
     assert "hush" not in f"{error!r} {error}"
     assert error.__suppress_context__
