@@ -18,6 +18,7 @@ from iconik_client import (
     IconikClient,
     IconikDenied,
     IconikError,
+    IconikForbidden,
     IconikRateLimited,
     IconikRefused,
     IconikServerError,
@@ -413,8 +414,13 @@ def test_job_id_goes_before_id(sandbox: FaultyIconik, client: IconikClient) -> N
 
 @pytest.mark.parametrize(
     ("status", "body"),
-    [(200, b"{}"), (200, b""), (202, b""), (204, b""), (207, b"[]"), (201, WHY_NOT), (200, WHY_NOT), (200, HTML)]
-    + [(201, b'{"id": 5}'), (201, b'{"errors": ["No"], "id": "j"}')],
+    [
+        *((200, body) for body in (b"{}", b"", WHY_NOT, HTML)),
+        *((201, body) for body in (WHY_NOT, b'{"id": 5}', b'{"errors": ["No"], "id": "j"}')),
+        (202, b""),
+        (204, b""),
+        (207, b"[]"),
+    ],
 )
 def test_any_other_2xx_leaves_doubt(sandbox: FaultyIconik, client: IconikClient, status: int, body: bytes) -> None:
     sandbox.faults.append(Fault(status=status, body=body))
