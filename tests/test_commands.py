@@ -14,7 +14,7 @@ import pytest
 
 import commands
 from faulty_iconik import Fault, FaultyIconik
-from store import Store
+from store import Outcome, Status, Store
 from support import APP, ASSET, SECRET, ListenerHere, new_id, run
 from system import database
 
@@ -30,6 +30,10 @@ EACH = [
     ["retry", "--all"],
     ["skip", ASSET],
     ["skip", "--all", "failed"],
+    ["show", ASSET],
+    ["report"],
+    ["pause"],
+    ["resume"],
     ["catch-up", "--since", "2020-01-01", "--yes"],
     ["catch-up", "--since", "2020-01-01", "--dry-run"],
 ]
@@ -51,8 +55,9 @@ def two_failed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for object_id in (ASSET, new_id()):
             store.add_asset(object_id, "a title")
             store.proxy_closed(object_id)
-            store.claim_new()
-            store.mark_failed(object_id, "iconik answered 404")
+            item = store.claim_new()
+            assert item
+            store.end_attempt(item, Outcome(Status.FAILED, "iconik answered 404", "iconik answered 404"))
     return path
 
 
