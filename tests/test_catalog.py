@@ -26,7 +26,7 @@ def ids(pages: list[Page]) -> list[str]:
     return [asset.object_id for page in pages for asset in page.assets]
 
 
-def create(sandbox: FaultyIconik, count: int, **fields: str) -> list[str]:
+def create(sandbox: FaultyIconik, count: int, **fields: Any) -> list[str]:
     return [sandbox.create_asset("a.mov", send=False, **{"date_created": DAY, **fields}) for _ in range(count)]
 
 

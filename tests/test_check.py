@@ -82,10 +82,9 @@ def test_check_says_ok_to_each_fact_when_all_is_well(well: ListenerHere, sandbox
         'iconik has an enabled profile for image: "Default image"',
         'iconik has an enabled profile for video: "Default video"',
     )  # fmt: skip
-    order = [*expected[:5], *expected[9:], *expected[5:9]]
-    expected = tuple(order)
+    ordered = [*expected[:5], *expected[9:], *expected[5:9]]
     assert len(lines) == len(expected)
-    assert all(line.startswith(words) for line, words in zip(lines, expected)), lines
+    assert all(line.startswith(words) for line, words in zip(lines, ordered)), lines
     assert facts(well, "note") == [NO_LIMIT, "no webhook has come yet"]
 
 

@@ -10,8 +10,8 @@ from contextlib import closing
 
 import pytest
 
+from events import SECRET_HEADER
 from faulty_iconik import Fault, FaultyIconik
-from reconciliation.webhooks import SECRET_HEADER
 from support import SECRET, Listener, wait_until
 
 LIST_OF_WEBHOOKS = "GET /API/notifications/v1/webhooks/?"

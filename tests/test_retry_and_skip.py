@@ -1,5 +1,7 @@
 """retry and skip, as a person types them."""
 
+from collections.abc import Callable
+
 import pytest
 
 from faulty_iconik import FaultyIconik
@@ -80,8 +82,8 @@ def test_skip_keeps_the_reason(listener: ListenerHere) -> None:
     assert listener.rows()[0]["error"] == "not ours"
 
 
-def test_one_job_of_several_is_changed(listeners_here: "type[ListenerHere]") -> None:
-    listener = listeners_here(submitter__jobs="analyze faces").start()  # type: ignore[call-arg, arg-type]
+def test_one_job_of_several_is_changed(listeners_here: Callable[..., ListenerHere]) -> None:
+    listener = listeners_here(submitter__jobs="analyze faces").start()
     listener.breaker.stop()
     fail(listener, ASSET)
     text = run(listener, "retry", ASSET, "--job", "faces")

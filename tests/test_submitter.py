@@ -19,7 +19,7 @@ from system.text import format_utc
 LIST_OF_JOBS = "GET /API/jobs/v1/jobs/"
 SEARCH = "POST /API/search/"
 ANALYZE = "POST /API/transcode/v1/analyze/"
-NO_ANSWER = {"cut": True}
+NO_ANSWER: dict[str, Any] = {"cut": True}
 
 
 class World:
@@ -163,7 +163,7 @@ def test_a_job_found_there_is_counted_as_found(world: World) -> None:
 @pytest.mark.parametrize(
     ("fields", "error"), [({"status": "DELETED"}, "the asset is deleted"), ({"type": "SUBCLIP"}, "type SUBCLIP")]
 )
-def test_deleted_assets_and_skipped_types_get_no_job(world: World, fields: dict[str, str], error: str) -> None:
+def test_deleted_assets_and_skipped_types_get_no_job(world: World, fields: dict[str, Any], error: str) -> None:
     world.ready(**fields)
     world.work()
     assert world.status() == Status.SKIPPED
