@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import fields
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +159,7 @@ def test_every_status_stands_in_the_readme() -> None:
     assert [code_in(row[0])[0] for row in table(section(README, "What items.db holds"))] == statuses
 
 
+@lru_cache
 def printed_by_the_code() -> str:
     """Every text in the service's code, a line each; what is filled in is an ellipsis."""
     texts = []
@@ -229,6 +231,7 @@ def test_each_link_leads_somewhere(page: Path, link: str) -> None:
 # The shape of the code.
 
 
+@lru_cache
 def files_table() -> list[str]:
     """The files of ARCHITECTURE.md's table, top to bottom, and left to right within a row."""
     return [file for row in table(section(ROOT / "ARCHITECTURE.md", "Files")) for file in code_in(row[0])]
