@@ -492,6 +492,7 @@ class Promise(RuleBasedStateMachine):
         if asset_id not in self.sandbox.assets:
             assert row is None
         elif row is None:
+            assert self.store
             state = {row["key"]: row["value"] for row in self.store.database.run("SELECT * FROM state")}
             raise AssertionError(f"the reconciler has not found it: {self.sandbox.assets[asset_id]}, {state}")
         elif is_closed:

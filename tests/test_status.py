@@ -68,7 +68,8 @@ def test_failures_are_grouped_by_reason_with_names(listener_here: ListenerHere) 
     assert run(listener_here, "status", "--all").count("Codec unknown") > 40
 
 
-def test_what_is_retried_is_shown_with_its_reason(listener_here: ListenerHere, sandbox: FaultyIconik) -> None:
+def test_what_is_retried_is_shown_with_its_reason(listeners_here: Listeners, sandbox: FaultyIconik) -> None:
+    listener_here = listeners_here(submitter__retry_delay=60, submitter__max_retry_delay=60).start()
     sandbox.asset_faults[ASSET] = Fault(status=503, times=float("inf"))
     listener_here.upload(ASSET)
     wait_until(lambda: listener_here.rows("attempts > 0 AND status = 'ready'"))
