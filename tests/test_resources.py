@@ -5,10 +5,11 @@ import sqlite3
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from flask.testing import FlaskClient
+from werkzeug.exceptions import NotFound
 from werkzeug.test import TestResponse
 
 from circuit_breaker import CircuitBreaker
@@ -450,3 +451,26 @@ def items(*answers: TestResponse) -> list[str]:
 
 def refused(answer: TestResponse, status: int, message: str) -> None:
     assert (answer.status_code, answer.json) == (status, {"message": message})
+
+
+# Flask's error handlers, as version 3.1 calls them and as 3.2 will
+
+
+@pytest.mark.parametrize("context", [(), ("a context",)], ids=["Flask 3.1", "Flask 3.2"])
+def test_errors_of_our_paths_are_handled_with_and_without_flasks_context(
+    listening: Services, context: tuple[Any, ...]
+) -> None:
+    """Flask-RESTful takes the place of this method of the app."""
+    app = create_app(listening)
+    with app.test_request_context("/create", method="POST"):
+        answer = app.make_response(app.handle_user_exception(*context, NotFound()))
+    assert (answer.status_code, bool(answer.get_json()["message"])) == (404, True)
+
+
+@pytest.mark.parametrize("context", [(), ("a context",)], ids=["Flask 3.1", "Flask 3.2"])
+def test_errors_of_other_paths_go_to_flask_as_they_came(listening: Services, context: tuple[Any, ...]) -> None:
+    app = create_app(listening)
+    router = cast(Any, app.handle_user_exception).func
+    error = NotFound()
+    with app.test_request_context("/elsewhere"):
+        assert router(lambda *arguments: arguments, *context, error) == (*context, error)
