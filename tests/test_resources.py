@@ -463,7 +463,7 @@ def test_errors_of_our_paths_are_handled_with_and_without_flasks_context(
     """Flask-RESTful takes the place of this method of the app."""
     app = create_app(listening)
     with app.test_request_context("/create", method="POST"):
-        answer = app.make_response(app.handle_user_exception(*context, NotFound()))
+        answer = app.make_response(cast(Any, app).handle_user_exception(*context, NotFound()))
     assert (answer.status_code, bool(answer.get_json()["message"])) == (404, True)
 
 
