@@ -11,7 +11,7 @@ from load import Client, new_id
 from service import Iconik, Service, copy_of, new_database
 from table import figure, table
 
-SHARES = (0.0, 0.01, 0.05, 0.2, 0.5)
+SHARES = (0.0, 0.01, 0.05, 0.2, 0.5, 0.7, 0.8, 0.9)
 BACKLOG = 20_000
 ICONIK_SECONDS = 0.1
 SECONDS, LONG_SECONDS = 40, 240
