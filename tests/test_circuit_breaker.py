@@ -11,7 +11,7 @@ import pytest
 from circuit_breaker import MAX_FAILURES, MAX_OPEN_SECONDS, RATE_LIMITED_SECONDS, CircuitBreaker, Permission
 from config import load
 from iconik_client import IconikDenied, IconikRateLimited, IconikServerError
-from support import Clock, ManualRuntime, wait_until, write_config
+from support import Clock, ManualRuntime, new_id, wait_until, write_config
 from system.runtime import Runtime
 from system.text import format_utc
 
@@ -44,8 +44,8 @@ def permission(breaker: CircuitBreaker) -> Permission:
 
 def fail(breaker: CircuitBreaker, count: int = MAX_FAILURES, given: Permission | None = None) -> None:
     """Let that many different items fail, one after the other."""
-    for number in range(count):
-        breaker.failed(given or permission(breaker), TROUBLE, f"item {number}")
+    for _ in range(count):
+        breaker.failed(given or permission(breaker), TROUBLE, new_id())
 
 
 def too_many(breaker: CircuitBreaker, source: str, seconds: float | None = None, *, is_item: bool = True) -> None:
