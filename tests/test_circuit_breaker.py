@@ -76,20 +76,20 @@ def test_ten_different_items_that_fail_in_a_row_open_it(breaker: CircuitBreaker,
 def test_one_item_never_opens_it_however_often_it_fails(breaker: CircuitBreaker) -> None:
     for _ in range(100):
         breaker.failed(permission(breaker), TROUBLE, "the same")
-    assert not breaker.is_open
+    assert breaker.reason is None  # it has never opened
 
 
 def test_a_success_empties_the_streak(breaker: CircuitBreaker) -> None:
     fail(breaker, MAX_FAILURES - 1)
     breaker.succeeded()
     fail(breaker, MAX_FAILURES - 1)
-    assert not breaker.is_open
+    assert breaker.reason is None  # it has never opened
 
 
 def test_failures_of_other_calls_than_attempts_never_open_it(breaker: CircuitBreaker) -> None:
     for number in range(100):
         breaker.failed(permission(breaker), TROUBLE, f"kind {number}", is_item=False)
-    assert not breaker.is_open
+    assert breaker.reason is None  # it has never opened
 
 
 def test_it_closes_with_an_empty_streak(breaker: CircuitBreaker, clock: Clock) -> None:
@@ -162,7 +162,7 @@ def test_a_success_between_two_429s_keeps_it_closed(breaker: CircuitBreaker) -> 
     too_many(breaker, "one", 60)
     breaker.succeeded()
     too_many(breaker, "other", 60)
-    assert not breaker.is_open
+    assert breaker.reason is None  # it has never opened
 
 
 def test_a_clock_that_steps_neither_opens_nor_closes_it(breaker: CircuitBreaker, clock: Clock) -> None:
