@@ -255,11 +255,14 @@ def test_a_skip_gives_a_reservation_back_once(store: Store, changes: ManualChang
         assert row()["counted_on"] is None
 
 
-@pytest.mark.parametrize("action", ["skip", "retry"])
+@pytest.mark.parametrize("action", ["skip", "retry", "again"])
+@pytest.mark.parametrize("status", [Status.READY, Status.FAILED])
 def test_what_may_have_been_started_keeps_its_reservation(
-    store: Store, changes: ManualChanges, row: Row, action: str
+    store: Store, changes: ManualChanges, row: Row, action: str, status: str
 ) -> None:
-    bring_to(store, "in doubt")
+    item = claim(store)
+    store.reserve(item, ICONIK_NOW, "")
+    store.end_attempt(item, Outcome(status, "no answer", in_doubt=True))
     getattr(changes, action)([KEY])
     assert store.health()["jobs_today"] == 1
     assert row()["counted_on"] is not None
