@@ -251,8 +251,13 @@ class Store:
                 values,
             ).rowcount
             db.execute(
-                """UPDATE items SET next_attempt_at = :looked_at, last_attempt_at = coalesce(last_attempt_at, :now)
-                WHERE status = 'ready' AND in_doubt_since IS NOT NULL""",
+                """UPDATE items SET next_attempt_at = :looked_at
+                WHERE status = 'ready' AND last_attempt_at IS NOT NULL AND in_doubt_since IS NOT NULL""",
+                values,
+            )
+            db.execute(
+                """UPDATE items SET next_attempt_at = :looked_at, last_attempt_at = :now
+                WHERE status = 'ready' AND last_attempt_at IS NULL AND in_doubt_since IS NOT NULL""",
                 values,
             )
             db.execute(
@@ -267,14 +272,9 @@ class Store:
 
     def skip_other_jobs(self) -> int:
         """At a start: skip the unfinished items of jobs that are no longer configured. Returns how many."""
-        rows = self.database.run(
-            """UPDATE items SET status = 'skipped', error = job || ' is not in jobs', reason = job || ' is not in jobs'
-            WHERE status IN ('awaiting_proxy', 'awaiting_create', 'ready')
-                AND job NOT IN (SELECT value FROM json_each(:jobs))
-            RETURNING job""",
-            jobs=json.dumps(self.rules.jobs),
-        )
-        return len(rows)
+        values = {"jobs": json.dumps(self.rules.jobs)}
+        with self.database.transaction() as db:
+            return sum(db.execute(statement, values).rowcount for statement in SKIP_OTHER_JOBS)
 
     def claim_new(self) -> Item | None:
         """Take an item that was never attempted: the earliest or, under a limit, the newest."""
@@ -529,11 +529,15 @@ class Store:
             is_paused = self._is_paused(db)
             is_held = is_paused or not self._has_room(db)
             [row] = db.execute(
-                """SELECT (SELECT count(*) FROM items WHERE status = 'ready') AS ready,
+                """SELECT (SELECT count(*) FROM items WHERE status = 'ready' AND last_attempt_at IS NULL)
+                        + (SELECT count(*) FROM items WHERE status = 'ready' AND last_attempt_at IS NOT NULL) AS ready,
                     (SELECT count(*) FROM items WHERE status = 'submitting') AS submitting,
                     (SELECT count(*) FROM items WHERE status = 'failed') AS failed,
-                    CASE WHEN :is_held THEN (SELECT count(*) FROM items WHERE status = 'ready'
-                        AND (:is_paused OR counted_on IS NULL)) ELSE 0 END AS held,
+                    CASE WHEN :is_held THEN
+                        (SELECT count(*) FROM items WHERE status = 'ready' AND last_attempt_at IS NULL
+                            AND (:is_paused OR counted_on IS NULL))
+                        + (SELECT count(*) FROM items WHERE status = 'ready' AND last_attempt_at IS NOT NULL
+                            AND (:is_paused OR counted_on IS NULL)) ELSE 0 END AS held,
                     (SELECT total(started) FROM usage WHERE day = :day) AS jobs_today,
                     (SELECT min(due) FROM (
                         SELECT min(next_attempt_at) AS due FROM items
@@ -564,6 +568,18 @@ ON CONFLICT (object_id, job) DO UPDATE SET status = 'ready', title = :title, sou
     next_attempt_at = :now
     WHERE status = 'awaiting_create'
 RETURNING status, job"""
+
+# One for each index, because SQLite uses none of them for all together.
+SKIP_OTHER_JOBS = (
+    """UPDATE items SET status = 'skipped', error = job || ' is not in jobs', reason = job || ' is not in jobs'
+    WHERE status = 'awaiting_proxy' AND job NOT IN (SELECT value FROM json_each(:jobs))""",
+    """UPDATE items SET status = 'skipped', error = job || ' is not in jobs', reason = job || ' is not in jobs'
+    WHERE status = 'awaiting_create' AND job NOT IN (SELECT value FROM json_each(:jobs))""",
+    """UPDATE items SET status = 'skipped', error = job || ' is not in jobs', reason = job || ' is not in jobs'
+    WHERE status = 'ready' AND last_attempt_at IS NULL AND job NOT IN (SELECT value FROM json_each(:jobs))""",
+    """UPDATE items SET status = 'skipped', error = job || ' is not in jobs', reason = job || ' is not in jobs'
+    WHERE status = 'ready' AND last_attempt_at IS NOT NULL AND job NOT IN (SELECT value FROM json_each(:jobs))""",
+)
 
 NEW = {
     "ASC": """SELECT object_id, job FROM items WHERE status = 'ready' AND last_attempt_at IS NULL
