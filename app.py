@@ -154,13 +154,27 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):  # a title may have characters that this terminal does not
             stream.reconfigure(errors="backslashreplace")
     try:
-        cli(prog_name=os.environ.get("ICONIK_LISTENER_COMMAND"))
+        try:
+            cli(prog_name=os.environ.get("ICONIK_LISTENER_COMMAND"))
+        finally:
+            if sys.stdout:
+                sys.stdout.flush()  # a full disk is noticed here, and not when the interpreter ends
     except ListenerError as error:
-        click.echo(f"Error: {error}", err=True)
-        sys.exit(error.exit_code)
+        _end(str(error), error.exit_code)
     except OSError as error:
-        click.echo(f"Error: {error}", err=True)
-        sys.exit(1)
+        with suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left cannot be written either
+        _end(str(error), 1)
+    except RuntimeError as error:
+        if "can't start new thread" not in str(error):
+            raise
+        _end("no more threads can be started: another program may use them up, or TasksMax is too low", 1)
+
+
+def _end(message: str, exit_code: int) -> None:
+    with suppress(OSError):
+        click.echo(f"Error: {message}", err=True)
+    sys.exit(exit_code)
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ from version import __version__
 PAGE_SIZE = 100
 MAX_PAGES = 100_000  # of any list: iconik's own `pages` or an empty page ends it long before
 SEARCH_QUERY = {"generate_signed_url": "false", "save_search_history": "false"}
+DATE_SECONDS = 1.0  # a Date is in whole seconds
 MAX_CLOCK_DIFFERENCE = 300.0  # seconds between iconik's clock and ours that are worth a warning
 
 
@@ -149,13 +150,14 @@ class IconikClient:
     def now(self) -> float:
         """iconik's time, in seconds since 1970: the `Date` of its latest JSON answer, and what has passed since.
 
-        Our own time as long as iconik has not said its own.
+        It may be up to a second ahead, because a Date has no fractions. Our own time as long as iconik has not said its
+        own.
         """
         with self._lock:
             if self._told is None:
                 return self._runtime.time()
             told, at = self._told
-            return told + self._runtime.monotonic() - at
+            return told + DATE_SECONDS + self._runtime.monotonic() - at
 
     @property
     def knows_time(self) -> bool:
@@ -192,7 +194,7 @@ class IconikClient:
             answer = self._send("POST", path, job.role, query, None)
         else:
             answer = self._send("POST", path, job.role, None, options or {})
-        return _started_job(answer)
+        return _started_job(job, answer)
 
     def jobs_of(self, asset_id: str, job: Job, since: float) -> list[IconikJob]:
         """iconik's jobs of that kind for an asset that were created since then (seconds since 1970, iconik's)."""
@@ -339,7 +341,7 @@ def search_body(term: Json, include_fields: list[str]) -> Json:
     return {"doc_types": ["assets"], "filter": {"operator": "AND", "terms": [term]}, "include_fields": include_fields}
 
 
-def _started_job(answer: Answer) -> str | None:
+def _started_job(job: Job, answer: Answer) -> str | None:
     """The id of the job that an answer says was started; None if it does not name it.
 
     A 2xx with an id and without `errors`, a bare 201, and a 202 without a body (faces) are an acceptance. Any other 2xx
@@ -352,7 +354,8 @@ def _started_job(answer: Answer) -> str | None:
     job_id = (content or {}).get("job_id") or (content or {}).get("id")
     if isinstance(job_id, str) and job_id:
         return one_line(job_id)
-    is_bare = not content and (answer.status == 201 or (answer.status == 202 and not answer.body))
+    is_bare = not content and answer.status == 201
+    is_bare = is_bare or (job.is_answered_without_id and answer.status == 202 and not answer.body)
     if not is_bare:
         raise IconikUnavailable(summary, status=answer.status, may_have_been_done=True)
     return None

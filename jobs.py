@@ -23,6 +23,7 @@ class Job:
     :ivar profile_types: the media type of the profile that serves it, by the media type of the asset
     :ivar has_profile: whether its section in config.ini has a profile
     :ivar takes_query: whether its options travel in the query of the URL; in the body otherwise
+    :ivar is_answered_without_id: whether iconik accepts it with a 202 that does not name the job
     """
 
     name: str
@@ -35,6 +36,7 @@ class Job:
     profile_types: dict[str, str]
     has_profile: bool = True
     takes_query: bool = False
+    is_answered_without_id: bool = False
 
     @property
     def needs_version(self) -> bool:
@@ -77,6 +79,7 @@ FACES = Job(
     profile_types={"image": "face_image", "video": "face_video"},
     has_profile=False,
     takes_query=True,
+    is_answered_without_id=True,
 )
 JOBS = {job.name: job for job in (ANALYZE, TRANSCRIBE, FACES)}
 NOT_STARTED = ("N/A", "FAILED")

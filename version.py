@@ -1,3 +1,3 @@
 """The version of the program: shown by `--version`, in the log's first line, at /health and in the User-Agent."""
 
-__version__ = "1.1.0"
+__version__ = "2.0.0"

@@ -92,13 +92,13 @@ def catch_up(path: Path, since: float, until: float | None, query: str, dry_run:
             click.echo("This catch-up was interrupted, and goes on where it was:")
         click.echo(f"From   {in_both(start)}\nuntil  {in_both(end)}")
         estimate = Estimate()
-        for _, asset in _wanted(catalog, config, store, (start, end, query), estimate):
-            if dry_run:
+        for page in _wanted(catalog, config, store, (start, end, query), estimate):
+            for asset in page if dry_run else ():
                 click.echo(f"{asset.object_id}  {format_local(asset.created_at)}  {asset.title or ''}".rstrip())
         _show(estimate, Limits(store), len(config.jobs))
         if dry_run or not estimate.new or not _is_agreed(estimate.new, yes):
             return
-        _add(catalog, config, store, (start, end, query), begun)
+        _add(catalog, config, store, (start, end, query), begun, estimate.new)
         store.set_state(STATE, "")
         is_running = listener_runs(config.listener.database)
         when = "The listener now polls" if is_running else "Once the listener is started, it polls"
@@ -107,16 +107,16 @@ def catch_up(path: Path, since: float, until: float | None, query: str, dry_run:
 
 def _wanted(
     catalog: IconikCatalog, config: Config, store: Store, period: tuple[str, str, str], estimate: Estimate
-) -> Iterator[tuple[int, FoundAsset]]:
-    """The assets to be added, each with the page that it is on; they are counted in `estimate`."""
+) -> Iterator[list[FoundAsset]]:
+    """The assets to be added, page by page; they are counted in `estimate`."""
     start, end, query = period
     changes = ReconciledChanges(store)
-    seen: set[str] = set()
-    for number, page in enumerate(catalog.assets(start, end, _both(query, config))):
+    before: set[str] = set()  # an asset may come twice, on two pages that follow each other
+    for page in catalog.assets(start, end, _both(query, config)):
+        wanted = []
         for asset in page.assets:
-            if asset.object_id in seen:
+            if asset.object_id in before:
                 continue
-            seen.add(asset.object_id)
             if changes.is_known(asset.object_id):
                 estimate.known += 1
             elif _has_failed(asset, config.jobs):
@@ -124,7 +124,9 @@ def _wanted(
             else:
                 estimate.new += 1
                 _measure(asset, config.jobs, estimate)
-                yield number, asset
+                wanted.append(asset)
+        before = {asset.object_id for asset in page.assets}
+        yield wanted
 
 
 def _both(query: str, config: Config) -> str:
@@ -154,9 +156,11 @@ def _show(estimate: Estimate, limits: Limits, jobs_each: int) -> None:
         return
     click.echo(f"{pluralize(estimate.new, 'asset')} would be added. {estimate.describe()}")
     if estimate.known:
-        click.echo(f"{pluralize(estimate.known, 'asset')} of that time are in items.db already.")
+        verb = "is" if estimate.known == 1 else "are"
+        click.echo(f"{pluralize(estimate.known, 'asset')} of that time {verb} in items.db already.")
     if estimate.failed:
-        click.echo(f"{pluralize(estimate.failed, 'asset')} are left out, because their jobs failed at iconik.")
+        verb, whose = ("is", "its job") if estimate.failed == 1 else ("are", "their jobs")
+        click.echo(f"{pluralize(estimate.failed, 'asset')} {verb} left out, because {whose} failed at iconik.")
     limit = limits.now()
     if limit.max_per_day:
         jobs = estimate.new * jobs_each
@@ -184,38 +188,39 @@ def _resumed(store: Store, begun: dict[str, str | None]) -> str | None:
 
 
 def _add(
-    catalog: IconikCatalog, config: Config, store: Store, period: tuple[str, str, str], begun: dict[str, str | None]
+    catalog: IconikCatalog,
+    config: Config,
+    store: Store,
+    period: tuple[str, str, str],
+    begun: dict[str, str | None],
+    count: int,
 ) -> None:
-    changes = ReconciledChanges(store)
-    batch: list[FoundAsset] = []
-    added, last = 0, -1
-    estimate = Estimate()
+    """Add the assets, and note after each page how far this has come.
 
-    def write() -> int:
-        started = time.monotonic()
-        seen_until = parse_time(batch[-1].created_at) if batch else None
-        state = {STATE: json.dumps({"begun": begun, "seen_until": format_utc(seen_until)})} if seen_until else {}
-        count = changes.add_assets(
-            batch,
-            Source.CATCH_UP,
-            state,
-            first_poll_in=added / POLLS_PER_SECOND,
-            seconds_between_polls=1 / POLLS_PER_SECOND,
-            wait=MAX_WAIT,  # on a slow disk, the listener's webhooks go first
-        )
-        batch.clear()
-        pause_after(started)
-        return count
-
+    :param count: how many there are
+    """
+    changes, added = ReconciledChanges(store), 0
     try:
-        for number, asset in _wanted(catalog, config, store, period, estimate):
-            if number != last and batch:
-                added += write()
-            last = number
-            batch.append(asset)
-        if batch:
-            added += write()
+        with click.progressbar(length=count, label="Adding") as progress:
+            for page in _wanted(catalog, config, store, period, Estimate()):
+                started = time.monotonic()
+                seen_until = parse_time(page[-1].created_at) if page else None
+                noted = {"begun": begun, "seen_until": format_utc(seen_until or 0)}
+                added += changes.add_assets(
+                    page,
+                    Source.CATCH_UP,
+                    {STATE: json.dumps(noted)} if seen_until else {},
+                    first_poll_in=added / POLLS_PER_SECOND,
+                    seconds_between_polls=1 / POLLS_PER_SECOND,
+                    wait=MAX_WAIT,  # on a slow disk, the listener's webhooks go first
+                )
+                progress.update(len(page))
+                pause_after(started)
     except (KeyboardInterrupt, ListenerError):
-        click.echo(f"{pluralize(added, 'asset')} added so far. The same command goes on from there.", err=True)
+        click.echo(f"{_were(added)} added so far. The same command goes on from there.", err=True)
         raise
-    click.echo(f"{pluralize(added, 'asset')} added.")
+    click.echo(f"{_were(added)} added.")
+
+
+def _were(count: int) -> str:
+    return f"{pluralize(count, 'asset')} {'was' if count == 1 else 'were'}"

@@ -84,9 +84,23 @@ def note(text: str) -> Fact:
     return Fact("note", text)
 
 
+def _monitor(context: click.Context, option: click.Parameter, url: str | None) -> str | None:
+    """A monitor's URL."""
+    try:
+        is_valid = url is None or (urlsplit(url).scheme in ("http", "https") and bool(urlsplit(url).hostname))
+    except ValueError:
+        is_valid = False
+    if not is_valid:
+        raise click.BadParameter("it must be a URL like https://hc-ping.com/your-uuid")
+    return url
+
+
 @click.command()
 @click.option(
-    "--ping", metavar="URL", help="Tell a monitor: GET URL if all is well, else POST to URL/fail what is wrong."
+    "--ping",
+    metavar="URL",
+    callback=_monitor,
+    help="Tell a monitor: GET URL if all is well, else POST to URL/fail what is wrong.",
 )
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 @click.pass_obj
@@ -469,7 +483,5 @@ def _ping(url: str, faults: list[str]) -> None:
             answer = requests.get(url, timeout=PING_TIMEOUT)
         if not answer.ok:
             click.echo(f"The monitor at {parts.hostname} answered {answer.status_code}", err=True)
-    except requests.exceptions.MissingSchema:
-        raise click.UsageError("--ping needs a URL like https://hc-ping.com/…") from None
     except (requests.RequestException, OSError, ValueError) as error:
         click.echo(f"The monitor at {urlsplit(url).hostname} cannot be reached: {type(error).__name__}", err=True)

@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import quote
 
 from events import title_of
-from iconik_client import PAGE_SIZE, IconikClient, IconikJob, IconikUnavailable, search_body
+from iconik_client import MAX_PAGES, IconikClient, IconikJob, IconikRefused, IconikUnavailable, search_body
 from jobs import JOBS, Json
 from system.text import UUID, one_line
 
@@ -55,7 +55,7 @@ class FoundAsset:
 class Page:
     """One page of a search.
 
-    :ivar read: how many objects iconik sent, those that are no assets included
+    :ivar read: how many objects iconik sent that had not come before, those that are no assets included
     :ivar total: how many it says that there are in all; None if it does not say
     """
 
@@ -85,34 +85,36 @@ class IconikCatalog:
         :param only: a query in iconik's search language that they must match, too
         """
         body = _period(since, until, only)
-        seen: set[str] = set()
+        led_to: set[str] = set()  # where each page led, as a search that goes round must not be followed
+        known: set[str] = set()
         while True:
-            page = self._client.search(body)
-            objects = [one for one in page["objects"] if isinstance(one, dict)]
-            yield _page(page)
-            if not page["objects"]:
+            answer = self._client.search(body)
+            yield _page(answer, known)
+            if not answer["objects"]:
                 return
-            last = next((one for one in reversed(objects) if one.get("_sort")), None)
-            after = last.get("_sort") if last else None
-            if not isinstance(after, list) or str(after) in seen:
+            last = next((one for one in reversed(_dicts(answer["objects"])) if one.get("_sort")), {})
+            after = last.get("_sort")
+            if not isinstance(after, list) or str(after) in led_to:
                 raise IconikUnavailable("iconik's search does not lead to its next page", status=200)
-            if len(after) < 2 and last:  # only the date: search_after would skip the rest of those of that moment
-                yield from self._of_moment(str(last.get("date_created")), only)
-            seen.add(str(after))
+            if len(after) < 2:  # only the date: search_after would skip the rest of those of that moment
+                yield from self._of_moment(str(last.get("date_created")), only, known)
+            led_to.add(str(after))
             body["search_after"] = after
 
-    def _of_moment(self, date: str, only: str) -> Iterator[Page]:
+    def _of_moment(self, date: str, only: str, known: set[str]) -> Iterator[Page]:
         term = {"name": "date_created", "range": {"min": date, "max": date}}
         body = {**search_body(term, SEARCH_FIELDS), **({"query": only} if only else {})}
-        number = 1
-        while True:
-            page = self._client.search(body, page=number)
-            if not page["objects"]:
+        for number in range(1, MAX_PAGES):
+            try:
+                answer = self._client.search(body, page=number)
+            except IconikRefused as error:
+                if error.status == 404 and number > 1:  # iconik answers 404 to a page after the last one
+                    return
+                raise
+            page = _page({**answer, "objects": _dicts(answer["objects"])}, known)
+            yield Page(page.assets, page.read, None)
+            if not answer["objects"]:
                 return
-            yield Page(_page(page).assets, 0, None)  # they are counted with the page that led here
-            if len(page["objects"]) < PAGE_SIZE:
-                return
-            number += 1
 
     def count_assets(self, since: str, until: str, only: str = "") -> int:
         """How many assets were created or imported in that time (UTC, ISO 8601)."""
@@ -122,7 +124,7 @@ class IconikCatalog:
     def measures(self, object_ids: Sequence[str]) -> list[FoundAsset]:
         """The assets of up to 100 ids, as far as the search knows them: `media_type` and `duration`."""
         body = search_body({"name": "id", "value_in": list(object_ids)}, ["id", "media_type", "duration_milliseconds"])
-        return _page(self._client.search(body)).assets
+        return _page(self._client.search(body), set()).assets
 
     def jobs(self, job_ids: Sequence[str]) -> list[IconikJob]:
         """The jobs of up to 100 ids, as far as iconik knows them."""
@@ -185,12 +187,20 @@ SEARCH_FIELDS: list[str] = [
 ]
 
 
-def _page(answer: Json) -> Page:
-    objects: list[Any] = answer["objects"]
-    assets = [FoundAsset.of(one) for one in objects if isinstance(one, dict)]
+def _page(answer: Json, known: set[str]) -> Page:
+    """A page of a search. An object that came before (`known` has its id) is not counted again."""
+    objects = answer["objects"]
+    found = [FoundAsset.of(one) for one in _dicts(objects)]
+    new = {asset.object_id for asset in found} - known
+    known |= new
     total = answer.get("total")
-    known = [asset for asset in assets if UUID.fullmatch(asset.object_id)]
-    return Page(known, len(objects), total if isinstance(total, int) else None)
+    others = len(objects) - len(found)
+    assets = [asset for asset in found if UUID.fullmatch(asset.object_id)]
+    return Page(assets, len(new) + others, total if isinstance(total, int) else None)
+
+
+def _dicts(objects: list[Any]) -> list[Json]:
+    return [one for one in objects if isinstance(one, dict)]
 
 
 def _period(since: str, until: str, only: str) -> Json:

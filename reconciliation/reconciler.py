@@ -10,6 +10,7 @@ from circuit_breaker import CircuitBreaker
 from config import Config
 from events import CREATE
 from iconik_client import (
+    DATE_SECONDS,
     MAX_CLOCK_DIFFERENCE,
     IconikClient,
     IconikDenied,
@@ -279,7 +280,7 @@ class Reconciler:
             return noted
         if not self._client.knows_time:
             self._ask(self._catalog.user)
-        floor = self._catalog.now() - (self._runtime.monotonic() - self._started_at)
+        floor = self._catalog.now() - DATE_SECONDS - (self._runtime.monotonic() - self._started_at)
         self._store.set_state(ASSETS_FLOOR, format_utc(floor))
         return floor
 

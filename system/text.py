@@ -10,8 +10,9 @@ UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE | 
 MAX_TITLE_IN_LOG = 80
 
 
-def one_line(text: str, max_length: int = 200) -> str:
+def one_line(text: object, max_length: int = 200) -> str:
     """Make text from outside fit for a log and a terminal: no control characters, and at most `max_length` long."""
+    text = text if isinstance(text, str) else str(text)  # a person may have written a number or bytes into items.db
     if len(text) <= max_length and text.isprintable() and "  " not in text:
         return text.strip(" ")
     printable = "".join(char if char.isprintable() else " " for char in text[: 4 * max_length])

@@ -2,13 +2,13 @@
 
 import heapq
 import itertools
+import random
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from circuit_breaker import CircuitBreaker
-from support import Clock
+from system.runtime import Runtime
 
 LATENCY = 0.1
 HTML = b"<html>Sorry"
@@ -60,10 +60,14 @@ class Task:
 
 
 class Simulation:
-    """Tasks, and the clock that they live by: call it for the seconds."""
+    """Tasks, and the clock that they live by: call it for the wall clock, which a test may set to be wrong.
+
+    :ivar ahead: by how many seconds the wall clock is ahead of the time that passes
+    """
 
     def __init__(self, now: float = 1_795_000_000.0) -> None:
         self.now = now
+        self.ahead = 0.0
         self.current: Task | None = None
         self._tasks: list[Task] = []
         self._due: list[tuple[float, int, Task, int]] = []
@@ -72,7 +76,7 @@ class Simulation:
         self._error: BaseException | None = None
 
     def __call__(self) -> float:
-        return self.now
+        return self.now + self.ahead
 
     def spawn(self, run: Callable[[], object]) -> Task:
         """Start a task. It begins to run in the next `run_until`."""
@@ -215,13 +219,27 @@ class SimulatedThread(threading.Thread):
         self._simulation.spawn(self.run)
 
 
-def wait_by(clock: Clock, breaker: CircuitBreaker) -> CircuitBreaker:
-    """Let a breaker wait by letting the clock go on, without tasks. A wait for another thread is an error."""
+class SimulatedRuntime(Runtime):
+    """What the service uses to tell the time, to wait and to run: in a simulation. Its chance is the same each time."""
 
-    def wait(seconds: float | None = None) -> bool:
-        assert seconds, "it would wait for another thread"
-        clock.now += seconds
-        return False
+    def __init__(self, simulation: Simulation, seed: int = 8) -> None:
+        self._simulation = simulation
+        self._random = random.Random(seed)
 
-    breaker._changed.wait = wait  # type: ignore[assignment, method-assign]
-    return breaker
+    def time(self) -> float:
+        return self._simulation()
+
+    def monotonic(self) -> float:
+        return self._simulation.now
+
+    def uniform(self, low: float, high: float) -> float:
+        return self._random.uniform(low, high)
+
+    def condition(self) -> threading.Condition:
+        return SimulatedCondition(self._simulation)
+
+    def event(self) -> threading.Event:
+        return SimulatedEvent(self._simulation)
+
+    def thread(self, run: Callable[[], object]) -> threading.Thread:
+        return SimulatedThread(self._simulation, run)

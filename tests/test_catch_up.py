@@ -1,4 +1,4 @@
-"""catch-up: the assets of a time of one's own choice are added, and the running listener does the rest."""
+"""catch-up: the assets of a period are added, and the running listener does the rest."""
 
 import json
 import os
@@ -19,6 +19,7 @@ import pytest
 import requests
 
 from faulty_iconik import Fault, FaultyIconik
+from reconciliation.catalog import FoundAsset, Page
 from store import Store
 from support import APP, SECRET, Listener, ListenerHere, create_event, new_id, rows, wait_until
 
@@ -79,10 +80,11 @@ def test_what_was_missed_is_added_and_analyzed_by_the_running_listener(
     assert (result.returncode, result.stderr) == (0, "")
     *_, added, does = result.stdout.splitlines()
     assert added == "3 assets were added."
-    assert does == "The listener asks for their proxies and has them analyzed."
+    assert does == "The listener now polls iconik for their proxies and starts their jobs."
     listener.submitter.wake()  # of itself it looks within half a minute
-    wait_until(lambda: len(listener.rows("status = 'submitted'")) == 3)
+    wait_until(lambda: len(listener.rows("finished = 'True'")) == 3)
     assert sorted(sandbox.jobs) == sorted([had, closed])
+    assert listener.rows(f"object_id = '{analyzed}'")[0]["status"] == "done"
     assert listener.rows(f"object_id = '{waiting}'")[0]["status"] == "awaiting_proxy"
     assert listener.rows(f"object_id = '{other}'") == []
 
@@ -101,7 +103,7 @@ def test_without_a_running_listener_it_says_when_they_are_analyzed(
     create(sandbox, 1)
     result = listener.command("catch-up", *OF_2020, "--yes")
     assert result.stdout.endswith(
-        "1 asset was added.\nOnce the listener is started, it asks for their proxies and has them analyzed.\n"
+        "1 asset was added.\nOnce the listener is started, it polls iconik for their proxies and starts their jobs.\n"
     )
 
 
@@ -113,7 +115,7 @@ def test_it_says_from_when_to_when_by_which_clock_and_how_many(listener: Listene
     assert result.stdout.splitlines()[:3] == [
         "From   2020-01-01 00:00:00 CET (2019-12-31T23:00:00.000Z)",
         "until  2020-07-01 02:00:00 CEST (2020-07-01T00:00:00.000Z)",
-        "2 assets were created.",
+        "2 assets would be added. By iconik's units, these are 0 images and 0.0 hours of video or audio.",
     ]
     before = time.time()
     result = listener.command("catch-up", "--since", "2020-01-01T02:30+01:00", "--yes")
@@ -121,7 +123,7 @@ def test_it_says_from_when_to_when_by_which_clock_and_how_many(listener: Listene
     assert first == "From   2020-01-01 02:30:00 CET (2020-01-01T01:30:00.000Z)"
     until = datetime.fromisoformat(second[-25:-2] + "+00:00").timestamp()
     assert before - 1 < until <= time.time()
-    assert third == "0 assets were created."
+    assert third == "All of them are in items.db already."
 
 
 @pytest.mark.parametrize("count", [PAGE - 1, PAGE, 2 * PAGE + 50])
@@ -129,22 +131,50 @@ def test_any_number_is_paged_through(listener: ListenerHere, sandbox: FaultyIcon
     ids = create(sandbox, count)
     assert f"\n{count} assets were added.\n" in listener.command("catch-up", *OF_2020, "--yes").stdout
     assert known(listener) == set(ids)
-    assert "\n0 assets were added.\n" in listener.command("catch-up", *OF_2020, "--yes").stdout
+    assert "All of them are in items.db already." in listener.command("catch-up", *OF_2020, "--yes").stdout
 
 
 def test_a_dry_run_lists_what_would_be_added_and_adds_nothing(listener: ListenerHere, sandbox: FaultyIconik) -> None:
     ids = create(sandbox, PAGE + 50, title="a\x1b.mov")
     sandbox.assets["not a uuid"] = {**sandbox.assets[ids[0]], "id": "not a uuid"}
+    sandbox.media["not a uuid"] = "video", 0
     sandbox.assets[ids[0]]["title"] = None
     with closing(Store(listener.database)) as store:
         store.add_asset(ids[1], None)
     result = listener.command("catch-up", *OF_2020, "--dry-run")
     assert (result.returncode, result.stderr) == (0, "")
     lines = result.stdout.splitlines()
-    assert {line.split()[0] for line in lines[3:-1]} == {*ids} - {ids[1]}
+    assert {line.split()[0] for line in lines[2:-2]} == {*ids} - {ids[1]}
     assert f"{ids[2]}  2020-01-01 00:00:03 UTC  a .mov" in lines
-    assert lines[-1] == f"{PAGE + 49} assets were not in items.db yet"
+    assert lines[-2].startswith(
+        f"{PAGE + 49} assets would be added. By iconik's units, these are 0 images and 2.5 hours"
+    )
+    assert lines[-1] == "1 asset of that time is in items.db already."
     assert len(listener.rows()) == 1
+
+
+def test_only_a_query_and_failed_jobs_leave_assets_out(
+    listeners_here: Callable[..., ListenerHere], sandbox: FaultyIconik, tmp_path: Path, empty_database: Path
+) -> None:
+    shutil.copy(empty_database, tmp_path)
+    listener = listeners_here(analyze__only="media_type:video")
+    wanted, failed = create(sandbox, 2)
+    sandbox.assets[failed]["analyze_status"] = "FAILED"
+    create(sandbox, 1, title="a.jpg")
+    [other] = create(sandbox, 1, title="other.mov")
+    result = listener.command("catch-up", *OF_2020, "--query", "NOT title:other", "--yes")
+    assert known(listener) == {wanted}
+    assert other not in known(listener)
+    assert "1 asset is left out, because its job failed at iconik." in result.stdout
+
+
+def test_it_says_how_many_days_the_limit_makes_of_it(
+    listeners_here: Callable[..., ListenerHere], sandbox: FaultyIconik, tmp_path: Path, empty_database: Path
+) -> None:
+    shutil.copy(empty_database, tmp_path)
+    create(sandbox, 25)
+    result = listeners_here(limits__max_per_day=10).command("catch-up", *OF_2020, "--dry-run")
+    assert result.stdout.endswith("At 10 jobs a day, that takes 3 days.\n")
 
 
 # It bills nobody without consent
@@ -175,7 +205,7 @@ def test_at_a_terminal_it_asks_and_shows_how_far_it_is(
 ) -> None:
     create(sandbox, 3)
     printed, exit_code = run_at_a_terminal(listener, typed, *OF_2020)
-    assert "Add those that items.db does not know? iconik bills each analysis [y/N]:" in printed
+    assert "Add the 3 that are not in items.db yet? iconik bills every analysis. [y/N]:" in printed
     assert exit_code == code
     assert len(listener.rows()) == (0 if code else 3)
     assert ("100%" in printed) == (code == 0)
@@ -238,14 +268,13 @@ def test_interrupted_by_iconik_the_same_command_goes_on_where_it_was(
 ) -> None:
     ids = create(sandbox, 3 * PAGE)
     searches = "search/"
-    sandbox.faults += [Fault(searches, status=None, times=3), Fault(searches, status=503)]  # the count, two pages
+    sandbox.faults += [Fault(searches, status=None, times=6), Fault(searches, status=503)]  # the estimate, two pages
     result = listener.command("catch-up", *OF_2020, "--yes")
     assert result.returncode == 1
     so_far, error = result.stderr.splitlines()
     assert so_far == f"{2 * PAGE} assets were added so far. The same command goes on from there."
     assert error == "Error: iconik answered 503: Out of order"
     assert known(listener) == set(ids[: 2 * PAGE])
-    sandbox.requests.clear()
     result = listener.command("catch-up", *OF_2020, "--yes")
     assert result.returncode == 0
     lines = result.stdout.splitlines()
@@ -253,7 +282,6 @@ def test_interrupted_by_iconik_the_same_command_goes_on_where_it_was(
     assert lines[1].startswith("From   2020-01-01 00:03:20 UTC (")
     assert f"{PAGE} assets were added." in lines
     assert known(listener) == set(ids)
-    assert len(sandbox.requests) == 3  # the count, what is left, and the end
     assert lines[0] not in listener.command("catch-up", *OF_2020, "--yes").stdout
 
 
@@ -261,7 +289,7 @@ def test_another_catch_up_does_not_go_on_with_the_one_that_was_interrupted(
     listener: ListenerHere, sandbox: FaultyIconik
 ) -> None:
     ids = create(sandbox, 2 * PAGE)
-    sandbox.faults += [Fault("search/", status=None, times=2), Fault("search/", status=503)]
+    sandbox.faults += [Fault("search/", status=None, times=4), Fault("search/", status=503)]
     listener.command("catch-up", *OF_2020, "--yes")
     assert "interrupted" not in listener.command("catch-up", "--since", "2019-12-31T00:00Z", "--yes").stdout
     assert known(listener) == set(ids)
@@ -273,7 +301,7 @@ def test_what_a_person_wrote_into_the_state_is_harmless(
 ) -> None:
     create(sandbox, 1)
     begun = {"since": "2020-01-01T00:00:00.000Z", "until": "2020-12-31T00:00:00.000Z"}
-    states = {"{hers}": json.dumps({"begun": begun, "seen_until": "soon"})}
+    states = {"{hers}": json.dumps({"begun": {**begun, "query": ""}, "seen_until": "soon"})}
     with closing(Store(listener.database)) as store:
         store.set_state("catch_up", states.get(state, state))
     assert "\n1 asset was added.\n" in listener.command("catch-up", *OF_2020, "--yes").stdout
@@ -284,10 +312,10 @@ def test_killed_the_same_command_goes_on_where_it_was(
     listener: ListenerHere, sandbox: FaultyIconik, how: signal.Signals
 ) -> None:
     ids = create(sandbox, 2 * PAGE + 1)
-    sandbox.faults += [Fault("search/", status=None, times=2), Fault("search/", hang=True)]
+    sandbox.faults += [Fault("search/", status=None, times=5), Fault("search/", hang=True)]
     command = [sys.executable, str(APP), "--config", str(listener.config), "catch-up", *OF_2020, "--yes"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        sandbox.wait_for(lambda: sum("search/" in request for request in sandbox.requests) == 3)
+        sandbox.wait_for(lambda: sum("search/" in request for request in sandbox.requests) == 6)
         process.send_signal(how)
         _, errors = process.communicate(timeout=30)
     assert process.returncode == (1 if how == signal.SIGINT else -how)
@@ -305,19 +333,18 @@ def test_killed_the_same_command_goes_on_where_it_was(
 def searched_without_a_server(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
     """Pages of that many assets, a millisecond apart, that are made up one by one."""
 
-    def pages(*_: object) -> Iterator[list[dict[str, str]]]:
+    def pages(*_: object) -> Iterator[Page]:
         for start in range(0, count, PAGE):
-            yield [
-                {
-                    "id": f"00000000-0000-0000-0000-{number:012}",
-                    "title": "a title of the usual length.mov",
-                    "date_created": (START + timedelta(milliseconds=number)).isoformat(),
-                }
-                for number in range(start, min(start + PAGE, count))
-            ]
+            numbers = range(start, min(start + PAGE, count))
+            yield Page([made_up(number) for number in numbers], len(numbers), count)
 
-    monkeypatch.setattr("reconciliation.catalog.IconikCatalog.assets_created", pages)
-    monkeypatch.setattr("reconciliation.catalog.IconikCatalog.count_assets_created", lambda *_: count)
+    monkeypatch.setattr("reconciliation.catalog.IconikCatalog.assets", pages)
+
+
+def made_up(number: int) -> FoundAsset:
+    date = (START + timedelta(milliseconds=number)).isoformat()
+    object_id, title = f"00000000-0000-0000-0000-{number:012}", "a title of the usual length.mov"
+    return FoundAsset(object_id, title, date, "video", 60.0, {})
 
 
 @pytest.mark.long

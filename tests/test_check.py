@@ -1,4 +1,4 @@
-"""check, the one judge of whether all is well. Whatever is made wrong here, it has to say so, and what to do."""
+"""check: whatever is made wrong here, it has to say so, and what to do."""
 
 import json
 import os
@@ -20,12 +20,13 @@ import pytest
 
 from commands.check import OTHER_ROLES, SERVICE_ROLES
 from faulty_iconik import Fault, FaultyIconik
+from sandbox import profile
 from store import Store
 from support import ASSET, SECRET, ListenerHere, create_event, new_id, wait_until
 from system import database
 
 OURS = {"X-Webhook-Secret": SECRET}
-PROFILE = "d0d0d0d0-0000-11e7-a36b-0a580a00054a"
+Json = dict[str, Any]
 TWIN = "http://127.0.0.1:1"  # nobody listens there
 
 
@@ -48,6 +49,9 @@ def well(listener: ListenerHere, sandbox: FaultyIconik) -> ListenerHere:
     return listener
 
 
+NO_LIMIT = "no limit is set (max_per_day): a bulk import would be analyzed, and billed, as a whole"
+
+
 def facts(listener: ListenerHere, kind: str, *arguments: str) -> list[str]:
     """What `check` says that is `ok`, `note` or `WRONG`; its exit code must fit."""
     result = listener.command("check", *arguments)
@@ -66,26 +70,29 @@ def wrong(listener: ListenerHere) -> list[str]:
 def test_check_says_ok_to_each_fact_when_all_is_well(well: ListenerHere, sandbox: FaultyIconik) -> None:
     lines = facts(well, "ok")
     expected = (
-        f"{well.config} is complete, and not everybody can read it",
+        f"{well.config} is complete and private",
         f"{well.database} can be written: no items yet",
         "the listener has been running since 20",
-        f"iconik answers at {sandbox.url}, and knows the credentials as those of listener@example.com",
+        f"iconik answers at {sandbox.url}, and accepts the credentials (listener@example.com)",
         "the credentials have all the roles that the listener needs",
         f"the webhook to {well.url}/create is ENABLED",
-        f"{well.url}/create leads to a listener that accepts what iconik sends",
+        f"{well.url}/create reaches this listener, and the secret is right",
         f"the webhook to {well.url}/proxy is ENABLED, for events with data.status=\"CLOSED\"",
-        f"{well.url}/proxy leads to a listener that accepts what iconik sends",
+        f"{well.url}/proxy reaches this listener, and the secret is right",
+        'iconik has an enabled profile for image: "Default image"',
+        'iconik has an enabled profile for video: "Default video"',
     )  # fmt: skip
+    ordered = [*expected[:5], *expected[9:], *expected[5:9]]
     assert len(lines) == len(expected)
-    assert all(line.startswith(words) for line, words in zip(lines, expected)), lines
-    assert facts(well, "note") == ["no webhook has come since its start"]
+    assert all(line.startswith(words) for line, words in zip(lines, ordered)), lines
+    assert facts(well, "note") == [NO_LIMIT, "no webhook has come yet"]
 
 
 @pytest.mark.usefixtures("berlin")
 def test_check_tells_how_many_items_there_are_and_when_the_last_webhook_came_by_which_clock(well: ListenerHere) -> None:
     well.post("/create", create_event())
     assert f"{well.database} can be written: 1 awaiting_proxy" in facts(well, "ok")
-    [note] = facts(well, "note")
+    [_, note] = facts(well, "note")
     assert note.startswith("the last webhook came at 20")
     assert note.endswith((" CET", " CEST"))
 
@@ -105,7 +112,7 @@ def test_check_finds_what_is_wrong_with_config_ini(well: ListenerHere) -> None:
 def test_a_key_that_has_moved_is_a_note(listeners_here: Callable[..., ListenerHere], sandbox: FaultyIconik) -> None:
     listener = listeners_here(sweep__min_age=600).start()
     sandbox.register(listener.url, OURS)
-    assert any("min_age has moved from [sweep] to [reconciler]" in note for note in facts(listener, "note"))
+    assert any("min_age of [sweep] is now min_age of [reconciler]" in note for note in facts(listener, "note"))
 
 
 def test_check_finds_that_no_listener_runs_and_no_database_is_there(well: ListenerHere) -> None:
@@ -231,21 +238,20 @@ def test_an_item_that_has_been_due_for_over_a_quarter_of_an_hour_is_wrong(
         assert all(line.endswith(": iconik-listener status") for line in lines)
 
 
-def test_failed_items_are_wrong(listeners_here: Callable[..., ListenerHere], sandbox: FaultyIconik) -> None:
-    listener = listeners_here(iconik__analysis_profile=PROFILE).start()  # which iconik does not have
-    sandbox.register(listener.url, OURS)
-    listener.upload(ASSET)
-    wait_until(lambda: listener.rows("status = 'failed'"))
-    assert wrong(listener) == [
-        "1 item failed; for the reasons: iconik-listener status",
-        f"iconik has no analysis profile {PROFILE}: see analysis_profile in config.ini",
-    ]
+def test_failed_items_are_wrong_for_a_day(well: ListenerHere, sandbox: FaultyIconik) -> None:
+    well.upload(ASSET)
+    wait_until(lambda: well.rows("status = 'submitted'"))
+    well.store.database.run("UPDATE items SET status = 'failed', last_attempt_at = :now", now=well.store.now())
+    assert wrong(well) == ["1 item failed. To see why: iconik-listener status"]
+    well.store.database.run("UPDATE items SET last_attempt_at = :then", then=well.store.now(-25 * 3600))
+    assert wrong(well) == []
+    assert any(note.startswith("1 item failed, none of them in the last day.") for note in facts(well, "note"))
 
 
 def test_another_version_that_is_running_is_wrong(well: ListenerHere, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.modules["commands.check"], "__version__", "9.9")
     [line] = wrong(well)
-    assert line.startswith("version 1.")
+    assert line.startswith("version ")
     assert line.endswith(" is running, and 9.9 is installed: restart the listener")
 
 
@@ -316,15 +322,85 @@ def test_a_role_that_only_a_command_needs_is_a_note(well: ListenerHere, sandbox:
     assert wrong(well) == []
 
 
-@pytest.mark.parametrize("profile", ["default", PROFILE])
-def test_check_finds_that_the_analysis_profile_is_missing(
-    listeners_here: Callable[..., ListenerHere], sandbox: FaultyIconik, profile: str
+@pytest.mark.parametrize(
+    ("change", "level", "words"),
+    [
+        ({}, "ok", 'the profile "Clips" of [analyze] is for video, and is enabled'),
+        ({"enabled": False}, "WRONG", 'the profile "Clips" of [analyze] is disabled in iconik'),
+        ({"media_type": "transcription"}, "WRONG", 'the profile "Clips" of [analyze] is for transcription, which'),
+        ({"name": "Other"}, "WRONG", '[analyze] profile: iconik has no profile "clips". It has: '),
+    ],
+)
+def test_check_says_of_a_profile_what_it_is_for(
+    listeners_here: Callable[..., ListenerHere], sandbox: FaultyIconik, change: Json, level: str, words: str
 ) -> None:
-    listener = listeners_here(iconik__analysis_profile=profile).start()
+    listener = listeners_here(analyze__profile="clips").start()
     sandbox.register(listener.url, OURS)
-    assert wrong(listener) == [f"iconik has no analysis profile {profile}: see analysis_profile in config.ini"]
-    sandbox.profiles.append({"id": PROFILE, "is_default": True})
-    assert f"the analysis profile {profile} is there" in facts(listener, "ok")
+    sandbox.profiles.append({**profile("Clips", "video"), **change})
+    assert any(fact.startswith(words) for fact in facts(listener, level))
+
+
+@pytest.mark.parametrize("kinds", [["transcription"], ["video", "transcription"]])
+@pytest.mark.parametrize("configured", ["", "default"])
+def test_check_finds_that_iconik_has_no_profile_for_a_media_type(
+    listeners_here: Callable[..., ListenerHere], sandbox: FaultyIconik, kinds: list[str], configured: str
+) -> None:
+    """F1, F5: a disabled or a transcription default is none for images."""
+    listener = listeners_here(analyze__profile=configured).start()
+    sandbox.register(listener.url, OURS)
+    sandbox.profiles = [profile(kind, kind, is_default=True) for kind in kinds]
+    missing = [fact for fact in wrong(listener) if "so it refuses the analyze jobs" in fact]
+    assert len(missing) == (1 if "video" in kinds else 2)
+
+
+@pytest.mark.parametrize(
+    ("only", "level", "words"),
+    [
+        ("media_type:video", "ok", "the query in [analyze] only finds 1 asset today"),
+        ("media_type:vidoe", "WRONG", "the query in [analyze] only finds no asset at all"),
+        ("media_type:(video", "WRONG", "iconik refuses the query in [analyze] only: "),
+    ],
+)
+def test_check_says_how_many_assets_only_finds(
+    listeners_here: Callable[..., ListenerHere], sandbox: FaultyIconik, only: str, level: str, words: str
+) -> None:
+    listener = listeners_here(analyze__only=only).start()
+    sandbox.register(listener.url, OURS)
+    sandbox.create_asset("a.mov", send=False)
+    assert any(fact.startswith(words) for fact in facts(listener, level))
+
+
+def test_check_tells_the_limit(listeners_here: Callable[..., ListenerHere], sandbox: FaultyIconik) -> None:
+    listener = listeners_here(limits__max_per_day=5).start()
+    sandbox.register(listener.url, OURS)
+    assert NO_LIMIT not in facts(listener, "note")
+    listener.upload(*(new_id() for _ in range(4)))
+    wait_until(lambda: len(listener.rows("status = 'submitted'")) == 4)
+    assert "4 of 5 jobs a day were started today (UTC)" in facts(listener, "note")
+    listener.upload(*(new_id() for _ in range(3)))
+    wait_until(lambda: len(listener.rows("status = 'submitted'")) == 5)
+    [fact] = wrong(listener)
+    assert fact.startswith("5 jobs started today, as many as max_per_day allows: 2 items wait until 00:00 UTC")
+    assert listener.command("pause", "--reason", "budget").returncode == 0
+    assert "paused the starting of jobs" in wrong(listener)[0]
+
+
+def test_what_iconik_refuses_everybody_is_wrong(
+    listeners_here: Callable[..., ListenerHere], sandbox: FaultyIconik
+) -> None:
+    listener = listeners_here(submitter__retry_delay=60, submitter__max_retry_delay=60).start()
+    sandbox.register(listener.url, OURS)
+    sandbox.refuse_jobs = 402, "Insufficient credits"
+    listener.upload(*(new_id() for _ in range(10)))
+    wait_until(lambda: len(listener.rows("refused = 1")) == 10)
+    [fact] = wrong(listener)
+    assert fact.startswith("iconik refuses 10 items: iconik answered 402: Insufficient credits. They are tried again")
+
+
+def test_check_for_programs_is_json(well: ListenerHere) -> None:
+    found = json.loads(well.command("check", "--json").stdout)
+    assert found["ok"] is True
+    assert {"level": "note", "text": NO_LIMIT} in found["facts"]
 
 
 @pytest.mark.parametrize(
@@ -340,7 +416,7 @@ def test_an_automation_of_iconiks_that_analyzes_too_is_a_note(
     well: ListenerHere, sandbox: FaultyIconik, status: str, actions: Any, is_noted: bool
 ) -> None:
     sandbox.automations.append({"name": "All\nin", "status": status, "actions": actions})
-    line = 'the automation "All in" of iconik analyzes, too: some assets may be analyzed twice'
+    line = 'iconik\'s automation "All in" also starts jobs: some assets may be billed twice'
     assert (line in facts(well, "note")) == is_noted
 
 
@@ -376,7 +452,7 @@ def test_check_finds_that_our_webhooks_cannot_be_told_from_anothers(
     assert wrong(listener) == []
     sandbox.register(TWIN, OURS)
     lines = wrong(listener)
-    assert lines[0].startswith("which webhooks at iconik are this listener's cannot be told, so those that iconik ")
+    assert lines[0].startswith("cannot tell which of iconik's webhooks belong to this listener, so those that iconik ")
     assert lines[0].endswith(": iconik-listener register URL")
     hosts = ", ".join(sorted([listener.url.removeprefix("http://"), TWIN.removeprefix("http://")]))
     assert lines[1] == f"the webhooks point at different hosts ({hosts}): iconik-listener register URL"
@@ -401,7 +477,8 @@ def test_check_finds_a_webhook_that_brings_us_nothing(
     remedy = f"Once the cause is fixed: iconik-listener register --insecure {well.url}"
     first, *others = wrong(well)
     assert first == f"the webhook to {well.url}/{path} {problem}. {remedy}"
-    refused = "the listener there does not accept the secret that iconik sends: restart it, or register anew"
+    refused = "the listener there does not accept the secret that iconik sends: restart it, or"
+    refused += f" iconik-listener register --insecure {well.url}"
     assert others == ([f"{well.url}/{path}: {refused}"] if "headers" in change else [])
 
 
@@ -443,10 +520,9 @@ def test_check_finds_webhooks_at_a_host_that_does_not_exist(
 ) -> None:
     names_that_do_not_exist(monkeypatch, socket.EAI_NONAME)
     sandbox.register("https://listner.example.com", OURS)
-    remedy = "Register the right one, and remove this: iconik-listener register --remove https://listner.example.com"
-    assert wrong(listener) == [
-        f"https://listner.example.com/{path}: there is no such host. {remedy}" for path in ("create", "proxy")
-    ]
+    remedy = "create its DNS entry or, if the name is wrong, register the right one and remove this:"
+    remedy += " iconik-listener register --remove https://listner.example.com"
+    assert wrong(listener) == [f"listner.example.com is not in DNS: {remedy}"] * 2
 
 
 def test_a_machine_that_cannot_look_up_names_says_so_and_goes_on(
@@ -458,13 +534,12 @@ def test_a_machine_that_cannot_look_up_names_says_so_and_goes_on(
     assert f"https://listener.example.com/proxy {words}" in facts(listener, "note")
 
 
-def test_a_public_address_that_this_machine_cannot_reach_is_a_note(
-    listener: ListenerHere, sandbox: FaultyIconik
-) -> None:
-    url = f"http://127.0.0.1:{closed_port()}"
-    sandbox.register(url, OURS)
-    words = "cannot be reached from this machine (Connection refused): try it from another one"
-    assert facts(listener, "note")[-2:] == [f"{url}/{path} {words}" for path in ("create", "proxy")]
+def test_what_is_refused_at_an_address_of_this_machine_is_wrong(listener: ListenerHere, sandbox: FaultyIconik) -> None:
+    """N5: Caddy is not running."""
+    port = closed_port()
+    sandbox.register(f"http://127.0.0.1:{port}", OURS)
+    words = f"nothing listens on port {port} of this machine: start what listens there"
+    assert wrong(listener)[-2:] == [f"http://127.0.0.1:{port}/{path}: {words}" for path in ("create", "proxy")]
 
 
 def test_check_finds_that_something_else_answers_there(listener: ListenerHere, sandbox: FaultyIconik) -> None:
@@ -482,7 +557,8 @@ def test_check_finds_that_the_running_listener_refuses_the_secret_that_iconik_se
         webhook["headers"] = {"X-Webhook-Secret": "new"}
     lines = wrong(well)
     assert f"{well.config} was changed after the listener was started: restart the listener" in lines
-    refused = "the listener there does not accept the secret that iconik sends: restart it, or register anew"
+    refused = "the listener there does not accept the secret that iconik sends: restart it, or"
+    refused += f" iconik-listener register --insecure {well.url}"
     assert f"{well.url}/create: {refused}" in lines
 
 
@@ -553,9 +629,7 @@ def test_a_monitor_is_told_what_is_wrong(well: ListenerHere, sandbox: FaultyIcon
     [
         ("{recorder.url}/abc", True, "The monitor at 127.0.0.1 answered 404\n"),
         ("{recorder.url}/abc", False, "The monitor at 127.0.0.1 answered 404\n"),
-        ("http://127.0.0.1:{closed_port}/", True, "The monitor cannot be told: ConnectionError\n"),
-        ("hc-ping.com/abc", False, "The monitor cannot be told: MissingSchema\n"),
-        ("https://[", True, "The monitor cannot be told: ValueError\n"),
+        ("http://127.0.0.1:{closed_port}/", True, "The monitor at 127.0.0.1 cannot be reached: ConnectionError\n"),
     ],
 )
 def test_a_ping_that_fails_is_one_line_and_changes_nothing_else(
@@ -567,6 +641,13 @@ def test_a_ping_that_fails_is_one_line_and_changes_nothing_else(
     result = well.command("check", "--ping", url.format(recorder=recorder, closed_port=closed_port()))
     assert result.stderr == line
     assert result.returncode == (not is_well)
+
+
+@pytest.mark.parametrize("url", ["hc-ping.com/abc", "https://[", "ftp://hc-ping.com/abc", "https://"])
+def test_a_monitors_url_must_be_one(well: ListenerHere, url: str) -> None:
+    result = well.command("check", "--ping", url)
+    assert result.returncode == 2
+    assert "it must be a URL like https://hc-ping.com/" in result.stderr
 
 
 def test_check_writes_to_the_disk(well: ListenerHere) -> None:

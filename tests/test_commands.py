@@ -14,7 +14,7 @@ import pytest
 
 import commands
 from faulty_iconik import Fault, FaultyIconik
-from store import Store
+from store import Outcome, Status, Store
 from support import APP, ASSET, SECRET, ListenerHere, new_id, run
 from system import database
 
@@ -30,6 +30,10 @@ EACH = [
     ["retry", "--all"],
     ["skip", ASSET],
     ["skip", "--all", "failed"],
+    ["show", ASSET],
+    ["report"],
+    ["pause"],
+    ["resume"],
     ["catch-up", "--since", "2020-01-01", "--yes"],
     ["catch-up", "--since", "2020-01-01", "--dry-run"],
 ]
@@ -51,8 +55,9 @@ def two_failed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for object_id in (ASSET, new_id()):
             store.add_asset(object_id, "a title")
             store.proxy_closed(object_id)
-            store.claim_new()
-            store.mark_failed(object_id, "iconik answered 404")
+            item = store.claim_new()
+            assert item
+            store.end_attempt(item, Outcome(Status.FAILED, "iconik answered 404", "iconik answered 404"))
     return path
 
 
@@ -83,7 +88,7 @@ def is_told(result: "subprocess.CompletedProcess[str]", *words: str) -> None:
 def test_there_are_as_many_commands_as_modules_for_them() -> None:
     named = {(command.name or "").replace("-", "_") for command in commands.ALL}
     modules = {path.stem for path in Path(commands.__file__).parent.glob("*.py")}
-    assert named == modules - {"__init__", "items", "running"}
+    assert named - {"allow", "pause", "resume"} == modules - {"__init__", "changes", "items", "limit", "running"}
 
 
 @pytest.mark.parametrize("command", [command.name for command in commands.ALL])
@@ -190,7 +195,7 @@ def test_files_of_another_user_are_named_with_their_owner_and_how_to_put_it_righ
         file.chmod(0o755 if file.is_dir() else 0o600)
         lines = run_as_nobody(listener)
     told = [line for line in lines if f"{file} belongs to root, and nobody cannot " in line]
-    assert all(f"sudo chown nobody {file}" in line for line in told)
+    assert all(f"sudo chown nobody:nogroup {file} && sudo chmod" in line for line in told)
     assert lines.count("-- exit code 1") == len(told) > 0, lines
 
 
@@ -279,8 +284,8 @@ def test_a_signal_ends_a_command_without_a_traceback(
 
 def test_a_terminal_that_lacks_a_titles_characters_shows_the_rest(listener: ListenerHere) -> None:
     with closing(Store(listener.database)) as store:
-        store.add_asset(new_id(), "Café ✂.mov", 0)
-        store.database.run("UPDATE items SET status = 'failed', error = 'x'")
+        store.add_asset(new_id(), "Café ✂.mov")
+        store.database.run("UPDATE items SET status = 'failed', error = 'x', reason = 'x'")
     command = [sys.executable, str(APP), "--config", str(listener.config), "status"]
     environment = {**os.environ, "PYTHONIOENCODING": "latin-1"}
     done = subprocess.run(command, capture_output=True, env=environment, encoding="latin-1")

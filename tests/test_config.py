@@ -9,7 +9,6 @@ import pytest
 from config import MOVED, Config, ConfigError, load
 from faulty_iconik import FaultyIconik
 from support import ASSET, Listener, let_everybody_in, wait_until, write_config
-from system.text import UUID
 
 EXAMPLE = Path(__file__).parent.parent / "config.example.ini"
 TEN_YEARS = 10 * 365 * 24 * 3600
@@ -18,6 +17,7 @@ HOST_ONLY = "[iconik] url: may consist of scheme and host only, like https://app
 NO_URL = "[iconik] url: is not a URL like https://app.iconik.io"
 CONTINUED = "is continued by the next line, which begins with a space: remove that space"
 NO_HEADER = "may consist of visible ASCII characters only, without spaces"
+SECTIONS = ["iconik", "listener", "submitter", "analyze", "transcribe", "faces", "limits", "reconciler"]
 QUOTED = "is in quotes: write it without them"
 VERSION_1_0 = """[iconik]
 url = https://app.iconik.io
@@ -59,7 +59,7 @@ def written(folder: Path, text: str) -> Path:
 
 
 def values(config: Config) -> tuple[object, ...]:
-    return config.iconik, config.listener, config.submitter, config.reconciler
+    return tuple(getattr(config, section) for section in SECTIONS)
 
 
 @pytest.fixture
@@ -74,7 +74,10 @@ def test_what_the_example_shows_is_what_holds_when_a_key_is_left_out(tmp_path: P
     assert values(shown) == values(load(written(tmp_path, "[iconik]\napp_id = a\nauth_token = t\n")))
     iconik, listener, submitter, reconciler = shown.iconik, shown.listener, shown.submitter, shown.reconciler
     assert (iconik.url, iconik.app_id, iconik.auth_token) == ("https://app.iconik.io", "a", "t")
-    assert (iconik.timeout, iconik.analysis_profile, sorted(iconik.skip_types)) == (30, "", ["SUBCLIP"])
+    assert (iconik.timeout, submitter.jobs) == (30, ("analyze",))
+    assert (shown.analyze.profile, shown.analyze.only, sorted(shown.skip_types)) == ((), "", ["SUBCLIP"])
+    assert (shown.transcribe.profile, shown.transcribe.only, shown.transcribe.language) == ((), "", "")
+    assert (shown.faces.only, shown.limits.max_per_day) == ("", 0)
     assert (listener.host, listener.port, listener.database) == ("0.0.0.0", 8000, tmp_path / "items.db")
     assert listener.webhook_secret == ()
     assert (submitter.workers, submitter.retry_delay, submitter.max_retry_delay) == (4, 10, 900)
@@ -87,7 +90,7 @@ def test_the_example_shows_every_key_of_every_section(example: Path) -> None:
     sections = [line[1:-1] for line in lines if line.startswith("[")]
     keys = [line.split(" =")[0] for line in lines if " =" in line and not line.startswith("#")]
     config = load(example)
-    assert sections == ["iconik", "listener", "submitter", "reconciler"]
+    assert sections == SECTIONS
     assert keys == [key for section in sections for key in vars(getattr(config, section))]
 
 
@@ -122,13 +125,48 @@ def test_there_may_be_two_webhook_secrets(tmp_path: Path, text: str, secrets: tu
     ],
 )
 def test_types_to_skip_are_words(tmp_path: Path, text: str, types: set[str]) -> None:
-    assert load(write_config(tmp_path, iconik__skip_types=text)).iconik.skip_types == types
+    assert load(write_config(tmp_path, analyze__skip_types=text)).skip_types == types
 
 
-@pytest.mark.parametrize("text", ["", "default", PROFILE, PROFILE.upper()])
-def test_an_analysis_profile_is_empty_default_or_a_uuid(tmp_path: Path, text: str) -> None:
-    assert load(write_config(tmp_path, iconik__analysis_profile=text)).iconik.analysis_profile == text.lower()
-    assert UUID.fullmatch(PROFILE)
+@pytest.mark.parametrize(
+    ("text", "profiles"),
+    [
+        ("", ()),
+        ("default", ("default",)),
+        ("DEFAULT", ("default",)),
+        ("News  clips", ("News clips",)),
+        (" Stills ,Clips, ", ("Stills", "Clips")),
+        ("D0D0D0D0-0000-11E7-A36B-0A580A00054A", ("d0d0d0d0-0000-11e7-a36b-0a580a00054a",)),
+    ],
+)
+def test_profiles_are_names_or_uuids(tmp_path: Path, text: str, profiles: tuple[str, ...]) -> None:
+    assert load(write_config(tmp_path, analyze__profile=text)).analyze.profile == profiles
+
+
+@pytest.mark.parametrize(
+    ("text", "jobs"),
+    [("analyze", ("analyze",)), ("faces, Transcribe", ("transcribe", "faces")), ("analyze analyze", ("analyze",))],
+)
+def test_jobs_are_words_in_any_order(tmp_path: Path, text: str, jobs: tuple[str, ...]) -> None:
+    config = load(write_config(tmp_path, submitter__jobs=text))
+    assert tuple(job.name for job in config.jobs) == jobs
+
+
+def test_a_type_that_iconik_does_not_have_is_a_warning(tmp_path: Path) -> None:
+    """N15: it is no reason not to start."""
+    path = write_config(tmp_path, analyze__skip_types="AUDIO", listener__webhook_secret="s")
+    [warning] = load(path).warnings
+    assert "iconik has no type of assets AUDIO, only ASSET, SEQUENCE" in warning
+
+
+def test_what_has_moved_since_version_1_1_is_read_from_its_old_place(tmp_path: Path) -> None:
+    path = write_config(tmp_path, iconik__analysis_profile="default", iconik__skip_types="LINK")
+    config = load(path)
+    assert (config.analyze.profile, set(config.skip_types)) == (("default",), {"LINK"})
+    assert config.notes == (
+        f"{path}: analysis_profile of [iconik] is now profile of [analyze]: move it there",
+        f"{path}: skip_types of [iconik] is now skip_types of [analyze]: move it there",
+    )
 
 
 def test_a_file_of_windows_is_read(tmp_path: Path) -> None:
@@ -200,7 +238,9 @@ def test_https_is_allowed_and_http_to_this_machine(tmp_path: Path, url: str) -> 
         ("iconik__timeout", "30\n auth_token = hush", f"[iconik] timeout: {CONTINUED}"),
         ("iconik__analysis_profile", "\n auth_token = hush", f"[iconik] analysis_profile: {CONTINUED}"),
         ("iconik__skip_types", "SUBCLIP\n\n auth_token = hush", f"[iconik] skip_types: {CONTINUED}"),
-        ("iconik__analysis_profile", "video", "[iconik] analysis_profile: is 'video': must be empty, \"default\", or the UUID of an analysis profile"),
+        ("submitter__jobs", "objects", "[submitter] jobs: is 'objects': must be one or more of analyze, transcribe, faces, separated by spaces"),
+        ("submitter__jobs", "", "[submitter] jobs: is missing: one or more of analyze, transcribe, faces"),
+        ("limits__max_per_day", "-1", "[limits] max_per_day: is '-1': must be 0 to 10000000"),
         ("iconik__analysis_profile", '"default"', f"[iconik] analysis_profile: {QUOTED}"),
         ("iconik__skip_types", "SUB-CLIP", "[iconik] skip_types: is 'SUB-CLIP': must be asset types like SUBCLIP, separated by spaces"),
         ("iconik__tokn", "hush", "[iconik] tokn: unknown key"),
@@ -371,17 +411,18 @@ def test_a_config_ini_of_version_1_0_is_read_from_its_old_places(tmp_path: Path)
     assert (config.reconciler.interval, config.reconciler.min_age, config.reconciler.max_age) == (1800, 300, 86400)
     assert config.warnings == ()
     assert config.notes == (
-        f"{path}: timeout has moved from [submitter] to [iconik]: move it there",
-        f"{path}: interval has moved from [sweep] to [reconciler]: move it there",
-        f"{path}: min_age has moved from [sweep] to [reconciler]: move it there",
-        f"{path}: max_age has moved from [sweep] to [reconciler]: move it there",
+        f"{path}: timeout of [submitter] is now timeout of [iconik]: move it there",
+        f"{path}: interval of [sweep] is now interval of [reconciler]: move it there",
+        f"{path}: min_age of [sweep] is now min_age of [reconciler]: move it there",
+        f"{path}: max_age of [sweep] is now max_age of [reconciler]: move it there",
+        f"{path}: analysis_profile of [iconik] is now profile of [analyze]: move it there",
     )
 
 
 def test_what_is_in_its_new_place_already_holds(tmp_path: Path) -> None:
     config = load(written(tmp_path, f"{VERSION_1_0}[reconciler]\ninterval = 60\n"))
     assert (config.reconciler.interval, config.reconciler.min_age) == (60, 300)
-    assert len(config.notes) == len(MOVED)
+    assert len(config.notes) == len(MOVED) - 1  # all but skip_types
 
 
 def test_an_empty_section_of_version_1_0_is_read_over(tmp_path: Path) -> None:
@@ -396,8 +437,8 @@ def test_a_file_of_today_has_no_notes(example: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "message"),
     [
-        ("sweep__interval", "[reconciler] interval (still in [sweep]): is '-1': must be 0 to 315360000 seconds (ten years)"),
-        ("submitter__timeout", "[iconik] timeout (still in [submitter]): is '-1': must be 0.01 to 315360000 seconds (ten years)"),
+        ("sweep__interval", "[sweep] interval: is '-1': must be 0 to 315360000 seconds (ten years)"),
+        ("submitter__timeout", "[submitter] timeout: is '-1': must be 0.01 to 315360000 seconds (ten years)"),
     ],
 )  # fmt: skip
 def test_a_bad_value_in_an_old_place_is_named_with_it(tmp_path: Path, key: str, message: str) -> None:
@@ -410,8 +451,8 @@ def test_a_listener_starts_and_analyzes_with_ten_years_for_every_duration_in_the
     old_places = {f"{section}__{key}": f"{old}__{key}" for (old, key), (section, _) in MOVED.items()}
     values = {old_places.get(key, key): TEN_YEARS for key in DURATIONS}
     listener = listeners(**{"iconik__timeout": None, **values}).start()
-    for section, place in (("iconik", "submitter"), ("reconciler", "sweep")):
-        assert listener.logged(f"has moved from [{place}] to [{section}]: move it there")
+    for section in ("iconik", "reconciler"):
+        assert listener.logged(f"of [{section}]: move it there")
     listener.upload(ASSET)
     wait_until(lambda: listener.rows("status = 'submitted'"))
     assert sandbox.jobs == [ASSET]

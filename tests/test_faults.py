@@ -75,7 +75,7 @@ def restart_at_random_moments(
 ) -> None:
     # iconik must have taken a request that was cut off by the time it is asked about it: see the README.
     sandbox.latency = 0.02
-    listener = listeners(submitter__retry_delay=0.3, submitter__max_retry_delay=1).start()
+    listener = listeners(iconik__timeout=1, submitter__retry_delay=0.3, submitter__max_retry_delay=1).start()
     with Uploads(listener, sandbox) as uploads:
         for _ in range(times):
             enough = len(uploads.answered) + random.randint(1, 30)
@@ -119,7 +119,7 @@ def test_items_db_held_for_3_seconds_is_noticed_by_nobody(listener: Listener, sa
 
 @pytest.mark.parametrize(
     "prelude",
-    ["from system from system import database; database.BUSY_SECONDS = 0.3", pytest.param("", marks=pytest.mark.long)],
+    ["from system import database; database.BUSY_SECONDS = 0.3", pytest.param("", marks=pytest.mark.long)],
 )
 def test_items_db_held_for_longer_gets_503_and_then_goes_on_as_before(
     listeners: Callable[..., Listener], sandbox: FaultyIconik, prelude: str

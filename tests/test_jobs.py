@@ -1,90 +1,57 @@
-"""How far a job is, by what iconik says of an asset and of its versions."""
+"""How far a job is, by what an asset and its versions say."""
 
 from typing import Any
 
 import pytest
 
-from jobs import ANALYZE, FACES, JOBS, TRANSCRIBE, Job, newest_version, status_of
-from support import ASSET
+from jobs import ANALYZE, FACES, JOBS, TRANSCRIBE, newest_version, status_of
+
+NEW, OLD = "new", "old"
 
 
-def version(version_id: str, number: object = 1, **fields: object) -> dict[str, object]:
-    return {"id": version_id, "version_number": number, "status": "ACTIVE", **fields}
-
-
-def asset(*versions: object, **fields: object) -> dict[str, Any]:
-    return {"id": ASSET, "versions": list(versions), **fields}
-
-
-@pytest.mark.parametrize("job", JOBS.values(), ids=list(JOBS))
-@pytest.mark.parametrize("status", ["N/A", "REQUESTED", "IN_PROGRESS", "FAILED", "DONE", "A_NEW_WORD"])
-def test_a_status_is_read_at_the_asset_and_at_its_version(job: Job, status: str) -> None:
-    assert status_of(job, asset(version("v"), **{job.status_field: status}), "v") == status
-    assert status_of(job, asset(version("v", **{job.status_field: status})), "v") == status
+def asset(analyze: Any = "N/A", **versions: Any) -> dict[str, Any]:
+    numbers = {OLD: 1, NEW: 2}
+    shown = [
+        {"id": one, "status": "ACTIVE", "version_number": numbers[one], "analyze_status": status}
+        for one, status in versions.items()
+    ]
+    return {"id": "a", "analyze_status": analyze, "versions": shown}
 
 
 @pytest.mark.parametrize(
-    ("one", "other", "expected"),
+    ("found", "version", "expected"),
     [
-        ("N/A", "REQUESTED", "REQUESTED"),
-        ("FAILED", "IN_PROGRESS", "IN_PROGRESS"),
-        ("N/A", "DONE", "DONE"),
-        ("FAILED", "DONE", "DONE"),
-        ("DONE", "REQUESTED", "REQUESTED"),
-        ("N/A", "FAILED", "FAILED"),
-        ("N/A", "A_NEW_WORD", "A_NEW_WORD"),
-        ("FAILED", "A_NEW_WORD", "A_NEW_WORD"),
-        ("DONE", "A_NEW_WORD", "DONE"),
-        (None, "DONE", "DONE"),
-        ("", "DONE", "DONE"),
-        (5, "DONE", "DONE"),
+        (asset("N/A", old="N/A"), OLD, "N/A"),
+        (asset("DONE", old="N/A"), OLD, "DONE"),
+        (asset("N/A", old="DONE"), OLD, "DONE"),
+        (asset("N/A", old="DONE", new="N/A"), None, "N/A"),
+        (asset("N/A", old="DONE", new="REQUESTED"), None, "REQUESTED"),
+        (asset("FAILED", old="IN_PROGRESS"), OLD, "IN_PROGRESS"),
+        (asset("FAILED", old="N/A"), OLD, "FAILED"),
+        (asset("ODD", old="N/A"), OLD, "ODD"),
+        (asset("", old=None), OLD, None),
+        ({"id": "a"}, None, None),
+        ({"id": "a", "analyze_status": 0, "versions": "x"}, None, None),
     ],
 )
-def test_of_two_statuses_the_one_that_says_more_counts(one: object, other: object, expected: str) -> None:
-    for first, second in ((one, other), (other, one)):
-        found = asset(version("v", analyze_status=second), analyze_status=first)
-        assert status_of(ANALYZE, found, "v") == expected
+def test_the_status_that_says_more_counts(found: dict[str, Any], version: str | None, expected: str | None) -> None:
+    assert status_of(ANALYZE, found, version) == expected
 
 
-def test_each_job_has_a_status_of_its_own() -> None:
-    found = asset(analyze_status="DONE", face_recognition_status="N/A")
-    assert [status_of(job, found, None) for job in (ANALYZE, TRANSCRIBE, FACES)] == ["DONE", None, "N/A"]
+def test_a_transcript_is_known_by_the_version_only() -> None:
+    shown = {"versions": [{"id": OLD, "version_number": 1, "transcribe_status": "DONE"}]}
+    assert status_of(TRANSCRIBE, shown, None) == "DONE"
+    assert status_of(FACES, shown, None) is None
 
 
-def test_only_the_version_in_question_counts() -> None:
-    found = asset(version("old", 1, analyze_status="DONE"), version("new", 2, analyze_status="N/A"))
-    assert status_of(ANALYZE, found, "old") == "DONE"
-    assert status_of(ANALYZE, found, "new") == "N/A"
-    assert status_of(ANALYZE, found, None) == "N/A"  # the newest
+def test_the_newest_active_version_counts() -> None:
+    found = asset(old="N/A", new="N/A")
+    assert newest_version(found) == NEW
+    found["versions"][1]["status"] = "DELETED"
+    assert newest_version(found) == OLD
+    assert newest_version({}) is None
 
 
-@pytest.mark.parametrize("versions", [None, [], {}, "x", [None, 5, "x"], [{}], [{"id": "v", "analyze_status": None}]])
-def test_a_status_that_is_nowhere_is_not_known(versions: object) -> None:
-    assert status_of(ANALYZE, {"id": ASSET, "versions": versions}, "v") is None
-    assert status_of(ANALYZE, {"id": ASSET}, None) is None
-
-
-@pytest.mark.parametrize(
-    ("versions", "expected"),
-    [
-        ([version("a", 1), version("b", 10), version("c", 9)], "b"),
-        ([version("a", 1), version("b", 2, status="DELETED")], "a"),
-        ([{"id": "a", "version_number": 1}], "a"),  # no status: not known to be anything but ACTIVE
-        ([version("a", None), version("b", "7"), version("c", 0)], "c"),
-        ([version("a", 1, status="DELETED")], None),
-        ([{"version_number": 1}], None),
-        ([], None),
-        (None, None),
-        (["x", 1, None], None),
-    ],
-)
-def test_the_newest_version_that_is_active_is_found(versions: object, expected: str | None) -> None:
-    assert newest_version({"id": ASSET, "versions": versions}) == expected
-
-
-def test_a_job_serves_the_media_types_of_its_profiles() -> None:
-    for job in JOBS.values():
-        assert set(job.media_types) == set(job.profile_types)
-        assert [job.serves(media_type) for media_type in job.media_types] == [True] * len(job.media_types)
-        assert not job.serves("unknown")
-    assert [job.needs_version for job in (ANALYZE, TRANSCRIBE, FACES)] == [False, False, True]
+def test_each_job_has_its_own_role_path_field_and_type() -> None:
+    for names in zip(*((job.role, job.path, job.status_field, job.iconik_type) for job in JOBS.values())):
+        assert len(set(names)) == len(JOBS)

@@ -349,7 +349,7 @@ submitter.Submitter._work = lambda self: woken.wait() and 1 / 0
 def test_a_thread_that_dies_by_a_mistake_ends_the_process_with_one_line(listeners: Callable[..., Listener]) -> None:
     """systemd starts it again, which loses nothing; without that thread it would only seem to work."""
     listener = listeners().start(prelude=DYING_WORKERS)
-    with suppress(requests.ConnectionError):
+    with suppress(requests.RequestException):  # the answer may be cut off in its middle
         listener.upload(ASSET)
     wait_until(listener.process_ended)
     assert listener.end() == 1

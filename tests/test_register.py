@@ -60,7 +60,7 @@ def test_from_register_on_missed_assets_are_found(listener_here: ListenerHere, s
     """What was created before is passed over: there was no /create webhook. iconik's times have no fractions."""
     before = store.now()[:19]
     assert listener_here.command("register", PUBLIC).returncode == 0
-    assert before <= str(store.state("assets_floor"))[:19] <= store.now()[:19]
+    assert before <= str(store.state("assets_floor"))[:19] <= store.now(1)[:19]
 
 
 def test_register_puts_a_disabled_webhook_back_in_use_and_keeps_what_a_person_chose(

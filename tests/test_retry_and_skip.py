@@ -1,213 +1,107 @@
-"""retry and skip: what a person does about items, and what is said of each."""
+"""retry and skip, as a person types them."""
 
-import shutil
-import sqlite3
-import time
 from collections.abc import Callable
-from contextlib import closing
-from pathlib import Path
 
 import pytest
 
-from faulty_iconik import Fault, FaultyIconik
-from reconciliation import changes as corrections
-from support import ASSET, OTHER_ASSET, ListenerHere, new_id, rows, wait_until
-from system.text import format_utc, parse_time
+from faulty_iconik import FaultyIconik
+from support import ASSET, OTHER_ASSET, ListenerHere, new_id, wait_until
 
-STATUSES = ("awaiting_proxy", "awaiting_create", "ready", "submitting", "submitted", "skipped", "failed")
-NOW, LATER = "2026-11-23T16:47:00.123Z", "2999-01-01T00:00:00.000Z"
+
+@pytest.fixture(autouse=True)
+def in_a_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("commands.items.MIN_PAUSE", 0)
+
+
+def run(listener: ListenerHere, *arguments: str, code: int = 0) -> str:
+    result = listener.command(*arguments)
+    assert result.returncode == code, result.stdout + result.stderr
+    return result.stdout + result.stderr
+
+
+def fail(listener: ListenerHere, object_id: str, title: str = "a.mov") -> None:
+    listener.store.add_asset(object_id, title)
+    listener.store.proxy_closed(object_id)
+    listener.store.database.run(
+        "UPDATE items SET status = 'failed', error = 'Codec unknown' WHERE object_id = :id", id=object_id
+    )
 
 
 @pytest.fixture
-def listener(listeners_here: Callable[..., ListenerHere], tmp_path: Path, empty_database: Path) -> ListenerHere:
-    """A listener that is not running, with an empty database."""
-    shutil.copy(empty_database, tmp_path)
-    return listeners_here(submitter__retry_delay=10, submitter__max_retry_delay=900)
+def listener(listener_here: ListenerHere) -> ListenerHere:
+    """A listener whose workers do nothing by themselves: it is stopped."""
+    listener_here.breaker.stop()
+    return listener_here
 
 
-def add(listener: ListenerHere, status: str, object_id: str | None = None, **fields: object) -> str:
-    """Add an item with that status, which is not due for centuries. Returns its id."""
-    object_id = object_id or new_id()
-    due = LATER if status in ("ready", "awaiting_proxy") else None
-    values = {"object_id": object_id, "status": status, "created_at": NOW, "next_attempt_at": due, **fields}
-    names = ", ".join(values)
-    with closing(sqlite3.connect(listener.database)) as db:
-        db.execute("PRAGMA synchronous = OFF")
-        db.execute(f"INSERT INTO items ({names}) VALUES (:{', :'.join(values)})", values)
-        db.commit()
-    return object_id
+@pytest.mark.parametrize("name", ["holiday.mov", ASSET, ASSET[:8], "oliday", f"https://app.iconik.io/asset/{ASSET}"])
+def test_an_asset_is_retried_by_whatever_names_it(listener: ListenerHere, name: str) -> None:
+    fail(listener, ASSET, "holiday.mov")
+    assert run(listener, "retry", name) == f'{ASSET} "holiday.mov" will be tried again now\n'
+    assert listener.rows()[0]["status"] == "ready"
 
 
-def row_of(listener: ListenerHere, object_id: str) -> dict[str, object]:
-    [row] = listener.rows(f"object_id = '{object_id}'")
-    return dict(row)
+def test_several_matches_are_listed_and_nothing_is_changed(listener: ListenerHere) -> None:
+    fail(listener, ASSET, "one.mov")
+    fail(listener, OTHER_ASSET, "two.mov")
+    text = run(listener, "retry", ".mov", code=1)
+    assert ASSET in text and OTHER_ASSET in text
+    assert len(listener.rows("status = 'failed'")) == 2
+    assert "is not in items.db" in run(listener, "retry", "--again", ".mov", code=1)
 
 
-HURRIED = "is due now, but no sooner than 10 s after its last attempt"
-ASKED_ABOUT = "is due now: iconik will be asked for its proxy"
-NOT_SKIPPED = "is not skipped any more"
+def test_what_stays_as_it_is_is_told_with_the_reason(listener: ListenerHere) -> None:
+    fail(listener, ASSET)
+    listener.store.database.run("UPDATE items SET status = 'done'")
+    text = run(listener, "retry", ASSET, code=1)
+    assert "is done and stays as it is: iconik has finished the job. To start it again: retry --again" in text
+    assert run(listener, "retry", "--again", ASSET).endswith("will be started again\n")
+    assert "its run is not finished yet" in run(listener, "retry", "--again", ASSET, code=1)
 
 
-# One by one
+def test_a_skipped_subclip_is_said_to_have_been_skipped(listener: ListenerHere) -> None:
+    """N17: it will be skipped again, unless skip_types changes."""
+    fail(listener, ASSET)
+    listener.store.database.run("UPDATE items SET status = 'skipped', error = 'assets of type SUBCLIP are skipped'")
+    text = run(listener, "retry", ASSET)
+    assert "will be looked at again. It was skipped: assets of type SUBCLIP are skipped" in text
 
 
-@pytest.mark.parametrize(
-    ("status", "words", "becomes"),
-    [
-        ("failed", "is ready again", "ready"),
-        ("skipped", NOT_SKIPPED, "awaiting_proxy"),
-        ("ready", HURRIED, "ready"),
-        ("awaiting_proxy", ASKED_ABOUT, "awaiting_proxy"),
-    ],
-)
-def test_retry_says_of_each_item_what_it_did(listener: ListenerHere, status: str, words: str, becomes: str) -> None:
-    first, second = add(listener, status), add(listener, status)
-    result = listener.command("retry", first, second.upper())
-    assert (result.returncode, result.stderr) == (0, "")
-    assert result.stdout == f"{first} {words}\n{second.upper()} {words}\n"
-    for object_id in (first, second):
-        row = row_of(listener, object_id)
-        assert row["status"] == becomes
-        assert str(row["next_attempt_at"]) < LATER
+@pytest.mark.parametrize(("command", "status", "after"), [("retry", "failed", "ready"), ("skip", "failed", "skipped")])
+def test_all_of_a_status_are_changed_in_batches(listener: ListenerHere, command: str, status: str, after: str) -> None:
+    for _ in range(230):
+        fail(listener, new_id())
+    text = run(listener, command, "--all", status)
+    assert text.splitlines()[-1] == "230 items changed"
+    assert len(listener.rows(f"status = '{after}'")) == 230
 
 
-@pytest.mark.parametrize("status", ["submitting", "submitted", "awaiting_create"])
-def test_retry_leaves_an_item_alone_and_says_so(listener: ListenerHere, status: str) -> None:
-    good, object_id = add(listener, "failed"), add(listener, status)
-    before = row_of(listener, object_id)
-    result = listener.command("retry", object_id, good)
-    assert result.returncode == 1
-    assert result.stdout == f"{good} is ready again\n"
-    assert result.stderr == f"{object_id} is {status}: it stays as it is\n"
-    assert row_of(listener, object_id) == before
+def test_skip_keeps_the_reason(listener: ListenerHere) -> None:
+    fail(listener, ASSET)
+    assert run(listener, "skip", ASSET, "--reason", "not ours").endswith("is skipped\n")
+    assert listener.rows()[0]["error"] == "not ours"
 
 
-@pytest.mark.parametrize("status", corrections.SKIPPED)
-def test_skip_settles_an_item_and_says_so(listener: ListenerHere, status: str) -> None:
-    object_id = add(listener, status)
-    for _ in range(2):  # what is skipped already is as it should be
-        result = listener.command("skip", object_id.upper())
-        assert (result.returncode, result.stdout, result.stderr) == (0, f"{object_id.upper()} is skipped\n", "")
-        row = row_of(listener, object_id)
-        assert (row["status"], row["error"]) == ("skipped", "skipped by a person")
-    assert listener.command("retry", object_id).stdout == f"{object_id} {NOT_SKIPPED}\n"
+def test_one_job_of_several_is_changed(listeners_here: Callable[..., ListenerHere]) -> None:
+    listener = listeners_here(submitter__jobs="analyze faces").start()
+    listener.breaker.stop()
+    fail(listener, ASSET)
+    text = run(listener, "retry", ASSET, "--job", "faces")
+    assert text.endswith("(faces) will be tried again now\n")
+    assert {row["job"]: row["status"] for row in listener.rows()} == {"analyze": "failed", "faces": "ready"}
 
 
-@pytest.mark.parametrize("status", ["submitting", "submitted"])
-def test_skip_leaves_alone_what_iconik_has_or_may_have(listener: ListenerHere, status: str) -> None:
-    object_id = add(listener, status)
-    before = row_of(listener, object_id)
-    result = listener.command("skip", object_id)
-    assert (result.returncode, result.stdout) == (1, "")
-    assert result.stderr == f"{object_id} is {status}: it stays as it is\n"
-    assert row_of(listener, object_id) == before
+@pytest.mark.parametrize("arguments", [["retry"], ["skip"], ["retry", "a", "--all"], ["retry", "--again", "--all"]])
+def test_what_is_meant_must_be_clear(listener: ListenerHere, arguments: list[str]) -> None:
+    assert "Usage:" in run(listener, *arguments, code=2)
 
 
-@pytest.mark.parametrize("command", ["retry", "skip"])
-@pytest.mark.parametrize("object_id", [ASSET, "a\x1b[2Jb", "' OR 1 --"])
-def test_what_is_not_there_is_named(listener: ListenerHere, command: str, object_id: str) -> None:
-    result = listener.command(command, object_id)
-    assert (result.returncode, result.stdout) == (1, "")
-    assert result.stderr == f"{object_id} is not in items.db\n".replace("\x1b", " ")
-
-
-def test_retry_does_not_hurry_what_is_in_doubt(listener: ListenerHere) -> None:
-    """iconik may be taking the POST that it did not answer: it is not looked at before retry_delay is over."""
-    attempted, now = format_utc(time.time() - 4), format_utc(time.time())
-    add(listener, "ready", ASSET, attempts=1, last_attempt_at=attempted, in_doubt=1)
-    add(listener, "failed", OTHER_ASSET, attempts=1, last_attempt_at=attempted, in_doubt=1)
-    assert listener.command("retry", ASSET, OTHER_ASSET).returncode == 0
-    for object_id in (ASSET, OTHER_ASSET):
-        due = parse_time(row_of(listener, object_id)["next_attempt_at"])
-        assert due is not None
-        assert due - (parse_time(now) or 0) == pytest.approx(6, abs=0.1)
-
-
-# All of a status
-
-
-@pytest.mark.parametrize(
-    ("arguments", "status", "words"),
-    [
-        (["retry", "--all"], "failed", "is ready again"),
-        (["retry", "--all", "failed"], "failed", "is ready again"),
-        (["retry", "--all", "skipped"], "skipped", NOT_SKIPPED),
-        (["retry", "--all", "ready"], "ready", HURRIED),
-        (["retry", "--all", "awaiting_proxy"], "awaiting_proxy", ASKED_ABOUT),
-        *((["skip", "--all", status], status, "is skipped") for status in corrections.SKIPPED),
-    ],
-)
-def test_all_of_a_status_are_changed_and_listed_and_no_other(
-    listener: ListenerHere, monkeypatch: pytest.MonkeyPatch, arguments: list[str], status: str, words: str
-) -> None:
-    monkeypatch.setattr(corrections, "BATCH_SIZE", 2)
-    monkeypatch.setattr("commands.items.MIN_PAUSE", 0)
-    ids = [add(listener, status) for _ in range(5)]
-    others = [add(listener, other) for other in STATUSES if other != status]
-    before = [row_of(listener, other) for other in others]
-    result = listener.command(*arguments)
-    assert (result.returncode, result.stderr) == (0, "")
-    *lines, last = result.stdout.splitlines()
-    assert sorted(lines) == sorted(f"{object_id} {words}" for object_id in ids)
-    assert last == "5 items changed"
-    assert [row_of(listener, other) for other in others] == before
-
-
-def test_all_of_one_and_all_of_none_are_counted_too(listener: ListenerHere) -> None:
-    object_id = add(listener, "failed")
-    assert listener.command("skip", "--all", "failed").stdout == f"{object_id} is skipped\n1 item changed\n"
-    result = listener.command("retry", "--all")
-    assert (result.returncode, result.stdout) == (0, "0 items changed\n")
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["retry"],
-        ["retry", "--all", "failed", ASSET],
-        ["retry", "--all", "submitting"],
-        ["retry", "--all", "awaiting_create"],
-        ["skip"],
-        ["skip", "--all", "failed", ASSET],
-        ["skip", "--all", "submitting"],
-        ["skip", "--all", "submitted"],
-        ["skip", "--all"],
-    ],
-)
-def test_wrong_use_changes_nothing(listener: ListenerHere, arguments: list[str]) -> None:
-    for status in STATUSES:
-        add(listener, status)
-    before = [tuple(row) for row in rows(listener.database)]
-    result = listener.command(*arguments)
-    assert (result.returncode, result.stdout) == (2, "")
-    assert [tuple(row) for row in rows(listener.database)] == before
-
-
-# With the listener running
-
-
-@pytest.mark.parametrize("arguments", [[ASSET], ["--all"]])
-def test_a_running_listener_takes_up_what_is_retried(
-    listener_here: ListenerHere, sandbox: FaultyIconik, arguments: list[str]
-) -> None:
-    sandbox.faults.append(Fault(f"analyze/assets/{ASSET}", status=404, body=b'{"errors": ["No such asset"]}'))
+def test_a_retried_job_is_started_once_more(listener_here: ListenerHere, sandbox: FaultyIconik) -> None:
     listener_here.upload(ASSET)
-    wait_until(lambda: listener_here.rows("status = 'failed'"))
-    listener_here.command("retry", *arguments)
-    listener_here.submitter.wake()  # of itself it looks within half a minute
     wait_until(lambda: listener_here.rows("status = 'submitted'"))
-    assert sandbox.jobs == [ASSET]
-
-
-def test_a_running_listener_asks_for_the_proxies_of_what_is_retried_once(
-    listener_here: ListenerHere, sandbox: FaultyIconik, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Not again and again: with each question the next one is due later, but this command goes over each once."""
-    monkeypatch.setattr(corrections, "BATCH_SIZE", 2)
-    ids = [sandbox.create_asset("a.mov") for _ in range(5)]
-    for object_id in ids:
-        listener_here.store.add_asset(object_id, "a.mov", 600)
-    result = listener_here.command("retry", "--all", "awaiting_proxy")
-    assert result.stdout.endswith("\n5 items changed\n")
+    sandbox.fail_job(sandbox.latest_job[ASSET])
+    listener_here.store.database.run("UPDATE items SET status = 'failed'")
+    run(listener_here, "retry", ASSET)
     listener_here.submitter.wake()
-    wait_until(lambda: sum("/proxies/" in request for request in sandbox.requests) == 5)
+    wait_until(lambda: listener_here.rows("status = 'submitted'"))
+    assert sandbox.jobs == [ASSET, ASSET]

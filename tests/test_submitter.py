@@ -19,7 +19,7 @@ from system.text import format_utc
 LIST_OF_JOBS = "GET /API/jobs/v1/jobs/"
 SEARCH = "POST /API/search/"
 ANALYZE = "POST /API/transcode/v1/analyze/"
-NO_ANSWER = {"cut": True}
+NO_ANSWER: dict[str, Any] = {"cut": True}
 
 
 class World:
@@ -36,6 +36,7 @@ class World:
         }
         self.config: Config = make_config(folder, sandbox, **self.values)
         self.store = Store(folder / "items.db", Rules.of(self.config), listener=True, clock=clock)
+        self.store.database.run("PRAGMA synchronous = OFF")  # it is not killed
         self.start()
 
     def start(self) -> None:
@@ -163,7 +164,7 @@ def test_a_job_found_there_is_counted_as_found(world: World) -> None:
 @pytest.mark.parametrize(
     ("fields", "error"), [({"status": "DELETED"}, "the asset is deleted"), ({"type": "SUBCLIP"}, "type SUBCLIP")]
 )
-def test_deleted_assets_and_skipped_types_get_no_job(world: World, fields: dict[str, str], error: str) -> None:
+def test_deleted_assets_and_skipped_types_get_no_job(world: World, fields: dict[str, Any], error: str) -> None:
     world.ready(**fields)
     world.work()
     assert world.status() == Status.SKIPPED
@@ -294,6 +295,7 @@ def test_a_refusal_backs_off_up_to_a_day_and_is_given_up_after_a_week(world: Wor
     assert "Unsupported file" in world.row()["error"]
 
 
+@pytest.mark.long
 def test_credits_that_are_bought_start_everything_within_minutes(world: World) -> None:
     """After three days of 402 (F5): needs nobody, and no new asset."""
     world.sandbox.refuse_jobs = 402, "Insufficient credits"
@@ -575,6 +577,7 @@ def test_without_the_role_for_jobs_an_hour_passes_between_two_looks(world: World
     assert world.sandbox.jobs == [ASSET]
 
 
+@pytest.mark.long
 def test_a_list_that_cannot_be_read_ends_after_a_week_as_failed(world: World) -> None:
     world.sandbox.faults.append(Fault(ANALYZE, **NO_ANSWER))
     world.sandbox.faults.append(Fault(LIST_OF_JOBS, status=500, times=99999))
