@@ -345,9 +345,9 @@ ENCODED = {
     "identity": TEXT,
     "none": TEXT,
     "UTF-8": TEXT,
-    "gzip": gzip.compress(TEXT),
-    "X-GZip": gzip.compress(TEXT),
-    "identity, gzip": gzip.compress(TEXT),
+    "gzip": gzip.compress(TEXT, mtime=0),
+    "X-GZip": gzip.compress(TEXT, mtime=0),
+    "identity, gzip": gzip.compress(TEXT, mtime=0),
     "deflate": zlib.compress(TEXT),
     " deflate ": raw_deflate(TEXT),
 }
@@ -369,9 +369,9 @@ def test_an_answer_is_read_whatever_its_encoding_is_called(
     ("encoding", "body", "fault"),
     [
         ("br", b"x", "the answer is compressed with br"),
-        ("gzip, gzip", gzip.compress(gzip.compress(TEXT)), "the answer is compressed with gzip, gzip"),
+        ("gzip, gzip", gzip.compress(gzip.compress(TEXT), mtime=0), "the answer is compressed with gzip, gzip"),
         ("gzip", TEXT, "the answer is said to be compressed with gzip, and is not"),
-        ("gzip", gzip.compress(TEXT)[:-9], "the answer was cut off"),
+        ("gzip", gzip.compress(TEXT, mtime=0)[:-9], "the answer was cut off"),
         ("zstd" + "\t" + "x" * 100, b"x", f"the answer is compressed with zstd {'x' * 34}…"),
     ],
 )
@@ -386,14 +386,14 @@ def test_why_a_compressed_answer_cannot_be_read_is_told(
 def test_a_compressed_bomb_is_unpacked_up_to_the_limit(
     servers: Callable[..., Server], transports: Callable[..., Transport], status: int, limit: int
 ) -> None:
-    server = servers(encoded("gzip", gzip.compress(bytes(100_000_000)), status))
+    server = servers(encoded("gzip", gzip.compress(bytes(100_000_000), mtime=0), status))
     tracemalloc.start()
     answer = transports(server).send("GET", "/")
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 4 * limit + 5_000_000
     assert (answer.status, len(answer.body), answer.fault) == (status, limit, "the answer is too large")
-    exact = gzip.compress(bytes(limit))
+    exact = gzip.compress(bytes(limit), mtime=0)
     assert transports(servers(encoded("gzip", exact, status))).send("GET", "/").is_whole
 
 
