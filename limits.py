@@ -83,10 +83,17 @@ class Limits:
             day=day,
             started=health["jobs_today"],
             max_per_day=health["max_per_day"],
-            allowed=int(self._store.state(ALLOWED + day) or 0),
+            allowed=self._allowed_on(day),
             held=health["held"],
             pause=self.pause_state(),
         )
+
+    def _allowed_on(self, day: str) -> int:
+        """How many more jobs a person allowed on that day, as the claims read it, whatever was written by hand."""
+        [row] = self._store.database.run(
+            "SELECT CAST(total(value) AS INTEGER) AS allowed FROM state WHERE key = :key", key=ALLOWED + day
+        )
+        return int(row["allowed"])
 
     def pause_state(self) -> Pause | None:
         """Who paused the starting of jobs, and since when; None if nobody did."""

@@ -251,8 +251,13 @@ class Store:
                 values,
             ).rowcount
             db.execute(
-                """UPDATE items SET next_attempt_at = :looked_at, last_attempt_at = coalesce(last_attempt_at, :now)
-                WHERE status = 'ready' AND in_doubt_since IS NOT NULL""",
+                """UPDATE items SET next_attempt_at = :looked_at
+                WHERE status = 'ready' AND last_attempt_at IS NOT NULL AND in_doubt_since IS NOT NULL""",
+                values,
+            )
+            db.execute(
+                """UPDATE items SET next_attempt_at = :looked_at, last_attempt_at = :now
+                WHERE status = 'ready' AND last_attempt_at IS NULL AND in_doubt_since IS NOT NULL""",
                 values,
             )
             db.execute(
@@ -267,14 +272,9 @@ class Store:
 
     def skip_other_jobs(self) -> int:
         """At a start: skip the unfinished items of jobs that are no longer configured. Returns how many."""
-        rows = self.database.run(
-            """UPDATE items SET status = 'skipped', error = job || ' is not in jobs', reason = job || ' is not in jobs'
-            WHERE status IN ('awaiting_proxy', 'awaiting_create', 'ready')
-                AND job NOT IN (SELECT value FROM json_each(:jobs))
-            RETURNING job""",
-            jobs=json.dumps(self.rules.jobs),
-        )
-        return len(rows)
+        values = {"jobs": json.dumps(self.rules.jobs)}
+        with self.database.transaction() as db:
+            return sum(db.execute(statement, values).rowcount for statement in SKIP_OTHER_JOBS)
 
     def claim_new(self) -> Item | None:
         """Take an item that was never attempted: the earliest or, under a limit, the newest."""
@@ -568,6 +568,18 @@ ON CONFLICT (object_id, job) DO UPDATE SET status = 'ready', title = :title, sou
     next_attempt_at = :now
     WHERE status = 'awaiting_create'
 RETURNING status, job"""
+
+# One for each index, because SQLite uses none of them for all together.
+SKIP_OTHER_JOBS = (
+    """UPDATE items SET status = 'skipped', error = job || ' is not in jobs', reason = job || ' is not in jobs'
+    WHERE status = 'awaiting_proxy' AND job NOT IN (SELECT value FROM json_each(:jobs))""",
+    """UPDATE items SET status = 'skipped', error = job || ' is not in jobs', reason = job || ' is not in jobs'
+    WHERE status = 'awaiting_create' AND job NOT IN (SELECT value FROM json_each(:jobs))""",
+    """UPDATE items SET status = 'skipped', error = job || ' is not in jobs', reason = job || ' is not in jobs'
+    WHERE status = 'ready' AND last_attempt_at IS NULL AND job NOT IN (SELECT value FROM json_each(:jobs))""",
+    """UPDATE items SET status = 'skipped', error = job || ' is not in jobs', reason = job || ' is not in jobs'
+    WHERE status = 'ready' AND last_attempt_at IS NOT NULL AND job NOT IN (SELECT value FROM json_each(:jobs))""",
+)
 
 NEW = {
     "ASC": """SELECT object_id, job FROM items WHERE status = 'ready' AND last_attempt_at IS NULL

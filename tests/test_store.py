@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from reconciliation.changes import ReconciledChanges
 from store import ALLOWED, JOB_FLOOR, PAUSED, Item, Outcome, Rules, Source, Status, Store
 from support import ASSET, OTHER_ASSET, Clock, new_id
 from system.text import format_utc
@@ -350,6 +351,13 @@ def test_every_query_of_the_service_uses_an_index(stores: Stores, clock: Clock, 
     store.health()
     store.overview()
     store.known_version(ASSET)
+    store.recover()
+    store.skip_other_jobs()
+    changes = ReconciledChanges(store)
+    changes.submitted(("", ""), 0)
+    changes.unmeasured(0)
+    changes.delete_awaiting_create()
+    changes.delete_old_usage()
     connection.set_trace_callback(None)
     asked = {one for one in statements if re.match("SELECT|UPDATE|INSERT|DELETE", one.strip())}
     assert len(asked) > 15
