@@ -335,8 +335,8 @@ def test_a_start_does_not_bring_refusals_forward(store: Store) -> None:
 def test_every_query_of_the_service_uses_an_index(stores: Stores, clock: Clock, tmp_path: Path) -> None:
     store = stores(max_per_day=5, jobs=JOBS)
     statements: list[str] = []
-    connection = store.database._connection
-    connection.set_trace_callback(statements.append)
+    with store.database.transaction() as connection:
+        connection.set_trace_callback(statements.append)
     ready(store, 2)
     item = claimed(store)
     store.reserve(item, clock.now, "")
