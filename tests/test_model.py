@@ -403,6 +403,18 @@ class Promise(RuleBasedStateMachine):
         if abs(self.simulation.ahead + seconds) <= MAX_STEP:
             self.simulation.ahead += seconds
 
+    @rule(asset_id=assets)
+    def a_new_version_is_uploaded(self, asset_id: str) -> None:
+        """New files in the same asset: they get no job of their own."""
+        if asset_id in self.sandbox.assets:
+            version_id = self.sandbox.new_version(asset_id)
+            self.sandbox.set_proxy(asset_id, send=False)
+            event = proxy_event(asset_id)
+            event["data"]["version_id"] = version_id
+            assert self.web.post("/proxy", json=event, headers=HEADERS).status_code == 200
+            self.closed.setdefault(asset_id, self.simulation.now)
+            self.simulation.run_for(0)
+
     @rule(is_refused=st.booleans())
     def everybody_is_refused(self, is_refused: bool) -> None:
         """The account has no credits, or has them again."""
