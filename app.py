@@ -38,13 +38,11 @@ import commands
 from circuit_breaker import CircuitBreaker
 from config import Config, load
 from iconik_client import IconikClient
-from limits import Limits
 from reconciliation.reconciler import Reconciler, note_job_floors
 from resources import Services, create_app
 from store import Rules, Store
 from submitter import Submitter
 from system import systemd
-from system.database import StoreUnavailable
 from system.errors import ListenerError
 from system.log import set_up_logging
 from system.server import Server
@@ -71,7 +69,6 @@ def serve(config: Config) -> None:
         breaker = CircuitBreaker(config.submitter)
         submitter = Submitter(store, client, breaker, config)
         reconciler = Reconciler(store, client, breaker, submitter, config)
-        limits = Limits(store)
         note_job_floors(store, client)
         services = Services(store, submitter, breaker, config.listener.webhook_secret)
         server = Server(create_app(services), config.listener.host, config.listener.port)
@@ -82,8 +79,6 @@ def serve(config: Config) -> None:
         _announce(server, store, config)
 
         def show_life() -> None:
-            with suppress(StoreUnavailable):
-                limits.log_changes()
             if (seconds := client.longest_call()) > config.iconik.timeout + MAX_CALL_EXCESS:
                 log.error("A call to iconik has hung for %.0f s: restart the listener, if systemd does not", seconds)
             elif submitter.is_alive() and reconciler.is_alive():

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -294,25 +294,37 @@ class Store:
         retries = [(RETRY, {**due, "reserved": 0}), (MISDATED_RETRY, {**due, "reserved": 0})]
         return self._claim(retries, needs_room=True)
 
-    def _claim(self, searches: Iterable[tuple[str, dict[str, Any]]], *, needs_room: bool = False) -> Item | None:
-        """Take the first item that one of the searches finds, for an attempt that starts now."""
+    def _claim(self, searches: Sequence[tuple[str, dict[str, Any]]], *, needs_room: bool = False) -> Item | None:
+        """Take the first item that one of the searches finds, for an attempt that starts now.
+
+        It is looked for before anything is locked, so a look that finds nothing waits for nobody.
+        """
         item: tuple[str, str] | None = None
         try:
-            with self.database.transaction() as db:
-                if self._is_paused(db) or (needs_room and not self._has_room(db)):
+            with self.database.reading() as db:
+                if not self._find(db, searches, needs_room=needs_room):
                     return None
-                for statement, values in searches:
-                    found = db.execute(statement, {**values, "left_alone": self._left_alone_json()}).fetchone()
-                    if found:
-                        item = found["object_id"], found["job"]
-                        rows = db.execute(CLAIM, item).fetchall()
-                        if rows:
-                            return _item(rows[0])
-                        self._left_alone.add(item)  # its id is not text, so no statement finds it again
+            with self.database.transaction() as db:
+                item = self._find(db, searches, needs_room=needs_room)
+                rows = db.execute(CLAIM, item).fetchall() if item else []
+                if item and not rows:
+                    self._left_alone.add(item)  # its id is not text, so no statement finds it again
+                return _item(rows[0]) if rows else None
         except StoreRefused:
             if item:
                 self._left_alone.add(item)
             raise
+
+    def _find(
+        self, db: Any, searches: Sequence[tuple[str, dict[str, Any]]], *, needs_room: bool
+    ) -> tuple[str, str] | None:
+        """The item that is to be claimed; None if there is none, or if nothing may be started."""
+        if self._is_paused(db) or (needs_room and not self._has_room(db)):
+            return None
+        for statement, values in searches:
+            found = db.execute(statement, {**values, "left_alone": self._left_alone_json()}).fetchone()
+            if found:
+                return found["object_id"], found["job"]
         return None
 
     def _left_alone_json(self) -> str:
@@ -342,13 +354,14 @@ class Store:
         values = {"now": self.now(), "left_alone": self._left_alone_json()}
         object_id: str | None = None
         try:
-            with self.database.transaction() as db:
+            with self.database.reading() as db:
                 found = db.execute(POLL, values).fetchone()
                 if found is None and self._should_look_for_misdated():
                     found = db.execute(MISDATED_POLL, values).fetchone()
                     self._looked_for_misdated_at = self._clock() if found is None else None
-                if found is None:
-                    return None
+            if found is None:
+                return None
+            with self.database.transaction() as db:
                 object_id = str(found["object_id"])
                 rows = db.execute(
                     """UPDATE items SET
@@ -356,10 +369,12 @@ class Store:
                             THEN later(:now, min(max(waited, :min_age), :max_age - waited)) END,
                         waited = min(:max_age, waited + max(waited, :min_age)),
                         created_at = min(created_at, :now)
-                    WHERE object_id = :object_id AND status = 'awaiting_proxy'
+                    WHERE object_id = :object_id AND status = 'awaiting_proxy' AND EXISTS (
+                        SELECT 1 FROM items  -- unless another worker has taken it meanwhile
+                        WHERE object_id = :object_id AND job = :job AND next_attempt_at IS :next_attempt_at)
                     RETURNING *""",
                     {
-                        "object_id": object_id,
+                        **found,
                         "now": self.now(),
                         "min_age": max(self.rules.min_age, 1.0),
                         "max_age": self.rules.max_age,
@@ -368,7 +383,7 @@ class Store:
         except StoreRefused:
             self._left_alone |= {(object_id, job) for job in self.rules.jobs if object_id}
             raise
-        return _item(rows[0])
+        return _item(rows[0]) if rows else None
 
     def _should_look_for_misdated(self) -> bool:
         """Whether a minute has passed since the last look, which reads all that await a proxy, or the clock stepped."""
@@ -385,7 +400,7 @@ class Store:
 
     def seconds_until_due(self) -> float | None:
         """Seconds until claim_retry or claim_poll has something; 0 if one has now, None if that is not known."""
-        with self.database.transaction() as db:
+        with self.database.reading() as db:
             is_paused = self._is_paused(db)
             [row] = db.execute(
                 """SELECT min(due) AS due, min(due) <= :now AS is_due FROM (
@@ -525,7 +540,7 @@ class Store:
         """
         if self.database.error:
             self.set_state("written_at", self.now())
-        with self.database.transaction() as db:
+        with self.database.reading() as db:
             is_paused = self._is_paused(db)
             is_held = is_paused or not self._has_room(db)
             [row] = db.execute(
@@ -602,12 +617,12 @@ WHERE status = 'ready' AND last_attempt_at IS NOT NULL AND (counted_on IS NOT NU
     AND object_id || ' ' || job NOT IN (SELECT value FROM json_each(:left_alone))
 ORDER BY next_attempt_at, created_at LIMIT 1"""
 
-POLL = """SELECT object_id FROM items WHERE status = 'awaiting_proxy' AND next_attempt_at <= :now
+POLL = """SELECT object_id, job, next_attempt_at FROM items WHERE status = 'awaiting_proxy' AND next_attempt_at <= :now
     AND object_id || ' ' || job NOT IN (SELECT value FROM json_each(:left_alone))
 ORDER BY next_attempt_at, created_at LIMIT 1"""
 
 # Due later than its own delay allows, or iconik's Retry-After: the clock was wrong when that was written.
-MISDATED_POLL = """SELECT object_id FROM items WHERE status = 'awaiting_proxy' AND next_attempt_at > :now
+MISDATED_POLL = """SELECT object_id, job, next_attempt_at FROM items WHERE status = 'awaiting_proxy' AND next_attempt_at > :now
     AND (julianday(next_attempt_at) - julianday(:now)) * 86400 > max(waited, 3600) + 60
     AND object_id || ' ' || job NOT IN (SELECT value FROM json_each(:left_alone))
 LIMIT 1"""

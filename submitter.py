@@ -20,6 +20,7 @@ from iconik_client import (
     IconikUnavailable,
 )
 from jobs import FINISHED, JOBS, NOT_STARTED, UNDER_WAY, Job, Json, newest_version, status_of
+from limits import Limits
 from profiles import DEFAULT, Profile, ProfileMissing, ProfileNotForMediaType, Profiles
 from store import DAY_SECONDS, Item, Outcome, Source, Status, Store
 from system.database import StoreRefused, StoreUnavailable
@@ -91,6 +92,7 @@ class Submitter:
         self._breaker = breaker
         self._config = config
         self._runtime = runtime or Runtime()
+        self._limits = Limits(store)
         self._profiles = profiles or Profiles(client, self._runtime)
         # Retries may hang, so they may use at most half of the workers.
         self._retry_slots = threading.Semaphore((config.submitter.workers + 1) // 2)
@@ -209,6 +211,7 @@ class Submitter:
         with self._retry_slot() as has_slot:
             if not has_slot:  # the workers that have the slots go on with what is due
                 return POLL_SECONDS
+        self._limits.log_changes()
         due = self._store.seconds_until_due()
         return POLL_SECONDS if due is None else min(due + 0.001, POLL_SECONDS)
 

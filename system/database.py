@@ -207,6 +207,17 @@ class Database:
             return db.execute(statement, values).fetchall()
 
     @contextmanager
+    def reading(self) -> Iterator[sqlite3.Connection]:
+        """Read several statements' worth of one state of the file. It waits for nobody who writes."""
+        with self._exclusively() as db:
+            db.execute("BEGIN")
+            try:
+                yield db
+            finally:
+                if db.in_transaction:
+                    db.execute("ROLLBACK")
+
+    @contextmanager
     def transaction(self, wait: float | None = None) -> Iterator[sqlite3.Connection]:
         """Write several statements' worth, or nothing of it.
 
