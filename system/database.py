@@ -319,6 +319,9 @@ class Database:
         try:
             # Through SQLite, because only SQLite can close the file without losing this process's locks on it.
             with closing(sqlite3.connect(f"{self.path.as_uri()}?mode=ro&immutable=1", uri=True)) as db:
+                # A checkpoint leaves out pages that a reader holds up. Then the first page may count pages that are
+                # only in the -wal file, and SQLite refuses such a file, but not with this.
+                db.execute("PRAGMA writable_schema = ON")
                 [[mark]] = db.execute("SELECT value FROM state WHERE key = ?", (MARK,)).fetchall()
                 return str(mark)
         except (sqlite3.Error, ValueError):
