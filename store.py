@@ -416,7 +416,10 @@ class Store:
         if row["is_due"]:
             return 0.0
         due = parse_time(row["due"])  # a person may have written something else there
-        return due - self._clock() if due and due > self._clock() else None
+        if due is None:
+            return None
+        seconds = due - self._clock()
+        return max(0.0, seconds) if seconds > -1 else None  # it may have become due a moment ago
 
     def reserve(self, item: Item, iconik_now: float, profile: str) -> bool:
         """Count the item's job against today's limit, and note that from now on it may be started.
