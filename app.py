@@ -71,7 +71,8 @@ def serve(config: Config) -> None:
         reconciler = Reconciler(store, client, breaker, submitter, config)
         note_job_floors(store, client)
         services = Services(store, submitter, breaker, config.listener.webhook_secret)
-        server = Server(create_app(services), config.listener.host, config.listener.port)
+        listen_on = (config.listener.host, config.listener.port)
+        server = Server(create_app(services), *listen_on, services.judge)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, lambda *_: server.stop())
         submitter.start()

@@ -307,8 +307,9 @@ class ListenerHere(Listener):
         breaker, client = CircuitBreaker(config.submitter), IconikClient(config.iconik)
         self.submitter = Submitter(self.store, client, breaker, config)
         self.breaker = breaker
-        app = create_app(Services(self.store, self.submitter, breaker, config.listener.webhook_secret))
-        self.server = Server(app, config.listener.host, config.listener.port)
+        services = Services(self.store, self.submitter, breaker, config.listener.webhook_secret)
+        host, port = config.listener.host, config.listener.port
+        self.server = Server(create_app(services), host, port, services.judge)
         self.store.set_state("listening_at", self.server.address)
         self.url = f"http://{self.server.address}"
         self.submitter.start()
