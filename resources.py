@@ -17,6 +17,7 @@ from events import CREATE, PROXY, SECRET_HEADER, BadEvent, Event, EventKind
 from store import PAUSED, UNCHANGED, Store
 from submitter import Submitter
 from system.database import StoreRefused, StoreUnavailable
+from system.log import log_writer
 from system.runtime import Runtime
 from system.server import MAX_BODY, Refusal
 from system.text import UUID, command, format_utc, named, one_line, parse_time
@@ -176,6 +177,8 @@ class Health(Resource):
         has_work = bool(items["ready"] or items["submitting"])
         is_open = breaker.is_open or (breaker.opened_at is not None and has_work)
         last = services.last_webhook_at
+        writer = log_writer()
+        stuck_seconds = writer.stuck_seconds() if writer else 0.0
         return {
             "status": "paused" if is_open or paused_by_person else "ok",
             "version": __version__,
@@ -184,6 +187,8 @@ class Health(Resource):
             "paused_by_person": paused_by_person,
             "last_error": services.submitter.last_error,
             "last_webhook_at": format_utc(last) if last else None,
+            "log_stuck_since": format_utc(services.runtime.time() - stuck_seconds) if stuck_seconds else None,
+            "log_lines_dropped": writer.dropped if writer else 0,
             **items,
         }
 

@@ -397,6 +397,8 @@ def test_health_tells_how_it_is_without_the_secret(web: FlaskClient, store: Stor
         "paused_by_person": False,
         "last_error": None,
         "last_webhook_at": None,
+        "log_stuck_since": None,
+        "log_lines_dropped": 0,
         "held": 0,
         "jobs_today": 0,
         "max_per_day": 0,

@@ -79,7 +79,7 @@ def caddy(listener: Listener, tmp_path: Path) -> Iterator[str]:
     text = CADDYFILE.read_text().replace("127.0.0.1:8000", listener.url.removeprefix("http://"))
     text = text.replace("iconik-listener.example.com", f"http://:{port}")
     (tmp_path / "Caddyfile").write_text(text.replace("{", "{\n\tadmin off\n\tauto_https off\n", 1))
-    command = ["caddy", "run", "--config", tmp_path / "Caddyfile", "--adapter", "caddyfile"]
+    command = ["caddy", "run", "--config", str(tmp_path / "Caddyfile"), "--adapter", "caddyfile"]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
         wait_until(lambda: answers(port))
         yield f"http://127.0.0.1:{port}"
