@@ -97,7 +97,7 @@ class LogWriter(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         try:
             line = f"{self.format(record)}\n".encode(errors="backslashreplace")
-        except Exception:  # noqa: BLE001 as in logging's own handlers: a mistake in a message stops nothing
+        except Exception:
             self.handleError(record)
             return
         with self._changed:

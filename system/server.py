@@ -120,7 +120,7 @@ class Request(HTTPRequestParser):
     def _see_to_body(self) -> None:
         if not self._is_judged:
             self._is_judged, self.error = True, self._judge(self.path, self.headers, self._sender)
-        if not self._is_discarded and max(self.content_length, len(self.body_rcv)) > MAX_BODY:
+        if not self._is_discarded and len(self.body_rcv) > MAX_BODY:
             self._is_discarded, self.body_rcv.buf = True, _Discarded(len(self.body_rcv))
         if self.chunked and len(self.body_rcv.control_line) + len(self.body_rcv.trailer) > MAX_CHUNK_LINE:
             self.error = BadRequest("Invalid chunk")

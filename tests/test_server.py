@@ -36,6 +36,7 @@ class Site:
         app = Flask("test", static_folder=None)
         app.add_url_rule("/", "size", lambda: f"{request.content_length} {len(request.get_data())}", methods=["POST"])
         app.add_url_rule("/sender", "sender", lambda: request.headers["X-Forwarded-For"])
+        app.add_url_rule("/large", "large", lambda: "x" * 8_000_000)
         app.add_url_rule("/slow", "slow", lambda: str(self.go_on.wait(20)))
         self.server = Server(app, "127.0.0.1", 0, self.judge)
         self.url = f"http://{self.server.address}"
@@ -59,6 +60,10 @@ class Site:
     def under_way(self) -> int:
         """How many requests have been read and are not answered yet."""
         return sum(channel.is_busy for channel in self.server._channels())
+
+    def is_sending(self) -> bool:
+        """Whether an answer is ready that its client does not read."""
+        return any(channel.total_outbufs_len and not channel.requests for channel in self.server._channels())
 
     def stop(self) -> None:
         self.server.stop()
@@ -154,7 +159,9 @@ def test_no_answer_tells_what_the_server_is(site: Site) -> None:
 REFUSED = b"POST /refused HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\nX-Secret: y\r\n"
 
 
-@pytest.mark.parametrize("rest", [b"\r\n", b"\r\n{", b"Expect: 100-continue\r\n\r\n", b"\r\nGET / HTTP/1.1\r\n\r\n"])
+@pytest.mark.parametrize(
+    "rest", [b"\r\n", b"\r\n{", b"Expect: 100-continue\r\n\r\n", b"\r\nPOST / HTTP/1.1\r\nContent-Length: 1\r\n\r\nx"]
+)
 def test_a_body_that_is_not_wanted_is_refused_without_being_read(site: Site, rest: bytes) -> None:
     answer = site.exchange(REFUSED + rest)
     assert answer.startswith(b"HTTP/1.1 401 Unauthorized\r\nConnection: close\r\n")
@@ -214,15 +221,17 @@ def test_a_connection_that_sends_nothing_is_closed(monkeypatch: pytest.MonkeyPat
 def test_when_there_are_too_many_connections_the_oldest_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server_module, "MAX_CONNECTIONS", 10)
     with running_site() as site, ExitStack() as stack:
-        busy, *waiting = (stack.enter_context(closing(site.connect())) for _ in range(10))
+        busy, reading, *waiting = (stack.enter_context(closing(site.connect())) for _ in range(10))
         busy.sendall(b"GET /slow HTTP/1.1\r\nHost: x\r\n\r\n")
-        wait_until(lambda: site.under_way() == 1)
+        reading.sendall(b"GET /large HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        wait_until(lambda: site.under_way() == 2 and site.is_sending())
         for client in waiting:
             client.sendall(b"POST / HTTP/1.1\r\n")
         assert requests.post(site.url, data=b"x", headers={"Connection": "close"}).text == "1 1"
         assert read_until_cut_off(waiting[0]) == b""
         waiting[1].sendall(b"Host: x\r\nContent-Length: 1\r\nConnection: close\r\n\r\nx")
         assert read_all(waiting[1]).endswith(b"1 1")
+        assert read_all(reading).endswith(b"x" * 8_000_000)
         site.go_on.set()
         assert busy.recv(12) == b"HTTP/1.1 200"
 

@@ -64,6 +64,11 @@ def test_requests_that_do_not_end_take_little_memory_and_webhooks_go_on(
     assert not listener.logged("ERROR")
 
 
+def test_who_has_another_secret_is_refused_before_the_body_is_there(listener: Listener) -> None:
+    with strangers(listener.url, 3, begin("wrong", 500_000, 100)) as clients:
+        assert [client.recv(12) for client in clients] == [b"HTTP/1.1 401"] * 3
+
+
 def test_a_thousand_strangers_do_not_keep_a_webhook_out(listener: Listener) -> None:
     with strangers(listener.url, 1100, b"POST /create HTTP/1.1\r\n"):
         assert listener.post("/create", create_event()).status_code == 200
