@@ -253,6 +253,7 @@ class Server:
         self._accept_one, self._waitress.handle_accept = self._waitress.handle_accept, self._accept
         self._waitress.is_draining = False
         self._stopping = False
+        self._next_sweep = 0.0
         host = str(self._waitress.effective_host)
         self.address = (
             f"[{host}]:{self._waitress.effective_port}" if ":" in host else f"{host}:{self._waitress.effective_port}"
@@ -304,8 +305,12 @@ class Server:
 
     def _close_what_costs_too_much(self) -> None:
         """Close what has taken too long and, while all of it is too much, what has taken longest."""
+        count, now = len(self._waitress.active_channels), time.monotonic()
+        if now < self._next_sweep and count <= min(self._max_connections, MAX_INCOMPLETE // (MAX_HEAD + MAX_BODY)):
+            return
+        self._next_sweep = now + SWEEP_SECONDS
         channels = self._channels()
-        count, kept, now = len(channels), sum(channel.kept for channel in channels), time.monotonic()
+        kept = sum(channel.kept for channel in channels)
         for channel in sorted(channels, key=lambda channel: channel.deadline):
             is_too_much = count > self._max_connections or (kept > MAX_INCOMPLETE and channel.kept)
             if channel.requests or not (channel.deadline < now or (is_too_much and not channel.is_busy)):

@@ -181,6 +181,7 @@ def test_who_is_refused_while_sending_gets_the_answer_nevertheless(site: Site) -
 
 def test_who_is_refused_and_goes_on_sending_is_cut_off(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server_module, "LINGER_SECONDS", 0.05)
+    monkeypatch.setattr(server_module, "SWEEP_SECONDS", 0.05)
     with closing(site.connect()) as client:
         client.sendall(REFUSED + b"\r\n")
         wait_until(lambda: is_cut_off(client))
@@ -204,6 +205,7 @@ def test_a_request_that_does_not_end_is_cut_off_though_it_drips(
     site: Site, data: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server_module, "REQUEST_SECONDS", 0.1)
+    monkeypatch.setattr(server_module, "SWEEP_SECONDS", 0.05)
     with closing(site.connect()) as client:
         client.sendall(data)
         wait_until(lambda: is_cut_off(client))
@@ -211,6 +213,7 @@ def test_a_request_that_does_not_end_is_cut_off_though_it_drips(
 
 def test_a_connection_that_sends_nothing_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server_module, "IDLE_SECONDS", 0.1)
+    monkeypatch.setattr(server_module, "SWEEP_SECONDS", 0.05)
     with running_site() as site, closing(site.connect()) as new, closing(site.connect()) as used:
         used.sendall(b"POST / HTTP/1.1\r\nHost: x\r\n\r\n")
         assert used.recv(12) == b"HTTP/1.1 200"
