@@ -1,135 +1,145 @@
 """A thousand connections that never end a request: what becomes of webhooks, of memory and of the CPU meanwhile.
 
-`python strangers.py PORT KIND SECRET` is the strangers themselves, until its stdin is closed.
+`python strangers.py PORT KIND SECRET` is the strangers themselves. Once its stdin ends, it prints how many are left.
 """
 
 import asyncio
+import resource
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack
+from itertools import product
 from pathlib import Path
 from statistics import median
 
 from bench import Bench
-from load import Client, new_id
+from load import HEADERS, Client, new_id
 from process import Process, free_port, python
 from service import Iconik, Service, new_folder
 from table import figure, table
 
 CONNECTIONS = 1000
-# What each sends at once, but for the secret. Of `drips`, each goes on with a byte a second.
+BODY = 64 * 1024
+HEAD = "POST /create HTTP/1.1\r\nHost: x\r\nX-Webhook-Secret: {secret}\r\n"
+# What each sends at once. Of `drips`, each goes on with a byte a second.
 KINDS = {
-    "bodies": f"POST /create HTTP/1.1\r\nHost: x\r\nContent-Length: {64 * 1024}\r\n\r\n" + "x" * (64 * 1024 - 1),
-    "drips": f"POST /create HTTP/1.1\r\nHost: x\r\nContent-Length: {64 * 1024}\r\n\r\n",
-    "headers": "POST /create HTTP/1.1\r\nHost: x\r\nX-Long: " + "x" * (15 * 1024),
+    "bodies": f"{HEAD}Content-Length: {BODY}\r\n\r\n" + "x" * (BODY - 1),
+    "drips": f"{HEAD}Content-Length: {BODY}\r\n\r\n",
+    "headers": f"{HEAD}X-Long: " + "x" * 15 * 1024,
 }
+SECRETS = {"no": "wrong", "yes": HEADERS["X-Webhook-Secret"]}
 SECONDS, LONG_SECONDS = 5.0, 60.0
 REST_SECONDS = 2.0
-GLOBAL_OPTIONS = "{\n\tadmin off\n\tauto_https off\n}\n"
+GLOBAL_OPTIONS = "{\n\tadmin off\n\tauto_https off\n"
 
 
 def run(bench: Bench) -> str:
-    ways = ["directly", *(["through Caddy"] if shutil.which("caddy") else [])]
+    seconds = LONG_SECONDS if bench.long else SECONDS
+    ways = ["directly", "through Caddy"] if shutil.which("caddy") else ["directly"]
     rows = []
-    for name, checkout in bench.checkouts.items():
-        for way in ways:
-            for kind in KINDS:
-                for secret in ("", "benchmark"):
-                    with ExitStack() as stack:
-                        iconik = stack.enter_context(Iconik(bench.folder))
-                        folder = new_folder(bench.folder, "strangers")
-                        service = stack.enter_context(Service(checkout, folder, iconik))
-                        way_in = service if way == "directly" else stack.enter_context(_caddy(bench.folder, service))
-                        seconds = LONG_SECONDS if bench.long else SECONDS
-                        cells = _measure(service, way_in.port, kind, secret, seconds)
-                    rows.append([f"{name}, {way}", kind, "yes" if secret else "no", *cells])
+    for (name, checkout), way, kind, secret in product(bench.checkouts.items(), ways, KINDS, SECRETS):
+        with ExitStack() as stack:
+            iconik = stack.enter_context(Iconik(bench.folder))
+            service = stack.enter_context(Service(checkout, new_folder(bench.folder, "service"), iconik))
+            entry = stack.enter_context(_caddy(bench.folder, service)) if way == "through Caddy" else service
+            rows.append([f"{name}, {way}", kind, secret, *_measure(service, entry.port, kind, secret, seconds)])
     heads = [
         "",
-        "what",
+        "strangers",
         "secret",
-        "still open",
-        "webhooks, ms",
-        "slowest",
+        "left",
+        "webhook, ms",
+        "slowest, ms",
         "failed",
-        "peak memory, MB",
+        "memory, MB",
         "CPU, %",
-        "after",
+        "after, %",
     ]
-    text = f"{CONNECTIONS:,} connections, and 10 webhooks a second beside them for {figure(SECONDS)} s.\n\n"
-    return text + table(heads, rows) + ("" if len(ways) > 1 else "\n\nCaddy is not installed, and was left out.")
+    text = f"{CONNECTIONS:,} connections for {seconds:.0f} s, and about 8 webhooks a second beside them, each over a"
+    text += " connection of its own. `left` are still open then. Memory is the highest VmRSS; CPU is that of one core"
+    text += " while they hold on, and after they have gone."
+    return f"{text}\n\n{table(heads, rows)}" + (
+        "" if len(ways) > 1 else "\n\nCaddy is not installed, and was left out."
+    )
 
 
-def _measure(service: Service, port: int, kind: str, secret: str, seconds: float) -> list[str]:
-    times, failed = [], 0
-    with _strangers(port, kind, secret) as strangers:
+def _measure(service: Process, port: int, kind: str, secret: str, seconds: float) -> list[str]:
+    times: list[float] = []
+    failed = 0
+    command = python("strangers.py", port, kind, SECRETS[secret])
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as strangers:
         deadline = time.monotonic() + seconds
-        ready_at = 0.0
         while time.monotonic() < deadline:
             try:
                 times.append(Client(port).send("/create", new_id()))
             except ConnectionError:
                 failed += 1
             time.sleep(0.1)
-        used = service.cpu_seconds()
-        time.sleep(REST_SECONDS)
-        held = (service.cpu_seconds() - used) / REST_SECONDS
-        left = strangers()
+        while_they_hold = _cpu_percent(service)
+        left = strangers.communicate()[0].strip()
     time.sleep(REST_SECONDS)
-    used = service.cpu_seconds()
+    latency = [figure(median(times or [0])), figure(max(times or [0])), str(failed)]
+    return [left, *latency, figure(service.peak_memory()), while_they_hold, _cpu_percent(service)]
+
+
+def _cpu_percent(service: Process) -> str:
+    before = service.cpu_seconds()
     time.sleep(REST_SECONDS)
-    rest = (service.cpu_seconds() - used) / REST_SECONDS
-    figures = [figure(median(times or [0])), figure(max(times or [0])), failed, figure(service.peak_memory())]
-    return [left, *map(str, figures), figure(held * 100), figure(rest * 100)]
+    return f"{(service.cpu_seconds() - before) / REST_SECONDS * 100:.1f}"
 
 
-@contextmanager
-def _strangers(port: int, kind: str, secret: str) -> Iterator:
-    process = subprocess.Popen(
-        python("strangers.py", port, kind, secret), stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    )
-    assert process.stdin and process.stdout
-
-    def leave() -> str:
-        return process.communicate()[0].decode().strip()
-
-    yield leave
-    process.wait()
-
-
-def _caddy(parent: Path, service: Service) -> Process:
+def _caddy(parent: Path, service: Process) -> Process:
     """Caddy with deploy/Caddyfile, but for the addresses."""
     folder, port = new_folder(parent, "caddy"), free_port()
-    caddyfile = (Path(__file__).parent.parent / "deploy" / "Caddyfile").read_text()
-    caddyfile = caddyfile.replace("iconik-listener.example.com", f"http://:{port}")
-    caddyfile = caddyfile.replace("127.0.0.1:8000", f"127.0.0.1:{service.port}")
-    (folder / "Caddyfile").write_text(GLOBAL_OPTIONS + caddyfile)
+    text = (Path(__file__).parent.parent / "deploy" / "Caddyfile").read_text()
+    text = text.replace("iconik-listener.example.com", f"http://:{port}").replace(
+        "127.0.0.1:8000", f"127.0.0.1:{service.port}"
+    )
+    (folder / "Caddyfile").write_text(text.replace("{\n", GLOBAL_OPTIONS, 1))
     return Process(["caddy", "run", "--config", "Caddyfile", "--adapter", "caddyfile"], folder, port)
 
 
-async def _stranger(port: int, data: bytes, drips: bool) -> None:
-    """One connection, until the other side closes it."""
-    with suppress(OSError):
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        writer.write(data)
-        answer = asyncio.create_task(reader.read())
-        while drips and not answer.done():
-            await asyncio.sleep(1)
-            writer.write(b" ")
-        await answer
+class Stranger(asyncio.Protocol):
+    """One connection. What it is answered does not interest it."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self.is_open = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.is_open = True
+        self._transport: asyncio.Transport = transport  # type: ignore[assignment]
+        self._transport.write(self._data)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.is_open = False
+
+    def drip(self) -> None:
+        if self.is_open:
+            self._transport.write(b" ")
 
 
 async def _crowd(port: int, kind: str, secret: str) -> None:
-    data = KINDS[kind].replace("\r\n", f"\r\nX-Webhook-Secret: {secret}\r\n", 1).encode()
-    crowd = [asyncio.create_task(_stranger(port, data, kind == "drips")) for _ in range(CONNECTIONS)]
-    await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
-    print(sum(not stranger.done() for stranger in crowd))
+    loop = asyncio.get_running_loop()
+    data = KINDS[kind].format(secret=secret).encode()
+    crowd: list[Stranger] = []
+
+    def new_stranger() -> Stranger:
+        crowd.append(Stranger(data))
+        return crowd[-1]
+
+    connecting = [loop.create_connection(new_stranger, "127.0.0.1", port) for _ in range(CONNECTIONS)]
+    end = loop.run_in_executor(None, sys.stdin.read)
+    await asyncio.gather(*connecting, return_exceptions=True)
+    while not end.done():
+        for stranger in crowd if kind == "drips" else []:
+            stranger.drip()
+        await asyncio.wait([end], timeout=1)
+    print(sum(stranger.is_open for stranger in crowd))
 
 
 if __name__ == "__main__":
-    import resource
-
     resource.setrlimit(resource.RLIMIT_NOFILE, (4096, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
-    asyncio.run(_crowd(int(sys.argv[1]), *sys.argv[2:]))
+    asyncio.run(_crowd(int(sys.argv[1]), sys.argv[2], sys.argv[3]))
