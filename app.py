@@ -51,7 +51,7 @@ from version import __version__
 log = logging.getLogger("iconik_listener")
 
 MAX_CALL_EXCESS = 120.0  # seconds beyond its timeout after which a call hangs: the system's resolver may take a minute
-STARTING_SECONDS = 300.0  # that systemd is asked for each time that a long start shows progress
+STARTING_SECONDS = 300.0  # added to systemd's start timeout with each progress line
 
 
 def serve(config: Config) -> None:
@@ -113,7 +113,7 @@ def _starting(line: str) -> None:
 
 
 def _end_process(mistake: threading.ExceptHookArgs) -> None:
-    """The service would go on without one of its threads, and nobody would notice. A restart loses nothing."""
+    """Otherwise the service would keep running with a thread missing, unnoticed. A restart loses nothing."""
     log.critical("Ending", exc_info=(mistake.exc_type, mistake.exc_value or mistake.exc_type(), mistake.exc_traceback))
     flush_log()
     os._exit(1)

@@ -110,7 +110,7 @@ ITEM_COLUMNS = tuple(field.name for field in fields(Item))
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of an attempt.
+    """The result of an attempt.
 
     :ivar status: the item's next status: submitted, done, skipped, failed, or ready for another attempt
     :ivar error: why it is skipped, failed or has to wait
@@ -416,7 +416,10 @@ class Store:
         if row["is_due"]:
             return 0.0
         due = parse_time(row["due"])  # a person may have written something else there
-        return due - self._clock() if due and due > self._clock() else None
+        if due is None:
+            return None
+        seconds = due - self._clock()
+        return max(0.0, seconds) if seconds > -1 else None  # it may have become due a moment ago
 
     def reserve(self, item: Item, iconik_now: float, profile: str) -> bool:
         """Count the item's job against today's limit, and note that from now on it may be started.
@@ -477,7 +480,7 @@ class Store:
             self._left_alone.add((item.object_id, item.job))
             raise
 
-    # What was refused for everybody, such as for want of credits.
+    # Refusals that affect every item, such as insufficient credits.
 
     def is_refused_alone(self, item: Item, reason: str) -> bool:
         """Whether no other item was refused in the same words and is due within `max_retry_delay`.
@@ -517,7 +520,7 @@ class Store:
             since=self.now(-seconds),
         )
 
-    # What must be remembered, and what is asked.
+    # Persistent state and queries.
 
     def state(self, key: str) -> str | None:
         """What was remembered under that key."""
@@ -527,6 +530,15 @@ class Store:
     def set_state(self, key: str, value: str) -> None:
         """Remember a value."""
         self.database.run(SET_STATE, key=key, value=value)
+
+    def forget_job_floors(self) -> None:
+        """Forget since when the jobs are configured that are not configured any more."""
+        self.database.run(
+            """DELETE FROM state WHERE key LIKE :prefix || '%'
+            AND substr(key, length(:prefix) + 1) NOT IN (SELECT value FROM json_each(:jobs))""",
+            prefix=JOB_FLOOR,
+            jobs=json.dumps(self.rules.jobs),
+        )
 
     def overview(self) -> list[Row]:
         """For each status that there is: how many `items`, and since when the `oldest` of them is here."""
@@ -622,7 +634,8 @@ POLL = """SELECT object_id, job, next_attempt_at FROM items WHERE status = 'awai
 ORDER BY next_attempt_at, created_at LIMIT 1"""
 
 # Due later than its own delay allows, or iconik's Retry-After: the clock was wrong when that was written.
-MISDATED_POLL = """SELECT object_id, job, next_attempt_at FROM items WHERE status = 'awaiting_proxy' AND next_attempt_at > :now
+MISDATED_POLL = """SELECT object_id, job, next_attempt_at FROM items
+WHERE status = 'awaiting_proxy' AND next_attempt_at > :now
     AND (julianday(next_attempt_at) - julianday(:now)) * 86400 > max(waited, 3600) + 60
     AND object_id || ' ' || job NOT IN (SELECT value FROM json_each(:left_alone))
 LIMIT 1"""

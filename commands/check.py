@@ -169,7 +169,7 @@ def _database_facts(store: Store) -> Facts:
     if wal.exists() and wal.stat().st_size > MAX_WAL_BYTES:
         size = wal.stat().st_size // 2**20
         yield note(
-            f"{wal} has grown to {size} MiB: another program has been reading items.db for long. Quit that program"
+            f"{wal} has grown to {size} MiB: another program has kept items.db open for a long time. Quit that program"
         )
     if kind := network_file_system(database):
         yield wrong(f"{database} is on {kind}, where SQLite files are damaged sooner or later: move it to a local disk")
@@ -180,7 +180,7 @@ def _database_facts(store: Store) -> Facts:
 
 
 def _item_facts(store: Store) -> Facts:
-    """What failed is wrong for a day, and a note after that. What waits is told by reason."""
+    """What failed is wrong for a day, and a note after that. Waiting items are grouped by reason."""
     since = store.now(-DAY_SECONDS)
     [failed] = store.database.run(
         "SELECT count(*) AS items, total(last_attempt_at > :since) AS recent FROM items WHERE status = 'failed'",
@@ -275,7 +275,7 @@ def _iconik_facts(config: Config, registered_url: str | None) -> Facts:
         lambda: _only_facts(config, client),
     ]
     if "can_read_automations" in roles:
-        steps.append(lambda: _automation_facts(catalog))
+        steps.append(lambda: _automation_facts(config, catalog))
     if "can_read_webhooks" in roles:
         steps.append(lambda: _webhook_facts(config, catalog, registered_url))
     for step in steps:
@@ -359,13 +359,13 @@ def _only_facts(config: Config, client: IconikClient) -> Facts:
             yield wrong(f"the query in [{job.name}] only finds no asset at all, so no {job.name} job is started")
 
 
-def _automation_facts(catalog: IconikCatalog) -> Facts:
-    ours_too = {"ANALYZE": "analyze", "TRANSCRIBE": "transcribe", "EXTRACT_FACES": "faces"}
+def _automation_facts(config: Config, catalog: IconikCatalog) -> Facts:
+    ours_too = {job.automation_action for job in config.jobs}
     for automation in catalog.automations():
         actions = automation.get("actions")
         known = [action for action in actions if isinstance(action, dict)] if isinstance(actions, list) else []
         types = {action.get("type") for action in known}
-        if automation.get("status") == "ACTIVE" and types & set(ours_too):
+        if automation.get("status") == "ACTIVE" and types & ours_too:
             name = one_line(str(automation.get("name")))
             yield note(f'iconik\'s automation "{name}" also starts jobs: some assets may be billed twice')
 

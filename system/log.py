@@ -15,7 +15,7 @@ from system.text import one_line
 
 OUR_LOGGER = "iconik_listener"
 REPEAT_SECONDS = 60
-MAX_TOPICS = 20  # of one kind that are told of in a minute, such as the senders of refused webhooks
+MAX_TOPICS = 20  # of one kind that are logged per minute, such as the senders of refused webhooks
 MAX_LINE = 1000
 MAX_WAITING = 1000  # lines that wait to be written
 RETRY_SECONDS = 5.0  # after which a line that could not be written is tried again

@@ -227,7 +227,7 @@ def test_an_asset_that_comes_back_with_a_backup_is_not_billed_twice(
     listener.start()
     wait_until(lambda: listener.rows("status = 'submitted'"))
     assert sandbox.jobs == [ASSET]
-    assert f'INFO iconik already has an Analyze Job for {ASSET} "a.mov"' in messages(listener)
+    assert f'INFO iconik already has the Analyze Job for {ASSET} "a.mov"' in messages(listener)
 
 
 def test_a_database_that_is_deleted_under_it_is_told_of_at_once(listener: Listener) -> None:
@@ -335,7 +335,7 @@ def test_after_a_kill_the_next_start_finishes_the_work(
     listener.start()
     wait_until(lambda: len(listener.rows("status = 'submitted'")) == 2)
     assert sorted(sandbox.jobs) == sorted(ids)
-    assert listener.logged("WARNING Under way when the listener ended: 2 items. iconik is asked first whether")
+    assert listener.logged("WARNING Under way when the listener ended: 2 items. Checking first whether")
 
 
 DYING_WORKERS = """
