@@ -36,6 +36,8 @@ MANY = 10  # items refused in the same words that are everybody's trouble
 ROUTE_TIMEOUT = 10.0
 PING_TIMEOUT = 10.0
 
+STUCK_REMEDY = "Once that is mended, restart the listener"
+
 # What is lost without each role. README.md has the same table.
 SERVICE_ROLES = {
     "can_read_assets": "no job can be started: the listener reads each asset first",
@@ -247,6 +249,10 @@ def _listener_faults(config: Config, listener: dict[str, Any]) -> list[str]:
     if listener.get("paused_since"):
         since, reason = format_local(listener["paused_since"]), one_line(str(listener["last_error"]))
         faults.append(f"the listener has been paused since {since}: {reason}")
+    if listener.get("log_stuck_since"):
+        since, dropped = format_local(listener["log_stuck_since"]), pluralize(listener["log_lines_dropped"], "line")
+        reason = "its disk is full, or the program that reads it has ended or hangs"
+        faults.append(f"the listener's log has been stuck since {since} ({dropped} dropped): {reason}. {STUCK_REMEDY}")
     due = parse_time(listener.get("oldest_due_at"))
     if due and time.time() - due > MAX_DUE_SECONDS:
         faults.append(f"an item has been due since {format_local(listener['oldest_due_at'])}: {command('status')}")

@@ -12,7 +12,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, redirect_stderr, redirect_stdout
+from contextlib import closing, contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -103,6 +103,18 @@ def wait_until(condition: Callable[[], Any], seconds: float = 20) -> None:
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.005)
+
+
+def full_pipe() -> tuple[int, int]:
+    """The descriptors of a pipe's two ends. It has taken full stops until it was full."""
+    read_end, write_end = os.pipe()
+    os.set_blocking(write_end, False)
+    for size in (1000, 1):
+        with suppress(BlockingIOError):
+            while True:
+                os.write(write_end, b"." * size)
+    os.set_blocking(write_end, True)
+    return read_end, write_end
 
 
 def let_everybody_in(folder: Path) -> None:
@@ -307,8 +319,9 @@ class ListenerHere(Listener):
         breaker, client = CircuitBreaker(config.submitter), IconikClient(config.iconik)
         self.submitter = Submitter(self.store, client, breaker, config)
         self.breaker = breaker
-        app = create_app(Services(self.store, self.submitter, breaker, config.listener.webhook_secret))
-        self.server = Server(app, config.listener.host, config.listener.port)
+        services = Services(self.store, self.submitter, breaker, config.listener.webhook_secret)
+        host, port = config.listener.host, config.listener.port
+        self.server = Server(create_app(services), host, port, services.judge)
         self.store.set_state("listening_at", self.server.address)
         self.url = f"http://{self.server.address}"
         self.submitter.start()
