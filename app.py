@@ -46,6 +46,7 @@ from system import systemd
 from system.errors import ListenerError
 from system.log import set_up_logging
 from system.server import Server
+from system.text import in_container
 from version import __version__
 
 log = logging.getLogger("iconik_listener")
@@ -61,6 +62,8 @@ def serve(config: Config) -> None:
     """
     set_up_logging()
     threading.excepthook = _end_process
+    if config.variables is not None:
+        log.info("%s", config.describe_environment())
     for line in (*config.warnings, *config.notes):
         log.warning("%s", line)
     store = Store(config.listener.database, Rules.of(config), listener=True, progress=_starting)
@@ -80,7 +83,7 @@ def serve(config: Config) -> None:
 
         def show_life() -> None:
             if (seconds := client.longest_call()) > config.iconik.timeout + MAX_CALL_EXCESS:
-                log.error("A call to iconik has hung for %.0f s: restart the listener, if systemd does not", seconds)
+                _hangs(seconds)
             elif submitter.is_alive() and reconciler.is_alive():
                 systemd.notify("WATCHDOG=1", f"STATUS={breaker.describe()}")
 
@@ -104,6 +107,15 @@ def _announce(server: Server, store: Store, config: Config) -> None:
         *(server.address, __version__, store.database.path, counts, config.iconik.url),
     )
     systemd.notify("READY=1")
+
+
+def _hangs(seconds: float) -> None:
+    """A call cannot be cut off. systemd restarts a listener that shows no life; in a container, one that ends."""
+    if not in_container():
+        log.error("A call to iconik has hung for %.0f s: restart the listener, if systemd does not", seconds)
+        return
+    log.critical("A call to iconik has hung for %.0f s: ending, to be restarted", seconds)
+    os._exit(1)
 
 
 def _starting(line: str) -> None:
