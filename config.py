@@ -244,7 +244,7 @@ class Config:
 
     def describe_environment(self) -> str:
         """One line on which variables were read."""
-        file = f", before {self.path}" if self.path.exists() else ""
+        file = f", and goes before {self.path}" if self.path.exists() else ""
         return f"The environment is read{file}: {', '.join(self.variables or ()) or 'it holds no key'}"
 
     @property

@@ -82,7 +82,7 @@ def test_the_environment_goes_before_config_ini(tmp_path: Path, environment: Cal
     config = load(path)
     assert (config.iconik.app_id, config.submitter.workers) == ("app", 2)
     assert (config.limits.max_per_day, config.transcribe.language) == (50, "en")
-    assert config.describe_environment().startswith(f"The environment is read, before {path}: LIMITS_MAX_PER_DAY, ")
+    assert config.describe_environment().startswith(f"The environment is read, and goes before {path}: LIMITS_MAX_PER_DAY, ")
 
 
 @pytest.mark.parametrize("switch", [None, "0"])
@@ -190,7 +190,7 @@ def test_the_first_line_and_check_say_that_the_environment_is_read(
 ) -> None:
     environment(ICONIK_AUTH_TOKEN=sandbox.auth_token)
     listener = listeners(iconik__auth_token=None).start()
-    says = f"The environment is read, before {listener.config}: ICONIK_AUTH_TOKEN"
+    says = f"The environment is read, and goes before {listener.config}: ICONIK_AUTH_TOKEN"
     assert listener.log[0].rstrip().endswith(f" INFO {says}")
     assert f"note   {says}\n" in listener.command("check").stdout
 
