@@ -52,6 +52,7 @@ from version import __version__
 log = logging.getLogger("iconik_listener")
 
 MAX_CALL_EXCESS = 120.0  # seconds beyond its timeout after which a call hangs: the system's resolver may take a minute
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 STARTING_SECONDS = 300.0  # added to systemd's start timeout with each progress line
 
 
@@ -75,7 +76,7 @@ def serve(config: Config) -> None:
         note_job_floors(store, client)
         services = Services(store, submitter, breaker, config.listener.webhook_secret)
         server = Server(create_app(services), config.listener.host, config.listener.port)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        for number in STOP_SIGNALS:
             signal.signal(number, lambda *_: server.stop())
         submitter.start()
         reconciler.start()
@@ -95,6 +96,8 @@ def serve(config: Config) -> None:
         breaker.stop()
         submitter.stop()
         reconciler.stop()
+        for number in STOP_SIGNALS:  # while Python ends, it would die of another one
+            signal.signal(number, signal.SIG_IGN)
     finally:
         store.close()
 
