@@ -82,7 +82,9 @@ def test_the_environment_goes_before_config_ini(tmp_path: Path, environment: Cal
     config = load(path)
     assert (config.iconik.app_id, config.submitter.workers) == ("app", 2)
     assert (config.limits.max_per_day, config.transcribe.language) == (50, "en")
-    assert config.describe_environment().startswith(f"The environment is read, and goes before {path}: LIMITS_MAX_PER_DAY, ")
+    assert config.describe_environment().startswith(
+        f"The environment is read, and goes before {path}: LIMITS_MAX_PER_DAY, "
+    )
 
 
 @pytest.mark.parametrize("switch", [None, "0"])
