@@ -416,7 +416,10 @@ class Store:
         if row["is_due"]:
             return 0.0
         due = parse_time(row["due"])  # a person may have written something else there
-        return due - self._clock() if due and due > self._clock() else None
+        if due is None:
+            return None
+        seconds = due - self._clock()
+        return max(0.0, seconds) if seconds > -1 else None  # it may have become due a moment ago
 
     def reserve(self, item: Item, iconik_now: float, profile: str) -> bool:
         """Count the item's job against today's limit, and note that from now on it may be started.
@@ -527,6 +530,15 @@ class Store:
     def set_state(self, key: str, value: str) -> None:
         """Remember a value."""
         self.database.run(SET_STATE, key=key, value=value)
+
+    def forget_job_floors(self) -> None:
+        """Forget since when the jobs are configured that are not configured any more."""
+        self.database.run(
+            """DELETE FROM state WHERE key LIKE :prefix || '%'
+            AND substr(key, length(:prefix) + 1) NOT IN (SELECT value FROM json_each(:jobs))""",
+            prefix=JOB_FLOOR,
+            jobs=json.dumps(self.rules.jobs),
+        )
 
     def overview(self) -> list[Row]:
         """For each status that there is: how many `items`, and since when the `oldest` of them is here."""
