@@ -46,11 +46,13 @@ from system import systemd
 from system.errors import ListenerError
 from system.log import flush_log, set_up_logging
 from system.server import Server
+from system.text import in_container
 from version import __version__
 
 log = logging.getLogger("iconik_listener")
 
 MAX_CALL_EXCESS = 120.0  # seconds beyond its timeout after which a call hangs: the system's resolver may take a minute
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 STARTING_SECONDS = 300.0  # added to systemd's start timeout with each progress line
 
 
@@ -61,6 +63,8 @@ def serve(config: Config) -> None:
     """
     set_up_logging()
     threading.excepthook = _end_process
+    if config.variables is not None:
+        log.info("%s", config.describe_environment())
     for line in (*config.warnings, *config.notes):
         log.warning("%s", line)
     store = Store(config.listener.database, Rules.of(config), listener=True, progress=_starting)
@@ -73,7 +77,7 @@ def serve(config: Config) -> None:
         services = Services(store, submitter, breaker, config.listener.webhook_secret)
         listen_on = (config.listener.host, config.listener.port)
         server = Server(create_app(services), *listen_on, services.judge)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        for number in STOP_SIGNALS:
             signal.signal(number, lambda *_: server.stop())
         submitter.start()
         reconciler.start()
@@ -81,7 +85,7 @@ def serve(config: Config) -> None:
 
         def show_life() -> None:
             if (seconds := client.longest_call()) > config.iconik.timeout + MAX_CALL_EXCESS:
-                log.error("A call to iconik has hung for %.0f s: restart the listener, if systemd does not", seconds)
+                _hangs(seconds)
             elif submitter.is_alive() and reconciler.is_alive():
                 systemd.notify("WATCHDOG=1", f"STATUS={breaker.describe()}")
 
@@ -93,6 +97,8 @@ def serve(config: Config) -> None:
         breaker.stop()
         submitter.stop()
         reconciler.stop()
+        for number in STOP_SIGNALS:  # while Python ends, it would die of another one
+            signal.signal(number, signal.SIG_IGN)
     finally:
         store.close()
 
@@ -105,6 +111,15 @@ def _announce(server: Server, store: Store, config: Config) -> None:
         *(server.address, __version__, store.database.path, counts, config.iconik.url),
     )
     systemd.notify("READY=1")
+
+
+def _hangs(seconds: float) -> None:
+    """A call cannot be cut off. systemd restarts a listener that shows no life; in a container, one that ends."""
+    if not in_container():
+        log.error("A call to iconik has hung for %.0f s: restart the listener, if systemd does not", seconds)
+        return
+    log.critical("A call to iconik has hung for %.0f s: ending, to be restarted", seconds)
+    os._exit(1)
 
 
 def _starting(line: str) -> None:

@@ -70,9 +70,10 @@ class CircuitBreaker:
 
     def describe(self) -> str:
         """Its state as a sentence."""
-        if self.is_open:
-            return f"The circuit breaker has been open since {self._opened_at}: {self._reason}"
-        return "The circuit breaker is closed"
+        with self._changed:
+            if self.is_open:
+                return f"The circuit breaker has been open since {self._opened_at}: {self._reason}"
+            return "The circuit breaker is closed"
 
     def wait(self) -> Permission | None:
         """Wait until requests may go out. Returns None once the breaker has been stopped."""

@@ -26,7 +26,7 @@ from reconciliation.webhooks import REGISTERED_URL, WebhookDefinition, of_our_ki
 from store import DAY_SECONDS, Rules, Store
 from system.database import network_file_system
 from system.errors import ListenerError
-from system.text import command, format_local, one_line, parse_time, pluralize
+from system.text import command, format_local, in_container, one_line, parse_time, pluralize
 from system.transport import Transport, TransportError
 from version import __version__
 
@@ -144,8 +144,10 @@ def all_facts(path: Path) -> Facts:
         yield wrong(warning)
     for old_place in config.notes:
         yield note(old_place)
+    if config.variables is not None:
+        yield note(config.describe_environment())
     if not config.warnings:
-        yield ok(f"{path} is complete and private")
+        yield ok(f"{path} is complete and private" if path.exists() else "the configuration is complete")
     database = config.listener.database
     registered_url = None
     try:
@@ -244,7 +246,7 @@ def _listener_faults(config: Config, listener: dict[str, Any]) -> list[str]:
     faults = []
     if listener["version"] != __version__:
         faults.append(f"version {listener['version']} is running, and {__version__} is installed: restart the listener")
-    if config.path.stat().st_mtime > (parse_time(listener.get("started_at")) or 0):
+    if config.path.exists() and config.path.stat().st_mtime > (parse_time(listener.get("started_at")) or 0):
         faults.append(f"{config.path} was changed after the listener was started: restart the listener")
     if listener.get("paused_since"):
         since, reason = format_local(listener["paused_since"]), one_line(str(listener["last_error"]))
@@ -452,7 +454,8 @@ def _no_address(webhook: WebhookDefinition, error: Exception) -> Fact:
 def _no_connection(url: str, host: str, port: int, addresses: set[str], error: OSError) -> Fact:
     reason = one_line(error.strerror or str(error))
     if isinstance(error, ConnectionRefusedError) and addresses & _addresses_here():
-        remedy = "sudo systemctl status caddy" if port in (80, 443) else "start what listens there"
+        is_caddys = port in (80, 443) and not in_container()
+        remedy = "sudo systemctl status caddy" if is_caddys else "start what listens there"
         return wrong(f"{url}: nothing listens on port {port} of this machine: {remedy}")
     return note(f"{url} cannot be reached from this machine ({reason}): try it from another one")
 
@@ -473,7 +476,7 @@ def _addresses_here() -> set[str]:
 def _no_tls(url: str, host: str, reason: str) -> Fact:
     if "certificate" in reason or "TLS" in reason:
         cause = "Caddy requests one when the name points to this VM and ports 80 and 443 are open"
-        remedy = "sudo journalctl -u caddy -n 20"
+        remedy = "docker compose logs -n 20 caddy" if in_container() else "sudo journalctl -u caddy -n 20"
         return wrong(f"{url}: {reason}. {host} may have no valid certificate yet. {cause}: {remedy}")
     return wrong(f"{url}: {reason}")
 

@@ -78,6 +78,11 @@ def parse_time(text: object, *, local: bool = False) -> float | None:
         return None
 
 
+def in_container() -> bool:
+    """Whether this is the image. There, whoever runs it restarts what ends, and people's own commands are elsewhere."""
+    return os.environ.get("ICONIK_LISTENER_CONTAINER") == "1"
+
+
 def command(*words: str) -> str:
     """A command of this program, as a line that can be pasted on this machine: `iconik-listener retry --all`."""
     return f"{os.environ.get('ICONIK_LISTENER_COMMAND', 'python app.py')} {shlex.join(words)}"

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 import pytest
 
@@ -155,3 +156,18 @@ def test_stop_lets_nobody_wait(configs: Callable[..., Config]) -> None:
     breaker.stop()
     thread.join(10)
     wait_until(lambda: given == [None])
+
+
+def test_it_is_not_described_while_it_is_just_opening(configs: Callable[..., Config], clock: Clock) -> None:
+    described: list[Future[str]] = []
+
+    class DescribingRuntime(ManualRuntime):
+        def time(self) -> float:  # is asked while the breaker opens
+            described.append(pool.submit(breaker.describe))
+            wait(described, timeout=0.1)
+            return super().time()
+
+    breaker = CircuitBreaker(configs().submitter, DescribingRuntime(clock))
+    with ThreadPoolExecutor() as pool:
+        fail(breaker)
+        assert described[0].result().endswith(": iconik answered 503")

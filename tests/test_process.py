@@ -275,6 +275,15 @@ def test_it_ends_with_0_and_records_what_is_under_way(
     assert not listener.logged("Traceback")
 
 
+def test_a_second_signal_while_python_itself_ends_changes_nothing(listeners: Callable[..., Listener]) -> None:
+    late = "import os, time\nclass Late:\n    def __del__(self, os=os, time=time):"
+    late += "\n        os.write(2, b'Python ends\\n')\n        time.sleep(0.3)\nlate = Late()"
+    listener = listeners().start(prelude=late)
+    interrupt(listener, signal.SIGTERM)
+    wait_until(lambda: listener.logged("Python ends"))
+    assert listener.end() == 0
+
+
 def test_after_ctrl_c_a_webhook_under_way_is_answered_before_the_end(listener: Listener) -> None:
     with ThreadPoolExecutor() as pool:
         with held_by_a_person(listener.database):
