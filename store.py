@@ -1,6 +1,7 @@
 """The item state machine: each transition is one SQL statement, which stands beside its method."""
 
 import json
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
@@ -9,9 +10,12 @@ from typing import Any
 
 import migrations
 from config import Config
-from system.database import Database, Progress, Row, StoreRefused
-from system.text import format_utc, parse_time
+from system.database import Database, Progress, Row, StoreRefused, StoreUnavailable
+from system.text import format_utc, one_line, parse_time
 
+log = logging.getLogger("iconik_listener")
+
+Key = tuple[str, str]  # an item: the asset's id, and the job
 DAY_SECONDS = 24 * 3600.0
 MAX_RETRY_AFTER = 3600.0  # seconds that iconik may ask for
 MISDATED_SECONDS = 60.0  # between two looks for polls that are due too late
@@ -166,7 +170,8 @@ class Store:
         self.rules = rules
         self._clock = clock
         self._looked_for_misdated_at: float | None = None
-        self._left_alone: set[tuple[str, str]] = set()  # items whose row a person's trigger does not let us change
+        self._left_alone: set[Key] = set()  # items whose row a person's trigger does not let us change
+        self._unfinished: set[Key] = set()  # items whose claim may have been written although it failed
         self.database = Database(path, migrations, listener=listener, progress=progress)
 
     def close(self) -> None:
@@ -240,41 +245,52 @@ class Store:
         :returns: how many items were under way
         """
         values = {"now": self.now(), "looked_at": self.now(self.rules.doubt_delay)}
-        with self.database.transaction() as db:
-            interrupted = db.execute(
-                """UPDATE items SET status = 'ready',
-                    next_attempt_at = CASE WHEN in_doubt_since IS NULL THEN :now ELSE :looked_at END,
-                    last_attempt_at = CASE WHEN in_doubt_since IS NULL THEN last_attempt_at ELSE :now END,
-                    error = coalesce(error, 'the listener ended before iconik answered'),
-                    reason = coalesce(reason, 'the listener ended before iconik answered')
-                WHERE status = 'submitting'""",
-                values,
-            ).rowcount
-            db.execute(
-                """UPDATE items SET next_attempt_at = :looked_at
-                WHERE status = 'ready' AND last_attempt_at IS NOT NULL AND in_doubt_since IS NOT NULL""",
-                values,
-            )
-            db.execute(
-                """UPDATE items SET next_attempt_at = :looked_at, last_attempt_at = :now
-                WHERE status = 'ready' AND last_attempt_at IS NULL AND in_doubt_since IS NOT NULL""",
-                values,
-            )
-            db.execute(
-                """UPDATE items SET next_attempt_at = :now,
-                    waited = max(0, waited - max(0, min(backoff,
-                        coalesce(seconds_between(:now, CAST(next_attempt_at AS BLOB)), 0))))
-                WHERE status = 'ready' AND last_attempt_at IS NOT NULL AND in_doubt_since IS NULL AND refused = 0
-                    AND next_attempt_at > :now""",
-                values,
-            )
+        interrupted, *_ = self._change_all(RECOVER, ("submitting", "ready"), values)
         return interrupted
 
     def skip_other_jobs(self) -> int:
         """At a start: skip the unfinished items of jobs that are no longer configured. Returns how many."""
         values = {"jobs": json.dumps(self.rules.jobs)}
-        with self.database.transaction() as db:
-            return sum(db.execute(statement, values).rowcount for statement in SKIP_OTHER_JOBS)
+        return sum(self._change_all(SKIP_OTHER_JOBS, ("awaiting_proxy", "awaiting_create", "ready"), values))
+
+    def _change_all(self, statements: Sequence[str], statuses: Sequence[str], values: dict[str, Any]) -> list[int]:
+        """Execute statements that change all items of these statuses for which they hold.
+
+        An item that a person's trigger does not let us change keeps no other from it: they are changed one by one then.
+
+        :returns: how many items each statement changed
+        """
+        try:
+            with self.database.transaction() as db:
+                return [db.execute(one, {**values, "object_id": None, "job": None}).rowcount for one in statements]
+        except StoreRefused:
+            rows = self.database.run(
+                "SELECT object_id, job FROM items WHERE +status IN (SELECT value FROM json_each(:statuses))",
+                statuses=json.dumps(statuses),
+            )
+            keys = [(row["object_id"], row["job"]) for row in rows]
+            return [self.change_each(statement, keys, values) for statement in statements]
+
+    def change_each(self, statement: str, keys: Sequence[Key], values: dict[str, Any]) -> int:
+        """Execute a statement for each of some items. One that a constraint or trigger protects is logged and left.
+
+        :returns: how many items were changed
+        """
+        if not keys:
+            return 0
+        try:
+            with self.database.transaction() as db:
+                return sum(
+                    db.execute(statement, {**values, "object_id": object_id, "job": job}).rowcount
+                    for object_id, job in keys
+                )
+        except StoreRefused as error:
+            if len(keys) == 1:
+                log.error("%s. %s is left alone until the next start", error, one_line(keys[0][0]))
+                self._left_alone.add(keys[0])
+                return 0
+            half = len(keys) // 2
+            return self.change_each(statement, keys[:half], values) + self.change_each(statement, keys[half:], values)
 
     def claim_new(self) -> Item | None:
         """Take an item that was never attempted: the earliest or, under a limit, the newest."""
@@ -299,8 +315,10 @@ class Store:
 
         It is looked for before anything is locked, so a look that finds nothing waits for nobody.
         """
-        item: tuple[str, str] | None = None
+        item: Key | None = None
         try:
+            if self._unfinished:
+                self._put_back_unfinished()
             with self.database.reading() as db:
                 if not self._find(db, searches, needs_room=needs_room):
                     return None
@@ -314,10 +332,27 @@ class Store:
             if item:
                 self._left_alone.add(item)
             raise
+        except StoreUnavailable:
+            if item:
+                self._unfinished.add(item)  # it may have been written all the same
+            raise
 
-    def _find(
-        self, db: Any, searches: Sequence[tuple[str, dict[str, Any]]], *, needs_room: bool
-    ) -> tuple[str, str] | None:
+    def _put_back_unfinished(self) -> None:
+        """Items whose claim was written, but could not be handed out: no worker has them."""
+        keys = list(self._unfinished)
+        self.change_each(
+            """UPDATE items SET status = 'ready', attempts = max(0, attempts - 1)
+            WHERE object_id = :object_id AND job = :job AND status = 'submitting'""",
+            keys,
+            {},
+        )
+        self._unfinished.difference_update(keys)
+
+    def leave_alone(self, item: Item) -> None:
+        """Do not claim an item again before the next start."""
+        self._left_alone.add((item.object_id, item.job))
+
+    def _find(self, db: Any, searches: Sequence[tuple[str, dict[str, Any]]], *, needs_room: bool) -> Key | None:
         """The item that is to be claimed; None if there is none, or if nothing may be started."""
         if self._is_paused(db) or (needs_room and not self._has_room(db)):
             return None
@@ -495,26 +530,34 @@ class Store:
 
     def release_refused(self, reason: str) -> None:
         """Make items due that were refused in these words, because one of them has been accepted."""
-        self.database.run(
-            """UPDATE items SET next_attempt_at = :now WHERE (object_id, job) IN (
-                SELECT object_id, job FROM items
-                WHERE status = 'ready' AND refused = 1 AND reason = :reason AND next_attempt_at > :now
-                    AND in_doubt_since IS NULL
-                LIMIT :limit)""",
+        rows = self.database.run(
+            """SELECT object_id, job FROM items
+            WHERE status = 'ready' AND refused = 1 AND reason = :reason AND next_attempt_at > :now
+                AND in_doubt_since IS NULL
+            LIMIT :limit""",
             reason=reason,
             now=self.now(),
             limit=MAX_RELEASED,
         )
+        self._make_due(rows)
 
     def probe_refused(self, seconds: float) -> None:
         """Make one item due of each reason for which none has been attempted for that long."""
-        self.database.run(
-            """UPDATE items SET next_attempt_at = :now WHERE (object_id, job) IN (
-                SELECT object_id, job FROM items AS one WHERE status = 'ready' AND refused = 1
-                    AND in_doubt_since IS NULL
-                GROUP BY reason HAVING max(last_attempt_at) < :since AND min(next_attempt_at) > :now)""",
+        rows = self.database.run(
+            """SELECT object_id, job FROM items AS one WHERE status = 'ready' AND refused = 1
+                AND in_doubt_since IS NULL
+            GROUP BY reason HAVING max(last_attempt_at) < :since AND min(next_attempt_at) > :now""",
             now=self.now(),
             since=self.now(-seconds),
+        )
+        self._make_due(rows)
+
+    def _make_due(self, rows: Sequence[Row]) -> None:
+        self.change_each(
+            """UPDATE items SET next_attempt_at = :now
+            WHERE object_id = :object_id AND job = :job AND status = 'ready' AND refused = 1""",
+            [(row["object_id"], row["job"]) for row in rows],
+            {"now": self.now()},
         )
 
     # What must be remembered, and what is asked.
@@ -584,16 +627,43 @@ ON CONFLICT (object_id, job) DO UPDATE SET status = 'ready', title = :title, sou
     WHERE status = 'awaiting_create'
 RETURNING status, job"""
 
-# One for each index, because SQLite uses none of them for all together.
+# What these change is all items or, if :object_id is given, one of them. First what was under way.
+RECOVER = (
+    """UPDATE items SET status = 'ready',
+        next_attempt_at = CASE WHEN in_doubt_since IS NULL THEN :now ELSE :looked_at END,
+        last_attempt_at = CASE WHEN in_doubt_since IS NULL THEN last_attempt_at ELSE :now END,
+        error = coalesce(error, 'the listener ended before iconik answered'),
+        reason = coalesce(reason, 'the listener ended before iconik answered')
+    WHERE status = 'submitting'
+        AND (:object_id IS NULL OR (object_id = :object_id AND job = :job))""",
+    """UPDATE items SET next_attempt_at = :looked_at
+    WHERE status = 'ready' AND last_attempt_at IS NOT NULL AND in_doubt_since IS NOT NULL
+        AND (:object_id IS NULL OR (object_id = :object_id AND job = :job))""",
+    """UPDATE items SET next_attempt_at = :looked_at, last_attempt_at = :now
+    WHERE status = 'ready' AND last_attempt_at IS NULL AND in_doubt_since IS NOT NULL
+        AND (:object_id IS NULL OR (object_id = :object_id AND job = :job))""",
+    """UPDATE items SET next_attempt_at = :now,
+        waited = max(0, waited - max(0, min(backoff,
+            coalesce(seconds_between(:now, CAST(next_attempt_at AS BLOB)), 0))))
+    WHERE status = 'ready' AND last_attempt_at IS NOT NULL AND in_doubt_since IS NULL AND refused = 0
+        AND next_attempt_at > :now
+        AND (:object_id IS NULL OR (object_id = :object_id AND job = :job))""",
+)
+
+# The same. One for each index, because SQLite uses none of them for all together.
 SKIP_OTHER_JOBS = (
     """UPDATE items SET status = 'skipped', error = job || ' is not in jobs', reason = job || ' is not in jobs'
-    WHERE status = 'awaiting_proxy' AND job NOT IN (SELECT value FROM json_each(:jobs))""",
+    WHERE status = 'awaiting_proxy' AND job NOT IN (SELECT value FROM json_each(:jobs))
+        AND (:object_id IS NULL OR (object_id = :object_id AND job = :job))""",
     """UPDATE items SET status = 'skipped', error = job || ' is not in jobs', reason = job || ' is not in jobs'
-    WHERE status = 'awaiting_create' AND job NOT IN (SELECT value FROM json_each(:jobs))""",
+    WHERE status = 'awaiting_create' AND job NOT IN (SELECT value FROM json_each(:jobs))
+        AND (:object_id IS NULL OR (object_id = :object_id AND job = :job))""",
     """UPDATE items SET status = 'skipped', error = job || ' is not in jobs', reason = job || ' is not in jobs'
-    WHERE status = 'ready' AND last_attempt_at IS NULL AND job NOT IN (SELECT value FROM json_each(:jobs))""",
+    WHERE status = 'ready' AND last_attempt_at IS NULL AND job NOT IN (SELECT value FROM json_each(:jobs))
+        AND (:object_id IS NULL OR (object_id = :object_id AND job = :job))""",
     """UPDATE items SET status = 'skipped', error = job || ' is not in jobs', reason = job || ' is not in jobs'
-    WHERE status = 'ready' AND last_attempt_at IS NOT NULL AND job NOT IN (SELECT value FROM json_each(:jobs))""",
+    WHERE status = 'ready' AND last_attempt_at IS NOT NULL AND job NOT IN (SELECT value FROM json_each(:jobs))
+        AND (:object_id IS NULL OR (object_id = :object_id AND job = :job))""",
 )
 
 NEW = {

@@ -237,29 +237,49 @@ class Submitter:
         log.info("Submitting %s Job for %s", job.label, named(item.object_id, item.title))  # as the article logs it
         call = Call(item.object_id)
         try:
+            outcome = self._try(item, job, permission, call)
+        except StoreUnavailable as error:
+            log.error("%s. No job can be started", error, extra={"topic": ("claim", str(error))})
+            outcome = self._put_back(item, call)
+        except Exception as error:  # a person's trigger, or a value that no listener wrote: the item stops no other
+            if isinstance(error, StoreRefused):
+                log.error("%s. %s is left alone until the next start", error, named(item.object_id, item.title))
+            else:
+                log.exception("%s is left alone until the next start", named(item.object_id, item.title))
+            self._store.leave_alone(item)
+            outcome = self._put_back(item, call)
+        if item.in_doubt_since and outcome.status == Status.READY and not outcome.in_doubt:
+            outcome = replace(outcome, in_doubt=True, started_nothing=False)  # the earlier request is still in doubt
+        self._note_doubt(item, outcome, call)
+        return outcome
+
+    def _try(self, item: Item, job: Job, permission: Permission, call: Call) -> Outcome:
+        try:
             asset = self._read_asset(item)
             outcome = self._outcome_without_job(item, job, asset, call)
             if outcome is None:
                 facts = self._find_facts(item, job, call)
                 call.source = item.object_id
                 outcome = self._start(item, job, asset, facts, call)
+            return outcome
         except NotNow as reason:
-            outcome = reason.outcome
+            return reason.outcome
         except IconikError as error:
-            outcome = self._after_error(item, job, error, permission, call)
-        except StoreUnavailable as error:
-            log.error("%s. No job can be started", error, extra={"topic": ("claim", str(error))})
-            outcome = Outcome(Status.READY, delay=self._config.submitter.retry_delay, is_attempt=False)
-        except StoreRefused:
+            return self._after_error(item, job, error, permission, call)
+        except (StoreUnavailable, StoreRefused):
             raise
         except Exception as mistake:
             log.exception("%s: unexpected error", named(item.object_id, item.title))
             wrapped = IconikUnavailable(f"unexpected {type(mistake).__name__}, see the log", may_have_been_done=True)
-            outcome = self._after_error(item, job, wrapped, permission, call)
-        if item.in_doubt_since and outcome.status == Status.READY and not outcome.in_doubt:
-            outcome = replace(outcome, in_doubt=True, started_nothing=False)  # the earlier request is still in doubt
-        self._note_doubt(item, outcome, call)
-        return outcome
+            return self._after_error(item, job, wrapped, permission, call)
+
+    def _put_back(self, item: Item, call: Call) -> Outcome:
+        """The item is as if it had not been claimed, but for what iconik may have done meanwhile."""
+        delay = self._config.submitter.retry_delay
+        in_doubt = call.is_sent or item.in_doubt_since is not None
+        if in_doubt:
+            delay = max(delay, self._store.rules.doubt_delay)
+        return Outcome(Status.READY, delay=delay, is_attempt=False, in_doubt=in_doubt)
 
     def _read_asset(self, item: Item) -> Json:
         asset = self._client.asset(item.object_id)
@@ -366,7 +386,7 @@ class Submitter:
         key = item.object_id, item.job
         if not outcome.is_absent:
             self._absences.pop(key, None)
-        if outcome.in_doubt and outcome.status == Status.READY and outcome.is_attempt:
+        if outcome.in_doubt and outcome.status == Status.READY and (outcome.is_attempt or call.is_sent):
             self._doubts[key] = self._runtime.monotonic() + outcome.delay
         elif not outcome.in_doubt:
             self._doubts.pop(key, None)
@@ -468,12 +488,18 @@ class Submitter:
         )
 
     def _release_refused(self, item: Item) -> None:
-        """A job was accepted: what was refused in the same words as its item before is due, and one of each other."""
-        if item.refused and item.reason:
-            self._store.release_refused(item.reason)
-        if self._runtime.monotonic() - self._probed_at > PROBE_SECONDS / 10:
-            self._probed_at = self._runtime.monotonic()
-            self._store.probe_refused(PROBE_SECONDS)
+        """A job was accepted: what was refused in the same words as its item before is due, and one of each other.
+
+        If that cannot be written, they wait for their own delays. The acceptance must not be lost over it.
+        """
+        try:
+            if item.refused and item.reason:
+                self._store.release_refused(item.reason)
+            if self._runtime.monotonic() - self._probed_at > PROBE_SECONDS / 10:
+                self._probed_at = self._runtime.monotonic()
+                self._store.probe_refused(PROBE_SECONDS)
+        except (StoreUnavailable, StoreRefused) as error:
+            log.warning("%s. What was refused waits for its own delay", error, extra={"topic": ("release", str(error))})
 
     # What went wrong.
 

@@ -42,6 +42,9 @@ class FaultyIconik(sandbox.Sandbox):
         self.asset_faults: dict[str, Fault] = {}  # what goes wrong with every request whose path names that id
         self.fail_each_once: Fault | None = None  # what goes wrong with each different call, the first time
         self.rate_limit: float | None = None  # requests a second; past that 429
+        self.at_request: dict[
+            str, Callable[[], object]
+        ] = {}  # what a test does when a request that matches comes, once
         self.pages: Callable[[str, list[Any]], list[Any]] = lambda path, objects: objects  # what a page becomes
         self.random = random.Random(1)
         self._failed_once: set[str] = set()
@@ -49,6 +52,8 @@ class FaultyIconik(sandbox.Sandbox):
         self.server.handle_with(FaultyHandler)
 
     def take_fault(self, request: str, body: bytes) -> sandbox.Fault | None:
+        for match in [match for match in self.at_request if match in request]:
+            self.at_request.pop(match)()
         now = time.monotonic()
         while self._recent and self._recent[0] <= now - 1:
             self._recent.popleft()

@@ -14,6 +14,7 @@ import pytest
 from reconciliation.changes import ReconciledChanges
 from store import ALLOWED, JOB_FLOOR, PAUSED, Item, Outcome, Rules, Source, Status, Store
 from support import ASSET, OTHER_ASSET, Clock, new_id
+from system.database import StoreUnavailable
 from system.text import format_utc
 
 JOBS = ("analyze", "transcribe", "faces")
@@ -181,6 +182,28 @@ def test_a_claim_is_for_one_worker(stores: Stores) -> None:
     for thread in threads:
         thread.join()
     assert sorted(found) == sorted(ids)
+
+
+def test_a_claim_that_was_written_and_then_fails_is_put_back(store: Store, tmp_path: Path) -> None:
+    """R5: the file is moved away in that moment, and comes back."""
+    [object_id] = ready(store)
+    file, away = tmp_path / "items.db", tmp_path / "away"
+
+    def move_away(statement: str) -> None:
+        if statement == "COMMIT":
+            file.rename(away)
+
+    with store.database.reading() as connection:
+        connection.set_trace_callback(move_away)
+    with pytest.raises(StoreUnavailable):
+        store.claim_new()
+    connection.set_trace_callback(None)
+    away.rename(file)
+    assert row(store, object_id)["status"] == Status.SUBMITTING
+    item = store.claim_new()
+    assert item
+    assert (item.object_id, item.attempts) == (object_id, 1)
+    assert store.claim_new() is None
 
 
 # Outcomes.
