@@ -20,6 +20,7 @@ DAY_SECONDS = 24 * 3600.0
 MAX_RETRY_AFTER = 3600.0  # seconds that iconik may ask for
 MISDATED_SECONDS = 60.0  # between two looks for polls that are due too late
 MAX_RELEASED = 200  # items that one statement makes due, so that no webhook waits long for its turn
+MAX_COUNT = 1e15  # what the ledger shows at most: a person may have written there what is no number of jobs
 UNCHANGED = "unchanged"
 # Keys of items.db's state.
 PAUSED = "paused"  # by a person: JSON, `since` and `by`; empty if not
@@ -110,6 +111,7 @@ class Item:
 
 
 ITEM_COLUMNS = tuple(field.name for field in fields(Item))
+NUMBERS = ("attempts", "backoff", "waited", "refused", "asked")
 
 
 @dataclass(frozen=True)
@@ -609,7 +611,11 @@ class Store:
                         WHERE due <= :now) AS oldest_due_at""",
                 {"now": self.now(), "is_held": is_held, "is_paused": is_paused, "day": self.today()},
             ).fetchall()
-        return {**dict(row), "jobs_today": int(row["jobs_today"]), "max_per_day": self.rules.max_per_day}
+        return {
+            **dict(row),
+            "jobs_today": int(min(row["jobs_today"], MAX_COUNT)),
+            "max_per_day": self.rules.max_per_day,
+        }
 
 
 SET_STATE = "INSERT INTO state VALUES (:key, :value) ON CONFLICT (key) DO UPDATE SET value = :value"
@@ -732,4 +738,13 @@ ON CONFLICT (day, job) DO UPDATE SET started = max(0, started + :started), found
 
 
 def _item(row: Row) -> Item:
-    return Item(**{name: row[name] for name in ITEM_COLUMNS})
+    return Item(
+        **{name: row[name] if name in ("object_id", "job") else typed(row[name], name) for name in ITEM_COLUMNS}
+    )
+
+
+def typed(value: Any, column: str) -> Any:
+    """A value of a row as its column's type says, whatever a person wrote there: 0 if it is no number, or its text."""
+    if column in NUMBERS:
+        return value if isinstance(value, int | float) else 0
+    return value if value is None or isinstance(value, str) else one_line(value)

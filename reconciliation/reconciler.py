@@ -372,14 +372,14 @@ class Reconciler:
 
     def _end_job(self, item: SubmittedItem, found: IconikJob) -> None:
         outcome: Outcome = job_outcome(JOBS[item.job], found) if item.job in JOBS else Outcome(Status.SUBMITTED)
-        if outcome.status == Status.SUBMITTED:
-            if item.job_id != found.id:
-                self._changes.note_job_id(item, found.id)
-            return
         try:
+            if outcome.status == Status.SUBMITTED:
+                if item.job_id != found.id:
+                    self._changes.note_job_id(item, found.id)
+                return
             is_ended = self._changes.end_job(item, outcome)
         except StoreRefused as error:
-            log.error("%s: %s", item.object_id, error)
+            log.error("%s: %s", named(item.object_id, item.title), error, extra={"topic": ("outcome", item.object_id)})
             return
         if is_ended and outcome.status == Status.FAILED:
             name, remedy = named(item.object_id, item.title), command("retry", item.object_id)
@@ -391,7 +391,10 @@ class Reconciler:
             asked |= set(object_ids)
             measured = [asset for asset in self._ask(lambda: self._catalog.measures(object_ids)) if asset.media_type]
             for asset in measured:
-                self._changes.measure(asset)
+                try:
+                    self._changes.measure(asset)
+                except StoreRefused as error:
+                    log.error("%s: %s", asset.object_id, error, extra={"topic": ("measure", asset.object_id)})
             if not measured:
                 return
 

@@ -42,9 +42,7 @@ class FaultyIconik(sandbox.Sandbox):
         self.asset_faults: dict[str, Fault] = {}  # what goes wrong with every request whose path names that id
         self.fail_each_once: Fault | None = None  # what goes wrong with each different call, the first time
         self.rate_limit: float | None = None  # requests a second; past that 429
-        self.at_request: dict[
-            str, Callable[[], object]
-        ] = {}  # what a test does when a request that matches comes, once
+        self.at_request: dict[str, Callable[[], object]] = {}  # what a test does at the next such request
         self.pages: Callable[[str, list[Any]], list[Any]] = lambda path, objects: objects  # what a page becomes
         self.random = random.Random(1)
         self._failed_once: set[str] = set()

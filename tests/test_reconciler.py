@@ -59,15 +59,16 @@ class World:
         [found] = [webhook for webhook in self.sandbox.webhooks.values() if webhook["url"] == f"{URL}/create"]
         return found
 
-    def submitted(self, job: str = "analyze") -> str:
+    def submitted(self, job: str = "analyze", asset_id: str = ASSET) -> str:
         """An asset whose job iconik accepted. Returns the job's id."""
-        self.sandbox.create_asset("a.mov", ASSET, send=False)
-        self.store.add_asset(ASSET, "a.mov")
-        self.store.proxy_closed(ASSET, self.sandbox.assets[ASSET]["versions"][-1]["id"])
+        self.sandbox.create_asset("a.mov", asset_id, send=False)
+        self.store.add_asset(asset_id, "a.mov")
+        self.store.proxy_closed(asset_id, self.sandbox.assets[asset_id]["versions"][-1]["id"])
         while self.submitter.work_once() == 0:
             pass
-        assert self.items()[ASSET]["status"] == Status.SUBMITTED
-        return next(job_id for job_id, one in self.sandbox.job_details.items() if one["kind"] == job)
+        assert self.items()[asset_id]["status"] == Status.SUBMITTED
+        jobs = self.sandbox.job_details.items()
+        return next(job_id for job_id, one in jobs if (one["kind"], one["object_id"]) == (job, asset_id))
 
 
 @pytest.fixture
@@ -262,6 +263,45 @@ def test_a_failure_of_before_a_retry_is_not_this_runs(worlds: Callable[..., Worl
     world.store.database.run("UPDATE items SET job_id = NULL, old_job_id = :old", old=old)
     assert world.look()
     assert world.items()[ASSET]["status"] == Status.SUBMITTED
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        "BEFORE UPDATE OF job_id ON items WHEN old.object_id = '{}'",
+        "BEFORE UPDATE OF status ON items WHEN old.object_id = '{}'",
+        "BEFORE UPDATE OF media_type ON items WHEN old.object_id = '{}'",
+        "BEFORE INSERT ON items WHEN new.object_id = '{}'",
+        "BEFORE DELETE ON items WHEN old.object_id = '{}'",
+    ],
+)
+def test_a_row_that_a_trigger_protects_is_no_other_rows_trouble(
+    worlds: Callable[..., World], event: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of outcomes, ids, media types, missed assets and old rows (R4)."""
+    world = worlds()
+    assert world.look(1)
+    submitted = [world.submitted(asset_id=new_id()) for _ in range(3)]
+    started = {job["id"]: job["object_id"] for job in world.sandbox.job_details.values()}
+    world.store.database.run("UPDATE items SET job_id = NULL, media_type = NULL")
+    old = [new_id() for _ in range(3)]
+    for asset_id in old:
+        world.store.proxy_closed(asset_id)
+    world.clock.advance(DAY)
+    missed = sorted(world.missed(3))
+    protected = {"INSERT": missed[1], "DELETE": old[1]}.get(event.split()[1], started[submitted[1]])
+    trigger = f"CREATE TRIGGER hers {event.format(protected)} BEGIN SELECT RAISE(ABORT, 'hands off'); END"
+    world.store.database.run(trigger)
+    world.look(700)
+    world.sandbox.finish_all()
+    world.look()
+    items = world.items()
+    others = set(started.values()) - {protected}
+    assert {items[one]["status"] for one in others} == {"done"}
+    assert {items[one]["media_type"] for one in others} == {"video"}
+    assert set(missed) - {protected} <= set(items)
+    assert set(old) & set(items) <= {protected}
+    assert "hands off" in caplog.text
 
 
 # Old rows, and no looks.
