@@ -744,7 +744,12 @@ def _item(row: Row) -> Item:
 
 
 def typed(value: Any, column: str) -> Any:
-    """A value of a row as its column's type says, whatever a person wrote there: 0 if it is no number, or its text."""
+    """A value of a row as its column's type says, whatever a person wrote there: 0 if it is no number, or its text.
+
+    Only the key stays as it is, or no statement would find the row again.
+    """
+    if column in ("object_id", "job"):
+        return value
     if column in NUMBERS:
         return value if isinstance(value, int | float) else 0
     return value if value is None or isinstance(value, str) else one_line(value)

@@ -67,12 +67,11 @@ class ReconciledChanges:
             if len(assets) == 1 and not state:
                 log.error("%s. %s is not added", error, named(assets[0].object_id, assets[0].title))
                 return 0
-        return sum(
-            self.add_assets(
-                [asset], source, {}, first_poll_in=first_poll_in + number * seconds_between_polls, wait=wait
-            )
-            for number, asset in enumerate(assets)
-        ) + self._add([], source, state, polls, wait)
+        added = 0
+        for number, asset in enumerate(assets):
+            poll_in = first_poll_in + number * seconds_between_polls
+            added += self.add_assets([asset], source, {}, first_poll_in=poll_in, wait=wait)
+        return added + self._add([], source, state, polls, wait)
 
     def _add(
         self,
@@ -111,11 +110,7 @@ class ReconciledChanges:
             object_id=after[0],
             job=after[1],
         )
-        keys = ("object_id", "job")
-        return [
-            SubmittedItem(**{name: row[name] if name in keys else typed(row[name], name) for name in row.keys()})  # noqa: SIM118
-            for row in rows
-        ]
+        return [SubmittedItem(**{name: typed(row[name], name) for name in row.keys()}) for row in rows]  # noqa: SIM118
 
     def end_job(self, item: SubmittedItem, outcome: Outcome) -> bool:
         """Note how the job of a submitted item ended. Returns whether the item was still submitted."""

@@ -51,6 +51,9 @@ def columns(table: str) -> list[str]:
         return [row[1] for row in db.execute(f"PRAGMA table_info({table})")]
 
 
+Statement = tuple[str, tuple[str | None, ...]]
+
+
 class World:
     """All of the listener but its threads, on a clock of the test's."""
 
@@ -76,7 +79,7 @@ class World:
         self.store.recover()
         self.store.skip_other_jobs()
 
-    def write(self, *statements: tuple[str, tuple[str, ...]]) -> None:
+    def write(self, *statements: Statement) -> None:
         """What a person writes by hand, while nothing runs."""
         self.store.close()
         with closing(sqlite3.connect(self.folder / "items.db")) as person:
@@ -85,14 +88,14 @@ class World:
                     person.execute(statement, values)
             person.commit()
 
-    def item(self, asset_id: str, status: str) -> tuple[str, tuple[str, ...]]:
+    def item(self, asset_id: str, status: str) -> Statement:
         """An item of that status, as the listener writes it."""
-        statement = """INSERT INTO items (object_id, title, status, source, created_at, proxy_closed_at, last_attempt_at,
-                next_attempt_at, submitted_at, counted_on)
+        statement = """INSERT INTO items (object_id, title, status, source, created_at, proxy_closed_at,
+                last_attempt_at, next_attempt_at, submitted_at, counted_on)
             VALUES (?, 'a.mov', ?, 'webhook', ?, ?, ?, ?, ?, ?)"""
         now = format_utc(self.clock.now)
         attempted = now if status not in ("ready", "awaiting_proxy") else None
-        return statement, (asset_id, status, now, now, attempted, now, now, now[:10])  # type: ignore[return-value]
+        return statement, (asset_id, status, now, now, attempted, now, now, now[:10])
 
     def work_for(self, seconds: float) -> None:
         end = self.clock.monotonic + seconds
@@ -173,13 +176,15 @@ def test_no_value_in_the_state_or_the_ledger_stops_anything(
     notes = world.store.database.run("SELECT key FROM state WHERE key NOT IN ('paused', :url)", url=REGISTERED_URL)
     keys = {note["key"] for note in notes} | {"catch_up", "passed_over", "pass_over_until_seen", "assets_short"}
     today = format_utc(world.clock.now)[:10]
-    statements = [("INSERT OR IGNORE INTO state VALUES (?, '')", (key,)) for key in keys | {f"allowed {today}"}]
+    statements: list[Statement] = [
+        ("INSERT OR IGNORE INTO state VALUES (?, '')", (key,)) for key in keys | {f"allowed {today}"}
+    ]
     statements += [(f"UPDATE OR IGNORE state SET value = {value} WHERE key = ?", (key,)) for key in keys]
     for column in ("day", "job", "started", "found"):
         statements += [
             ("INSERT OR IGNORE INTO usage VALUES (?, 'analyze', 1, 0)", (today,)),
-            (f"UPDATE OR IGNORE usage SET {column} = {value}", ()),
+            (f"UPDATE OR IGNORE usage SET {column} = {value} WHERE day = ?", (today,)),
         ]
-    statements.append(("DELETE FROM state WHERE key = 'assets_floor' AND value >= '3'", ()))
+    statements.append(("DELETE FROM state WHERE key = 'assets_floor' AND value >= ?", ("3",)))
     world.write(*statements)
     everything_works(world, caplog)
