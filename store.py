@@ -171,6 +171,8 @@ class Store:
         """`clock`: seconds since 1970. All else, and the StoreError that this may raise, is Database's."""
         self.rules = rules
         self._clock = clock
+        self.has_creates = False  # whether an asset's own webhook came to this process
+        self.failed_creates = 0  # how many of them could not be stored, so that iconik was answered an error
         self._looked_for_misdated_at: float | None = None
         self._left_alone: set[Key] = set()  # items whose row a person's trigger does not let us change
         self._unfinished: set[Key] = set()  # items whose claim may have been written although it failed
@@ -194,7 +196,13 @@ class Store:
 
         :returns: the new status of its items, or "unchanged"
         """
-        rows = self.database.run(ADD_ASSET, **self.asset_values(object_id, title, Source.WEBHOOK, self.rules.min_age))
+        self.has_creates = True
+        try:
+            values = self.asset_values(object_id, title, Source.WEBHOOK, self.rules.min_age)
+            rows = self.database.run(ADD_ASSET, **values)
+        except (StoreUnavailable, StoreRefused):
+            self.failed_creates += 1
+            raise
         return str(rows[0]["status"]) if rows else UNCHANGED
 
     def asset_values(self, object_id: str, title: str | None, source: str, poll_in: float = 0) -> dict[str, Any]:

@@ -23,6 +23,7 @@ class FoundAsset:
     :ivar created_at: `date_created` as iconik writes it; a client may have chosen it
     :ivar statuses: how far each job is, by its status field, as far as the search shows it
     :ivar duration: seconds
+    :ivar imported_at: `date_imported`, which no client can choose; empty if the search does not show it
     """
 
     object_id: str
@@ -31,6 +32,7 @@ class FoundAsset:
     media_type: str | None
     duration: float | None
     statuses: dict[str, str]
+    imported_at: str = ""
 
     @classmethod
     def of(cls, fields: Json) -> "FoundAsset":
@@ -48,6 +50,7 @@ class FoundAsset:
                 for job in JOBS.values()
                 if isinstance(fields.get(job.status_field), str)
             },
+            imported_at=one_line(str(fields.get("date_imported") or "")),
         )
 
 
@@ -72,6 +75,11 @@ class IconikCatalog:
 
     def __init__(self, client: IconikClient) -> None:
         self._client = client
+
+    @property
+    def knows_time(self) -> bool:
+        """Whether iconik has said its time."""
+        return self._client.knows_time
 
     def now(self) -> float:
         """iconik's time, in seconds since 1970."""
@@ -159,11 +167,11 @@ class IconikCatalog:
         path = f"notifications/v1/webhooks/{quote(webhook_id, safe='')}/"
         return self._client.call("GET", path, "can_read_webhooks")
 
-    def save_webhook(self, webhook: Json, webhook_id: str | None = None) -> None:
-        """Create a webhook definition, or update the one with that id."""
+    def save_webhook(self, webhook: Json, webhook_id: str | None = None) -> Json:
+        """Create a webhook definition, or update the one with that id. Returns it as iconik has it, if it says so."""
         method, path = ("PUT", f"{quote(webhook_id, safe='')}/") if webhook_id else ("POST", "")
         path = f"notifications/v1/webhooks/{path}"
-        self._client.call(method, path, "can_write_webhooks", body=webhook, may_be_empty=True)
+        return self._client.call(method, path, "can_write_webhooks", body=webhook, may_be_empty=True)
 
     def delete_webhook(self, webhook_id: str) -> None:
         """Delete a webhook definition."""
@@ -181,6 +189,7 @@ SEARCH_FIELDS: list[str] = [
     "id",
     "title",
     "date_created",
+    "date_imported",
     "media_type",
     "duration_milliseconds",
     *(job.status_field for job in JOBS.values()),

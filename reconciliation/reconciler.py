@@ -18,6 +18,7 @@ from iconik_client import (
     IconikForbidden,
     IconikJob,
     IconikRefused,
+    IconikUnavailable,
 )
 from jobs import JOBS
 from reconciliation import webhooks
@@ -88,6 +89,8 @@ class Reconciler:
         self._stopping = self._runtime.event()
         self._logged: set[str] = set()  # what is logged once in a process
         self._started_at = self._runtime.monotonic()
+        self._has_looked = False  # at our webhooks, in this process
+        self._failed_creates = 0  # how many creates had been answered with an error at the last look
         self._thread = self._runtime.thread(self._run)
 
     def start(self) -> None:
@@ -194,27 +197,42 @@ class Reconciler:
         return wanted
 
     def _are_assets_wanted(self, creates: list[WebhookDefinition]) -> Wanted:
-        if not creates:
+        if not creates or not self._catalog.knows_time:
             return Wanted.UNKNOWN
+        now = self._catalog.now()
         open_ones = [webhook for webhook in creates if webhook.lets_all_through and not self._is_left_disabled(webhook)]
+        chosen = chosen_one(open_ones or creates)
         if not open_ones:
-            self._note_fingerprint(creates[0])
-            pass_over(self._store, self._catalog.now(), "a person has the /create webhook disabled or filtered")
-            return Wanted.NO
-        if self._was_otherwise(open_ones[0]):
-            pass_over(self._store, self._catalog.now(), "a person had the /create webhook otherwise meanwhile")
-        self._note_fingerprint(open_ones[0])
-        return Wanted.YES
+            self._pass_over(now, "a person has the /create webhook disabled or filtered", is_over=False)
+        elif self._was_otherwise(chosen):
+            self._pass_over(now, "a person had the /create webhook otherwise meanwhile", is_over=True)
+        note_fingerprint(self._store, now, chosen)
+        self._failed_creates = self._store.failed_creates
+        self._has_looked = True
+        return Wanted.YES if open_ones else Wanted.NO
 
     def _was_otherwise(self, webhook: WebhookDefinition) -> bool:
-        if self._store.state(FIRST_LOOK_PASSES_OVER):
-            self._store.set_state(FIRST_LOOK_PASSES_OVER, "")
-            return True
-        return was_otherwise(self._store, webhook)
+        """Whether a person had it otherwise since the last look.
 
-    def _note_fingerprint(self, webhook: WebhookDefinition) -> None:
-        self._store.set_state(FINGERPRINT, json.dumps(webhook.fingerprint()))
-        self._store.set_state(WEBHOOKS_SEEN_AT, format_utc(self._catalog.now()))
+        If a webhook of ours may have failed since then and iconik may have recovered, the date of its last change says
+        nothing: outages are common. That is so when we answered one with an error, and at the first look of a process
+        to which webhooks have come already.
+        """
+        if self._store.state(FIRST_LOOK_PASSES_OVER):
+            return True
+        may_have_failed = self._store.failed_creates != self._failed_creates
+        may_have_recovered = not self._has_looked and self._store.has_creates
+        return was_otherwise(self._store, webhook, is_date_known=not may_have_failed and not may_have_recovered)
+
+    def _pass_over(self, now: float, why: str, *, is_over: bool) -> None:
+        """Add what was created up to the last look, when all was well. What was created since then is passed over."""
+        seen_at = parse_time(self._store.state(WEBHOOKS_SEEN_AT))
+        if seen_at is not None:
+            try:
+                self._search(min(seen_at, now) - DATE_SECONDS)
+            except IconikRefused as error:
+                log.warning("Cannot check missed assets at iconik: %s", error)
+        pass_over(self._store, now, why, is_over=is_over)
 
     def _forget_look(self) -> bool:
         """With an interval of 0 nobody looks: the time until the next look is passed over."""
@@ -233,9 +251,10 @@ class Reconciler:
             if now.fields != webhook.fields:
                 log.warning("The webhook to %s has just been changed, so it is left as it is", webhook.url)
                 return
-            self._ask(lambda: self._catalog.save_webhook(webhook.enabled(), webhook.id))
-            self._store.set_state(FINGERPRINT, "")
-            self._store.set_state(_enabled_key(webhook), self._store.now())
+            forget_fingerprint(self._store, webhook)
+            written = self._ask(lambda: self._catalog.save_webhook(webhook.enabled(), webhook.id))
+            note_written(self._store, self._catalog.now(), WebhookDefinition(webhook.kind, written))
+            self._store.set_state(_enabled_key(webhook), format_utc(self._catalog.now()))
             log.warning("iconik had disabled the webhook to %s for failing: it is enabled again", webhook.url)
 
     def _is_left_disabled(self, webhook: WebhookDefinition) -> bool:
@@ -245,12 +264,17 @@ class Reconciler:
         if webhook.status != "DISABLED":
             is_left = False
         else:
-            enabled_at = self._store.state(_enabled_key(webhook)) or ""
-            again_so_soon = self._store.now(-MIN_ICONIK_DISABLE_SECONDS) < enabled_at <= self._store.now()
-            is_left = was_left or again_so_soon or not webhook.disabled_by_iconik
+            enabled_at = parse_time(self._store.state(_enabled_key(webhook))) or 0.0
+            again_so_soon = self._catalog.now() - enabled_at < MIN_ICONIK_DISABLE_SECONDS
+            is_left = was_left or again_so_soon or not webhook.disabled_by_iconik or self._was_well(webhook)
         if is_left != was_left:
             self._store.set_state(key, "1" if is_left else "")
         return is_left
+
+    def _was_well(self, webhook: WebhookDefinition) -> bool:
+        """Whether nothing failed since the last look, so that an error in the definition is an old one."""
+        before = _fingerprint(self._store)
+        return before is not None and before.get("id") == webhook.id and not webhook.failed_since(before)
 
     # Step 2: missed assets.
 
@@ -262,16 +286,21 @@ class Reconciler:
         3. The mark moves only if as many assets were read as iconik says that there are, or the same number in three
            looks. What a look could not read is searched again in the next one.
         """
-        floor = self._floor()
+        self._floor()
         if wanted is not Wanted.YES:
             return True
-        now = self._catalog.now()
-        until = now - self._config.reconciler.min_age
-        mark = min(parse_time(self._store.state(ASSETS_SEEN_UNTIL)) or floor, now)
-        since = max(floor, mark - SEARCH_LAG)
-        if since < until and self._add_assets(format_utc(since), format_utc(until)):
+        until = self._catalog.now() - self._config.reconciler.min_age
+        if self._search(until):
+            mark = parse_time(self._store.state(ASSETS_SEEN_UNTIL)) or until
             self._store.set_state(ASSETS_SEEN_UNTIL, format_utc(max(mark, until)))
         return True
+
+    def _search(self, until: float) -> bool:
+        """Add what was created since the mark and up to then. Returns whether all of it was read."""
+        floor = self._floor()
+        mark = min(parse_time(self._store.state(ASSETS_SEEN_UNTIL)) or floor, self._catalog.now())
+        since = max(floor, mark - SEARCH_LAG)
+        return since < until and self._add_assets(since, until, floor)
 
     def _floor(self) -> float:
         """When the first asset was created that may be added, by iconik's clock. It never moves back."""
@@ -280,25 +309,32 @@ class Reconciler:
             return noted
         if not self._client.knows_time:
             self._ask(self._catalog.user)
+        if not self._client.knows_time:  # our own clock may be wrong, and what is older would be billed
+            raise IconikUnavailable("iconik's answers do not say its time")
         floor = self._catalog.now() - DATE_SECONDS - (self._runtime.monotonic() - self._started_at)
         self._store.set_state(ASSETS_FLOOR, format_utc(floor))
         return floor
 
-    def _add_assets(self, since: str, until: str) -> bool:
-        """Add the assets created or imported in that time. Returns whether all were read."""
+    def _add_assets(self, since: float, until: float, floor: float) -> bool:
+        """Add the assets created or imported in that time. Returns whether all were read.
+
+        One that was imported before the floor is not new, whatever a client wrote as the date of its creation.
+        """
         added = read = 0
         total: int | None = None
         try:
-            for page in self._each(self._catalog.assets(since, until)):
+            for page in self._each(self._catalog.assets(format_utc(since), format_utc(until))):
                 read += page.read
                 total = page.total if total is None else total
-                for start in range(0, len(page.assets), BATCH_SIZE):
-                    batch = page.assets[start : start + BATCH_SIZE]
+                new = [one for one in page.assets if floor <= (parse_time(one.imported_at) or floor) <= until]
+                for start in range(0, len(new), BATCH_SIZE):
+                    batch = new[start : start + BATCH_SIZE]
                     added += self._changes.add_assets(batch, Source.SEARCH, {})
                 self._submitter.wake()
         finally:
             if added:
-                log.warning("Added %s whose webhooks were missed, created since %s", pluralize(added, "asset"), since)
+                text = "Added %s whose webhooks were missed, created since %s"
+                log.warning(text, pluralize(added, "asset"), format_utc(since))
         return self._is_complete(read, total)
 
     def _is_complete(self, read: int, total: int | None) -> bool:
@@ -444,32 +480,73 @@ def note_job_floors(store: Store, client: IconikClient) -> None:
         store.set_state(JOB_FLOOR + job, "" if is_new_file else format_utc(client.now()))
 
 
-def was_otherwise(store: Store, webhook: WebhookDefinition) -> bool:
-    """Whether a person had the definition for /create otherwise at some time since the last look."""
+def was_otherwise(store: Store, webhook: WebhookDefinition, *, is_date_known: bool = True) -> bool:
+    """Whether a person had the definition for /create otherwise at some time since the last look.
+
+    :param is_date_known: whether a change of its date means that a person changed it
+    """
+    before = _fingerprint(store)
+    if before is None:
+        return False
+    return webhook.was_otherwise(before if is_date_known else {**before, "is_failing": True})
+
+
+def chosen_one(creates: list[WebhookDefinition]) -> WebhookDefinition:
+    """Of several definitions for /create the one that is watched, whatever their order in iconik's list."""
+    return min(creates, key=lambda webhook: webhook.id)
+
+
+def _fingerprint(store: Store) -> dict[str, Any] | None:
     try:
-        before: Any = json.loads(store.state(FINGERPRINT) or "null")
-    except ValueError:
-        before = None
-    return isinstance(before, dict) and webhook.was_otherwise(before)
+        before = json.loads(store.state(FINGERPRINT) or "null")
+    except (ValueError, RecursionError):
+        return None
+    return before if isinstance(before, dict) else None
 
 
-def pass_over(store: Store, now: float, why: str) -> None:
+def note_fingerprint(store: Store, now: float, webhook: WebhookDefinition) -> None:
+    """Note how the definition for /create is at that time (iconik's)."""
+    store.set_state(FINGERPRINT, json.dumps(webhook.fingerprint()))
+    store.set_state(WEBHOOKS_SEEN_AT, format_utc(now))
+
+
+def forget_fingerprint(store: Store, webhook: WebhookDefinition) -> None:
+    """Before we write a definition ourselves: what changes is no person's doing."""
+    if webhook.kind is CREATE:
+        store.set_state(FINGERPRINT, "")
+
+
+def note_written(store: Store, now: float, webhook: WebhookDefinition) -> None:
+    """After we wrote a definition: from now on, a person may have it otherwise. iconik need not say what it wrote."""
+    if webhook.kind is CREATE and webhook.id and webhook.fields.get("status") and webhook.fields.get("date_modified"):
+        note_fingerprint(store, now, webhook)
+
+
+def pass_over(
+    store: Store, now: float, why: str, *, is_over: bool = True, not_added_since: float | None = None
+) -> None:
     """Add nothing that was created until now (iconik's time), because a person keeps or kept it out.
 
     The time since the last look is noted, for the log and for `check`, with the command that adds its assets.
+
+    :param is_over: whether the person has put it back
+    :param not_added_since: from when on missed assets have not been added, if that is before the last look
     """
     floor = max(now, parse_time(store.state(ASSETS_FLOOR)) or 0)
     store.set_state(ASSETS_FLOOR, format_utc(floor))
     store.set_state(ASSETS_SEEN_UNTIL, format_utc(floor))
+    store.set_state(FIRST_LOOK_PASSES_OVER, "")
     seen_at = parse_time(store.state(WEBHOOKS_SEEN_AT))
     if seen_at is None:
         return
-    since, until = format_utc(seen_at), format_utc(now)
+    since, until = format_utc(min(seen_at, not_added_since or seen_at)), format_utc(now)
     before = passed_over(store)
-    if before and before["until"] == since:  # it goes on
+    goes_on = before is not None and before["until"] == format_utc(seen_at)
+    if before and goes_on:
         since = before["since"]
-    else:
-        remedy = command("catch-up", "--since", since, "--until", until)
+    if is_over or not goes_on:
+        period = ("--since", since, "--until", until) if is_over else ("--since", since)
+        remedy = command("catch-up", *period)
         log.warning("Assets created since %s are passed over, because %s. To add them: %s", since, why, remedy)
     store.set_state(PASSED_OVER, json.dumps({"since": since, "until": until, "why": why}))
 
@@ -483,25 +560,40 @@ def passed_over(store: Store) -> dict[str, str] | None:
     return period if isinstance(period, dict) and period.keys() == {"since", "until", "why"} else None
 
 
-def about_to_register(store: Store, now: float, creates: list[WebhookDefinition]) -> None:
-    """Before `register` writes the definition for /create: pass over the time in which a person kept assets out.
+def about_to_register(store: Store, creates: list[WebhookDefinition]) -> str | None:
+    """Before `register` writes the definition for /create: why the time before it is to be passed over; None if not.
 
-    That is the time before it if there is no such definition yet, if a person disabled or filtered it, or had it so at
-    some time since the last look.
+    That is so if there is no such definition yet, if a person disabled or filtered it, or had it so at some time since
+    the last look. If `register` is cut off, the next look passes over that time.
 
     :param creates: the definitions for /create that iconik has at that URL
     """
+    why = None
     if not creates:
-        pass_over(store, now, "there was no /create webhook at that URL")
+        why = "there was no /create webhook at that URL"
     elif not any(webhook.lets_all_through for webhook in creates):
-        pass_over(store, now, "a person had the /create webhook disabled or filtered")
-    elif any(was_otherwise(store, webhook) for webhook in creates):
-        pass_over(store, now, "a person had the /create webhook otherwise meanwhile")
+        why = "a person had the /create webhook disabled or filtered"
+    elif was_otherwise(store, chosen_one([webhook for webhook in creates if webhook.lets_all_through])):
+        why = "a person had the /create webhook otherwise meanwhile"
+    if why:
+        store.set_state(FIRST_LOOK_PASSES_OVER, "1")
+    return why
 
 
-def forget_fingerprint(store: Store) -> None:
-    """We wrote the definition ourselves: what changed is no person's doing."""
-    store.set_state(FINGERPRINT, "")
+def registered(store: Store, catalog: IconikCatalog, creates: list[WebhookDefinition], why: str | None) -> None:
+    """After `register` has written what it had to.
+
+    :param creates: the definitions for /create, as they are now
+    :param why: what about_to_register returned
+    """
+    now = catalog.now()
+    open_ones = [webhook for webhook in creates if webhook.lets_all_through]
+    if why and catalog.knows_time:
+        # Unlike a look, this has not added what was created between the mark and the last look.
+        mark = store.state(ASSETS_SEEN_UNTIL) or store.state(ASSETS_FLOOR)
+        pass_over(store, now, why, is_over=bool(open_ones), not_added_since=parse_time(mark))
+    if creates:
+        note_written(store, now, chosen_one(open_ones or creates))
 
 
 def _enabled_key(webhook: WebhookDefinition) -> str:

@@ -1,6 +1,10 @@
 """The comparison with iconik, one look at a time, on the stand-in over HTTP, by a clock of the test's."""
 
-import logging
+import itertools
+import json
+import shlex
+import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -8,13 +12,15 @@ from typing import Any
 import pytest
 
 from circuit_breaker import CircuitBreaker
+from config import load
 from faulty_iconik import Fault, FaultyIconik
 from iconik_client import IconikClient
 from reconciliation.reconciler import ASSETS_FLOOR, ASSETS_SEEN_UNTIL, PASSED_OVER, Reconciler, note_job_floors
 from reconciliation.webhooks import REGISTERED_URL
 from store import JOB_FLOOR, Rules, Status, Store
 from submitter import Submitter
-from support import ASSET, SECRET, Clock, ManualRuntime, make_config, new_id
+from support import ASSET, SECRET, Clock, Listener, ManualRuntime, new_id
+from system.database import StoreRefused
 from system.text import format_utc
 
 HOUR, DAY = 3600.0, 86400.0
@@ -29,7 +35,9 @@ class World:
     def __init__(self, folder: Path, sandbox: FaultyIconik, clock: Clock, **values: Any) -> None:
         self.sandbox, self.clock = sandbox, clock
         sandbox.clock = clock
-        self.config = make_config(folder, sandbox, **values)
+        self.folder = folder
+        self.listener = Listener(folder, sandbox, **values)  # for its commands only
+        self.config = load(self.listener.config)
         self.store = Store(folder / "items.db", Rules.of(self.config), listener=True, clock=clock)
         self.store.set_state(REGISTERED_URL, URL)
         sandbox.register(URL, {"X-Webhook-Secret": SECRET})
@@ -42,6 +50,24 @@ class World:
         breaker = CircuitBreaker(self.config.submitter, runtime)
         self.submitter = Submitter(self.store, self.client, breaker, self.config, runtime=runtime)
         self.reconciler = Reconciler(self.store, self.client, breaker, self.submitter, self.config, runtime=runtime)
+
+    def restart(self) -> None:
+        """The process ends, and another one begins."""
+        self.store.close()
+        self.store = Store(self.folder / "items.db", Rules.of(self.config), listener=True, clock=self.clock)
+        self.start()
+
+    def command(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
+        return self.listener.command(*arguments)
+
+    def webhook_that_cannot_be_stored(self) -> None:
+        """It is answered 503."""
+        trigger = "CREATE TRIGGER hers BEFORE INSERT ON items BEGIN SELECT RAISE(ABORT, 'no'); END"
+        self.store.database.run(trigger)
+        try:
+            self.store.add_asset(new_id(), None)
+        finally:
+            self.store.database.run("DROP TRIGGER hers")
 
     def look(self, after: float = HOUR) -> bool:
         self.clock.advance(after)
@@ -73,6 +99,7 @@ class World:
 
 @pytest.fixture
 def worlds(tmp_path: Path, sandbox: FaultyIconik, clock: Clock) -> Iterator[Callable[..., World]]:
+    clock.now = time.time() - 10 * DAY  # catch-up takes no times in the future
     made: list[World] = []
 
     def make(**values: Any) -> World:
@@ -116,31 +143,154 @@ def test_an_operation_or_realm_that_is_null_includes_ours(world: World, fields: 
     assert world.create["status"] == "ENABLED"
 
 
-@pytest.mark.parametrize("edits", [[{"status": "DISABLED"}, {"status": "ENABLED"}], [{"query": "x"}, {"query": ""}]])
-def test_a_webhook_edited_and_put_back_passes_over(
-    world: World, edits: list[dict[str, str]], caplog: pytest.LogCaptureFixture
+OLD_ERROR = {"first_failed_at": None, "last_error": "503", "last_payload": '{"object_id": "old"}'}
+EDITS = {"disabled": {"status": "DISABLED"}, "filtered": {"query": "x"}, "of one asset": {"object_id": ASSET}}
+TIMES = list(itertools.product(("well", "once failed", "registered"), ("running", "stopped")))
+
+
+@pytest.mark.parametrize("edit", EDITS.values(), ids=EDITS)
+@pytest.mark.parametrize(("before", "moment"), TIMES)
+@pytest.mark.parametrize("by", ["hand", "register"])
+def test_what_a_person_kept_out_between_two_looks_is_not_added(
+    world: World, edit: dict[str, str], before: str, moment: str, by: str, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """/create is disabled or filtered, and put back (W2): the log says which catch-up adds what was kept out."""
     world.clock.advance(60)
-    world.missed()
-    for edit in edits:
-        world.sandbox.edit_webhook(world.create["id"], **edit)
+    wanted = world.missed()
+    world.create.update(OLD_ERROR if before == "once failed" else {})
+    world.clock.advance(60)
+    if before == "registered":
+        world.create["headers"] = {}  # so that register writes the definition, and no look has seen what it wrote
+        assert world.command("register", "--insecure", URL).stdout.startswith(f"{URL}/create: updated")
+    else:
+        assert world.look(0)
+    world.clock.advance(60)
+    world.sandbox.edit_webhook(world.create["id"], **edit)
+    kept_out = world.missed(5)
+    world.clock.advance(60)
+    if by == "register":
+        assert world.command("register", "--insecure", URL).returncode == 0
+    if by == "hand" or world.create.get("query"):  # which register leaves as it is
+        world.sandbox.edit_webhook(world.create["id"], status="ENABLED", query="", object_id=None)
+    if moment == "stopped":
+        world.restart()
+    world.clock.advance(60)
+    late = world.missed()
+    for _ in range(2):
+        assert world.look()
+    assert set(world.items()) <= wanted | late
+    line = [line for line in caplog.messages if "are passed over, because" in line][-1]
+    words = shlex.split(line.partition("To add them: ")[2])
+    assert world.command(*words[words.index("catch-up") :], "--yes").returncode == 0
+    assert kept_out | wanted <= set(world.items()) <= kept_out | wanted | late
+    found = world.missed()
     assert world.look()
+    assert found <= set(world.items())
+
+
+def test_a_webhook_that_stays_disabled_is_logged_once_and_then_as_a_whole(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    seen_at = world.store.state("webhooks_seen_at")
+    world.sandbox.edit_webhook(world.create["id"], status="DISABLED")
+    for _ in range(3):
+        assert world.look()
+    world.sandbox.edit_webhook(world.create["id"], status="ENABLED")
+    assert world.look()
+    lines = [line for line in caplog.text.splitlines() if "are passed over, because" in line]
+    assert len(lines) == 2
+    assert lines[0].endswith(f"--since {seen_at}")
+    assert lines[1].endswith(f"--since {seen_at} --until {world.store.state('webhooks_seen_at')}")
+    period = json.loads(world.store.state(PASSED_OVER) or "")
+    assert (period["since"], period["until"]) == (seen_at, world.store.state("webhooks_seen_at"))
+
+
+def test_what_was_missed_before_a_person_edited_the_webhook_is_added(world: World) -> None:
+    """It was created shortly before the last look, when all was well."""
+    wanted = world.missed()
+    assert world.look(60)
+    assert world.items() == {}
+    world.clock.advance(60)
+    world.sandbox.edit_webhook(world.create["id"], status="DISABLED")
+    kept_out = world.missed(date_created=format_utc(world.clock.now - 90))  # a client wrote an earlier date
+    world.clock.advance(60)
+    world.sandbox.edit_webhook(world.create["id"], status="ENABLED")
+    assert world.look()
+    assert world.look()
+    assert set(world.items()) == wanted
+    assert not wanted & kept_out
+
+
+def test_a_person_who_disables_a_webhook_that_once_failed_is_heeded(world: World) -> None:
+    """iconik may leave its last error there when it has recovered."""
+    world.create.update(OLD_ERROR)
+    assert world.look()
+    world.create.update(status="DISABLED", date_modified=world.sandbox.now_text())
+    world.missed()
+    assert world.look()
+    assert world.create["status"] == "DISABLED"
+    assert world.command("register", "--insecure", URL).returncode == 0
     assert world.look()
     assert world.items() == {}
-    [line] = [one for one in caplog.records if "passed over" in one.getMessage()]
-    assert line.levelno == logging.WARNING
-    assert "catch-up" in line.getMessage()
-    assert world.store.state(PASSED_OVER)
 
 
-def test_an_outage_in_which_iconik_writes_the_webhook_loses_nothing(world: World) -> None:
-    world.clock.advance(60)
-    ids = {world.sandbox.create_asset("a.mov")}  # nothing listens: iconik notes that it fails
-    assert world.create["status"] == "FAILING"
+RECOVERED = {"status": "ENABLED", "first_failed_at": None, "last_error": None}
+OUTAGES = {
+    "it fails": {"status": "FAILING"},
+    "it is disabled": {"status": "DISABLED"},
+    "it has recovered": RECOVERED,
+    "it has recovered and its errors are left": {"status": "ENABLED"},
+    "it has recovered without a trace": {**RECOVERED, "last_payload": None},
+}
+
+
+@pytest.mark.parametrize("ours", ["down", "answers 503"])
+@pytest.mark.parametrize("before", [{}, OLD_ERROR], ids=["first outage", "second outage"])
+@pytest.mark.parametrize("after", OUTAGES.values(), ids=OUTAGES)
+def test_an_outage_of_ours_loses_nothing_whatever_iconik_writes(
+    world: World, after: dict[str, Any], before: dict[str, Any], ours: str
+) -> None:
+    """iconik sets FAILING, first_failed_at, last_error, last_payload and date_modified, and may take them back."""
+    world.create.update(before)
     assert world.look()
-    world.sandbox.disable_failing_webhooks()
+    world.clock.advance(60)
+    ids = {world.sandbox.create_asset("a.mov") for _ in range(3)}  # nothing listens
+    assert world.create["status"] == "FAILING"
+    if ours == "down":
+        world.restart()
+    else:
+        with pytest.raises(StoreRefused):
+            world.webhook_that_cannot_be_stored()
+    world.clock.advance(60)
+    if after["status"] == "ENABLED":  # because of the next webhook
+        world.store.add_asset(new_id(), None)
+        world.store.database.run("DELETE FROM items")
+    world.create.update(after, date_modified=world.sandbox.now_text())
+    for _ in range(2):
+        assert world.look()
+    assert set(world.items()) == ids
+    assert world.create["status"] == ("FAILING" if after["status"] == "FAILING" else "ENABLED")
+
+
+def test_the_list_of_webhooks_may_come_in_any_order(world: World) -> None:
+    """Where register of version 1.1 made two pairs."""
+    world.sandbox.register(URL, {"X-Webhook-Secret": SECRET})
+    assert world.look()
+    world.clock.advance(60)
+    ids = world.missed()
+    world.sandbox.webhooks = dict(reversed(list(world.sandbox.webhooks.items())))
     assert world.look()
     assert set(world.items()) == ids
+
+
+def test_a_definition_that_a_person_has_just_changed_is_left(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """W3: it is read again right before it is written."""
+    world.create.update(BY_ICONIK)
+    edit = lambda: world.sandbox.edit_webhook(world.create["id"], status="DISABLED", query="mine")  # noqa: E731
+    world.sandbox.at_request[f"GET /API/notifications/v1/webhooks/{world.create['id']}/"] = edit
+    assert world.look()
+    assert (world.create["status"], world.create["query"]) == ("DISABLED", "mine")
+    assert "has just been changed" in caplog.text
 
 
 @pytest.mark.parametrize("status", [200, 404])
