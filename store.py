@@ -17,15 +17,13 @@ log = logging.getLogger("iconik_listener")
 
 Key = tuple[str, str]  # an item: the asset's id, and the job
 DAY_SECONDS = 24 * 3600.0
-MAX_RETRY_AFTER = 3600.0  # seconds that iconik may ask for
-MISDATED_SECONDS = 60.0  # between two looks for polls that are due too late
+MISDATED_SECONDS = 60.0  # between two looks for what is due too late
 MAX_RELEASED = 200  # items that one statement makes due, so that no webhook waits long for its turn
 MAX_COUNT = 1e15  # what the ledger shows at most: a person may have written there what is no number of jobs
 UNCHANGED = "unchanged"
 # Keys of items.db's state.
 PAUSED = "paused"  # by a person: JSON, `since` and `by`; empty if not
 ALLOWED = "allowed "  # and a day: how many more jobs than max_per_day a person allows on it
-JOB_FLOOR = "job_floor "  # and a job: what was created before that time (iconik's) does not get the job by itself
 
 
 class Status:
@@ -173,7 +171,7 @@ class Store:
         self._clock = clock
         self.has_creates = False  # whether an asset's own webhook came to this process
         self.failed_creates = 0  # how many of them could not be stored, so that iconik was answered an error
-        self._looked_for_misdated_at: float | None = None
+        self._looked_for_misdated_at: dict[str, float] = {}
         self._left_alone: set[Key] = set()  # items whose row a person's trigger does not let us change
         self._unfinished: set[Key] = set()  # items whose claim may have been written although it failed
         self.database = Database(path, migrations, listener=listener, progress=progress)
@@ -222,8 +220,7 @@ class Store:
         rows = self.database.run(
             """INSERT INTO items (object_id, job, status, proxy_closed_at, version_id)
             SELECT :object_id, value, 'awaiting_create', :now, :version_id FROM json_each(:jobs)
-            WHERE NOT EXISTS (SELECT 1 FROM items WHERE object_id = :object_id AND created_at <
-                (SELECT nullif(state.value, '') FROM state WHERE key = 'job_floor ' || json_each.value))
+            WHERE NOT EXISTS (SELECT 1 FROM items WHERE object_id = :object_id AND created_at IS NOT NULL)
                 OR EXISTS (SELECT 1 FROM items WHERE object_id = :object_id AND job = json_each.value)
             ON CONFLICT (object_id, job) DO UPDATE SET status = 'ready', proxy_closed_at = :now,
                 version_id = :version_id, next_attempt_at = :now, attempts = 0, waited = 0
@@ -310,15 +307,17 @@ class Store:
     def claim_retry(self) -> Item | None:
         """Take an item whose next attempt is due: one that holds a reservation first, then the one due longest.
 
-        What is due later than any delay of ours allows is due, too: the clock was wrong when that was written.
+        What is due later than its delays allow is due, too: the clock was wrong when that was written.
         """
-        longest = max(DAY_SECONDS * 1.2, self.rules.max_retry_delay, MAX_RETRY_AFTER)
-        due = {"now": self.now(), "latest": self.now(longest)}
-        reserved = self._claim([(RETRY, {**due, "reserved": 1}), (MISDATED_RETRY, {**due, "reserved": 1})])
-        if reserved:
-            return reserved
-        retries = [(RETRY, {**due, "reserved": 0}), (MISDATED_RETRY, {**due, "reserved": 0})]
-        return self._claim(retries, needs_room=True)
+        due = {"now": self.now(), "longest": max(self.rules.max_retry_delay, self.rules.min_age)}
+        should_look = self._should_look_for_misdated("retries")
+        statements = [RETRY, MISDATED_RETRY] if should_look else [RETRY]
+        item = self._claim([(one, {**due, "reserved": 1}) for one in statements])
+        if item is None:
+            item = self._claim([(one, {**due, "reserved": 0}) for one in statements], needs_room=True)
+        if should_look and item is None:
+            self._looked_for_misdated_at["retries"] = self._clock()
+        return item
 
     def _claim(self, searches: Sequence[tuple[str, dict[str, Any]]], *, needs_room: bool = False) -> Item | None:
         """Take the first item that one of the searches finds, for an attempt that starts now.
@@ -401,9 +400,10 @@ class Store:
         try:
             with self.database.reading() as db:
                 found = db.execute(POLL, values).fetchone()
-                if found is None and self._should_look_for_misdated():
+                if found is None and self._should_look_for_misdated("polls"):
                     found = db.execute(MISDATED_POLL, values).fetchone()
-                    self._looked_for_misdated_at = self._clock() if found is None else None
+                    if found is None:
+                        self._looked_for_misdated_at["polls"] = self._clock()
             if found is None:
                 return None
             with self.database.transaction() as db:
@@ -430,9 +430,9 @@ class Store:
             raise
         return _item(rows[0]) if rows else None
 
-    def _should_look_for_misdated(self) -> bool:
-        """Whether a minute has passed since the last look, which reads all that await a proxy, or the clock stepped."""
-        looked_at = self._looked_for_misdated_at
+    def _should_look_for_misdated(self, kind: str) -> bool:
+        """Whether a minute has passed since a look, which reads all that waits, found none, or the clock stepped."""
+        looked_at = self._looked_for_misdated_at.get(kind)
         return looked_at is None or abs(self._clock() - looked_at) > MISDATED_SECONDS
 
     def postpone_poll(self, object_id: str, delay: float) -> None:
@@ -628,13 +628,12 @@ class Store:
 
 SET_STATE = "INSERT INTO state VALUES (:key, :value) ON CONFLICT (key) DO UPDATE SET value = :value"
 
-# Adds the items of all configured jobs. A job that was added to the configuration later is not added to an asset
-# whose other items are older than that job's floor, unless a person asks for that.
+# Adds the items of all configured jobs. An asset whose create came before has those of that time: a job that was added
+# to the configuration later is not for it, unless a person asks for that.
 ADD_ASSET = """INSERT INTO items (object_id, job, title, status, source, created_at, waited, next_attempt_at)
 SELECT :object_id, value, :title, 'awaiting_proxy', :source, :now, :poll_in, :poll_at FROM json_each(:jobs)
 WHERE :source IN ('catch-up', 'menu')
-    OR NOT EXISTS (SELECT 1 FROM items WHERE object_id = :object_id AND created_at <
-        (SELECT nullif(state.value, '') FROM state WHERE key = 'job_floor ' || json_each.value))
+    OR NOT EXISTS (SELECT 1 FROM items WHERE object_id = :object_id AND created_at IS NOT NULL)
     OR EXISTS (SELECT 1 FROM items WHERE object_id = :object_id AND job = json_each.value)
 ON CONFLICT (object_id, job) DO UPDATE SET status = 'ready', title = :title, source = :source, created_at = :now,
     next_attempt_at = :now
@@ -695,9 +694,12 @@ WHERE status = 'ready' AND last_attempt_at IS NOT NULL AND (counted_on IS NOT NU
     AND object_id || ' ' || job NOT IN (SELECT value FROM json_each(:left_alone))
 ORDER BY next_attempt_at, created_at LIMIT 1"""
 
+# Due later than the delay that was written, or the longest of the others: an hour for one in doubt.
 MISDATED_RETRY = """SELECT object_id, job FROM items
 WHERE status = 'ready' AND last_attempt_at IS NOT NULL AND (counted_on IS NOT NULL) = :reserved
-    AND next_attempt_at > :latest
+    AND next_attempt_at > :now
+    AND ((julianday(next_attempt_at) - julianday(:now)) * 86400
+        > max(:longest, backoff, CASE WHEN in_doubt_since IS NULL THEN 0 ELSE 3600 END) + 60)
     AND object_id || ' ' || job NOT IN (SELECT value FROM json_each(:left_alone))
 ORDER BY next_attempt_at, created_at LIMIT 1"""
 

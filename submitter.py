@@ -318,7 +318,8 @@ class Submitter:
 
     def _is_new(self, item: Item) -> bool:
         """Whether the asset's own webhooks came to this process, so that nothing can have been started before."""
-        return item.source == Source.WEBHOOK and (item.proxy_closed_at or "") >= self._started_at_text
+        closed_at = item.proxy_closed_at or ""
+        return item.source == Source.WEBHOOK and self._started_at_text <= closed_at <= self._store.now()
 
     def _second_source(self, item: Item, job: Job, call: Call) -> Outcome | None:
         """The asset does not say whether the job was started: ask iconik's list of jobs."""
@@ -410,6 +411,7 @@ class Submitter:
                 raise NotNow(self._not_yet(item, "iconik's search does not know the asset, or its media type, yet"))
             if only:
                 self._check_only(item, job, only)
+        call.source = "profiles"
         try:
             profile = self._profiles.choose(job, section.profile, media_type)
         except ProfileMissing as error:

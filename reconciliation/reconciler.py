@@ -25,7 +25,7 @@ from reconciliation import webhooks
 from reconciliation.catalog import MAX_IDS, IconikCatalog
 from reconciliation.changes import BATCH_SIZE, OUTCOME_SECONDS, ReconciledChanges, SubmittedItem
 from reconciliation.webhooks import REGISTERED_URL, WebhookDefinition
-from store import DAY_SECONDS, JOB_FLOOR, Outcome, Source, Status, Store
+from store import DAY_SECONDS, Outcome, Source, Status, Store
 from submitter import DOUBT_MARGIN, Submitter, job_outcome
 from system.database import StoreRefused, StoreUnavailable
 from system.runtime import Runtime
@@ -152,8 +152,11 @@ class Reconciler:
             log.exception("Cannot check %s at iconik: unexpected error", name)
         return None
 
-    def _ask(self, call: Callable[[], Answer]) -> Answer:
-        """One request to iconik, when the circuit breaker permits it."""
+    def _ask(self, kind: str, call: Callable[[], Answer]) -> Answer:
+        """One request to iconik, when the circuit breaker permits it.
+
+        :param kind: what it is about, by the same names as the submitter's calls: a 429 counts once for a kind
+        """
         permission = self._breaker.wait()
         if permission is None or self._stopping.is_set():
             raise Stopped
@@ -162,11 +165,11 @@ class Reconciler:
         except IconikRefused:
             raise
         except IconikError as error:
-            self._breaker.failed(permission, error, "reconciler", is_item=False)
+            self._breaker.failed(permission, error, kind, is_item=False)
             raise
 
     def _each(self, pages: Iterator[Answer]) -> Iterator[Answer]:
-        while (page := self._ask(lambda: next(pages, None))) is not None:
+        while (page := self._ask("search", lambda: next(pages, None))) is not None:
             yield page
 
     # Step 1: our webhooks.
@@ -179,7 +182,7 @@ class Reconciler:
            passed over. If a person had it so at some time since the last look, the time since then is.
         3. If ours is not in the list, that says nothing: nothing is added, and nothing is passed over.
         """
-        found = self._ask(self._catalog.webhooks)
+        found = self._ask("webhooks", self._catalog.webhooks)
         own = webhooks.ours(found, self._store.state(REGISTERED_URL), self._config.listener.webhook_secret)
         if not own:
             line = "Cannot tell which of iconik's webhooks belong to this listener, so missed assets are not added"
@@ -247,12 +250,12 @@ class Reconciler:
             line = f"Somebody disabled the webhook to {webhook.url} in iconik, so it is left disabled. To enable it:"
             self._log_once(logging.WARNING, f"{line} {command('register', 'URL')}")
         elif webhook.status == "DISABLED":
-            now = WebhookDefinition(webhook.kind, self._ask(lambda: self._catalog.webhook(webhook.id)))
+            now = WebhookDefinition(webhook.kind, self._ask("webhooks", lambda: self._catalog.webhook(webhook.id)))
             if now.fields != webhook.fields:
                 log.warning("The webhook to %s has just been changed, so it is left as it is", webhook.url)
                 return
             forget_fingerprint(self._store, webhook)
-            written = self._ask(lambda: self._catalog.save_webhook(webhook.enabled(), webhook.id))
+            written = self._ask("webhooks", lambda: self._catalog.save_webhook(webhook.enabled(), webhook.id))
             note_written(self._store, self._catalog.now(), WebhookDefinition(webhook.kind, written))
             self._store.set_state(_enabled_key(webhook), format_utc(self._catalog.now()))
             log.warning("iconik had disabled the webhook to %s for failing: it is enabled again", webhook.url)
@@ -308,7 +311,7 @@ class Reconciler:
         if noted is not None:
             return noted
         if not self._client.knows_time:
-            self._ask(self._catalog.user)
+            self._ask("user", self._catalog.user)
         if not self._client.knows_time:  # our own clock may be wrong, and what is older would be billed
             raise IconikUnavailable("iconik's answers do not say its time")
         floor = self._catalog.now() - DATE_SECONDS - (self._runtime.monotonic() - self._started_at)
@@ -380,7 +383,7 @@ class Reconciler:
         if not job_ids:
             return []
         try:
-            return self._ask(lambda: self._catalog.jobs(job_ids[:MAX_IDS]))
+            return self._ask("jobs", lambda: self._catalog.jobs(job_ids[:MAX_IDS]))
         except IconikForbidden:
             raise
         except IconikRefused as error:
@@ -398,7 +401,7 @@ class Reconciler:
             return None
         since = (parse_time(item.submitted_at) or 0) - DOUBT_MARGIN if item.is_ours else 0.0
         try:
-            found = self._ask(lambda: self._client.jobs_of(item.object_id, job, since))
+            found = self._ask("jobs", lambda: self._client.jobs_of(item.object_id, job, since))
         except IconikForbidden:
             raise
         except IconikRefused:
@@ -425,7 +428,8 @@ class Reconciler:
         asked: set[str] = set()
         while object_ids := [one for one in self._changes.unmeasured(since) if one not in asked]:
             asked |= set(object_ids)
-            measured = [asset for asset in self._ask(lambda: self._catalog.measures(object_ids)) if asset.media_type]
+            found = self._ask("search", lambda: self._catalog.measures(object_ids))
+            measured = [asset for asset in found if asset.media_type]
             for asset in measured:
                 try:
                     self._changes.measure(asset)
@@ -463,21 +467,6 @@ class Reconciler:
         if (topic or line) not in self._logged:
             self._logged.add(topic or line)
             log.log(level, line)
-
-
-def note_job_floors(store: Store, client: IconikClient) -> None:
-    """At a start: note for each job that is new in the configuration that older assets do not get it by themselves."""
-    new = [job for job in store.rules.jobs if store.state(JOB_FLOOR + job) is None]
-    if not new:
-        return
-    is_new_file = not store.overview()
-    if not is_new_file and not client.knows_time:
-        try:
-            IconikCatalog(client).user()  # its answer says iconik's time
-        except IconikError as error:
-            log.warning("Cannot ask iconik for its time, so this machine's counts: %s", error)
-    for job in new:
-        store.set_state(JOB_FLOOR + job, "" if is_new_file else format_utc(client.now()))
 
 
 def was_otherwise(store: Store, webhook: WebhookDefinition, *, is_date_known: bool = True) -> bool:
@@ -586,9 +575,11 @@ def registered(store: Store, catalog: IconikCatalog, creates: list[WebhookDefini
     :param creates: the definitions for /create, as they are now
     :param why: what about_to_register returned
     """
+    if not catalog.knows_time:  # then the next look passes over that time
+        return
     now = catalog.now()
     open_ones = [webhook for webhook in creates if webhook.lets_all_through]
-    if why and catalog.knows_time:
+    if why:
         # Unlike a look, this has not added what was created between the mark and the last look.
         mark = store.state(ASSETS_SEEN_UNTIL) or store.state(ASSETS_FLOOR)
         pass_over(store, now, why, is_over=bool(open_ones), not_added_since=parse_time(mark))

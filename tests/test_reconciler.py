@@ -15,9 +15,9 @@ from circuit_breaker import CircuitBreaker
 from config import load
 from faulty_iconik import Fault, FaultyIconik
 from iconik_client import IconikClient
-from reconciliation.reconciler import ASSETS_FLOOR, ASSETS_SEEN_UNTIL, PASSED_OVER, Reconciler, note_job_floors
+from reconciliation.reconciler import ASSETS_FLOOR, ASSETS_SEEN_UNTIL, PASSED_OVER, Reconciler
 from reconciliation.webhooks import REGISTERED_URL
-from store import JOB_FLOOR, Rules, Status, Store
+from store import Rules, Status, Store
 from submitter import Submitter
 from support import ASSET, SECRET, Clock, Listener, ManualRuntime, new_id
 from system.database import StoreRefused
@@ -349,6 +349,37 @@ def test_an_old_asset_that_was_imported_now_is_found(world: World) -> None:
     assert set(world.items()) == ids
 
 
+def test_an_archived_asset_with_a_new_date_of_creation_is_not_added(world: World) -> None:
+    """A client wrote it; iconik imported the asset before the floor."""
+    world.clock.advance(60)
+    imported = format_utc(world.clock.now - 30 * DAY)
+    world.missed(5, date_imported=imported)
+    ids = world.missed()
+    assert world.look()
+    assert set(world.items()) == ids
+
+
+def test_without_a_date_in_iconiks_answers_nothing_is_added(worlds: Callable[..., World]) -> None:
+    """Our own clock may be wrong. An answer with an Age was kept by a proxy, and its Date is old."""
+    world = worlds()
+    archived = format_utc(world.clock.now - 20 * DAY)
+    world.missed(3, date_created=archived, date_imported=archived)
+    world.sandbox.faults.append(Fault(status=None, headers={"Age": "9"}, times=float("inf")))
+    world.clock.step(-30 * DAY)
+    world.sandbox.clock = lambda: world.clock.now + 30 * DAY
+    world.start()
+    assert not world.look()
+    assert world.command("register", "--insecure", URL).returncode == 0
+    assert not world.look()
+    assert world.items() == {}
+    world.sandbox.faults.clear()
+    world.sandbox.edit_webhook(world.create["id"], description="mine")
+    assert world.look()
+    ids = world.missed()
+    assert world.look()
+    assert set(world.items()) == ids
+
+
 @pytest.mark.parametrize("wrong_by", [30 * DAY, -30 * DAY])
 def test_a_wrong_clock_of_ours_neither_loses_nor_moves_back(world: World, wrong_by: float) -> None:
     iconik = Clock()
@@ -404,6 +435,20 @@ def test_faces_has_no_id_and_is_found_by_asset_and_type(worlds: Callable[..., Wo
     world.sandbox.finish_job(job_id)
     assert world.look()
     assert world.items()[ASSET]["status"] == Status.DONE
+
+
+@pytest.mark.parametrize("skew", [60.0, -60.0, 3600.0, -30 * DAY])
+@pytest.mark.parametrize("name", [True, False])
+def test_a_failure_is_noted_though_our_clock_differs_from_iconiks(world: World, skew: float, name: bool) -> None:
+    """T5: by asset and kind of job, where the job's id is not known."""
+    world.sandbox.clock = lambda: world.clock.now + skew
+    world.start()
+    job_id = world.submitted()
+    if not name:
+        world.store.database.run("UPDATE items SET job_id = NULL")
+    world.sandbox.fail_job(job_id, "broken")
+    assert world.look()
+    assert world.items()[ASSET]["status"] == Status.FAILED
 
 
 def test_a_failure_of_before_a_retry_is_not_this_runs(worlds: Callable[..., World]) -> None:
@@ -473,10 +518,3 @@ def test_with_an_interval_of_0_iconik_is_asked_nothing(worlds: Callable[..., Wor
     assert world.look(2 * DAY)
     assert world.items() == {}
     assert world.sandbox.requests == []
-
-
-def test_a_job_that_is_new_in_the_configuration_gets_a_floor(worlds: Callable[..., World]) -> None:
-    world = worlds()
-    world.submitted()
-    note_job_floors(world.store, world.client)
-    assert world.store.state(f"{JOB_FLOOR}analyze") == format_utc(world.client.now())

@@ -14,10 +14,11 @@ from circuit_breaker import CircuitBreaker
 from config import Config
 from faulty_iconik import Fault, FaultyIconik
 from iconik_client import IconikClient
+from reconciliation.reconciler import Reconciler
 from sandbox import profile
 from store import Rules, Source, Status, Store
 from submitter import Submitter
-from support import ASSET, Clock, ManualRuntime, make_config, new_id
+from support import ASSET, SECRET, Clock, ManualRuntime, make_config, new_id
 from system.database import StoreRefused
 from system.text import format_utc
 
@@ -87,6 +88,10 @@ class World:
         while self.clock.monotonic < end:
             self.clock.advance(min(step, end - self.clock.monotonic))
             self.work()
+
+    def reconcile(self) -> None:
+        runtime = ManualRuntime(self.clock)
+        Reconciler(self.store, self.client, self.breaker, self.submitter, self.config, runtime=runtime).reconcile()
 
     def row(self, asset_id: str = ASSET, job: str = "analyze") -> dict[str, Any]:
         rows = self.store.database.run(
@@ -210,6 +215,18 @@ def test_a_missing_status_needs_the_list_of_jobs(world: World, source: str, is_f
     world.work()
     assert world.requests(LIST_OF_JOBS) == asks
     assert world.status() == Status.SUBMITTED
+
+
+def test_a_missing_status_needs_the_list_though_a_clock_was_ahead(world: World) -> None:
+    """The webhooks came to an earlier process, whose clock was wrong."""
+    world.clock.step(3600)
+    world.ready()
+    world.clock.step(-3600)
+    world.restart()
+    for holder in (world.sandbox.assets[ASSET], *world.sandbox.assets[ASSET]["versions"]):
+        holder.pop("analyze_status")
+    world.work()
+    assert world.requests(LIST_OF_JOBS) == 1
 
 
 def test_a_missing_status_with_a_job_in_the_list_starts_nothing(world: World) -> None:
@@ -414,14 +431,20 @@ def test_429_of_two_assets_opens_the_breaker_for_retry_after(world: World) -> No
     assert world.breaker.is_open
 
 
-def test_429_of_the_search_stops_no_job(worlds: Callable[..., World]) -> None:
-    """R2: items that need the search wait; the others go on."""
-    world = worlds(submitter__jobs="analyze faces", faces__only="media_type:video")
-    world.sandbox.faults.append(Fault(SEARCH, status=429, times=999, body=b"{}", headers={"Retry-After": "60"}))
-    ids = [world.ready(new_id()) for _ in range(5)]
-    world.work()
-    assert sorted(world.sandbox.jobs) == sorted(ids)
-    assert not world.breaker.is_open
+@pytest.mark.parametrize("call", [SEARCH, "GET /API/files/v1/analysis/profiles"])
+def test_429_of_one_kind_of_call_stops_no_job(worlds: Callable[..., World], call: str) -> None:
+    """R2: items that need the search, or the profiles, wait; the others go on. The reconciler searches, too."""
+    world = worlds(submitter__jobs="analyze faces", analyze__profile="Clips, Stills", reconciler__min_age=0)
+    world.sandbox.register("http://127.0.0.1:1", {"X-Webhook-Secret": SECRET})
+    for number in range(5):
+        world.sandbox.faults.append(Fault(call, status=429, times=999, body=b"{}", headers={"Retry-After": "60"}))
+        world.sandbox.faults[:] = world.sandbox.faults[-1:]
+        world.clock.advance(10)
+        asset_id = world.ready(new_id())
+        world.reconcile()
+        world.work()
+        assert world.sandbox.started[number:] == [("faces", asset_id)]
+        assert not world.breaker.is_open
 
 
 def test_a_401_opens_the_breaker_at_once(world: World) -> None:
