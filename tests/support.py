@@ -223,6 +223,7 @@ class Listener:
         self.config = write_sandbox_config(folder, sandbox, **values)
         self.log: list[str] = []
         self.url = ""
+        self.env: dict[str, str] = {}  # what its processes get beside this one's
         self.process: subprocess.Popen[str] | None = None
 
     def start(self, preexec_fn: Callable[[], None] | None = None, prelude: str = "") -> "Listener":
@@ -234,7 +235,7 @@ class Listener:
             text=True,
             preexec_fn=preexec_fn,
             cwd=self.config.parent,
-            env={**os.environ, "PYTHONPATH": str(APP.parent)},
+            env={**os.environ, "PYTHONPATH": str(APP.parent), **self.env},
         )
         begin = len(self.log)
         self._reader = threading.Thread(target=self._read, args=(self.process,))
@@ -283,7 +284,7 @@ class Listener:
 
     def run(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
         """Another `python app.py` with the same configuration, until its end."""
-        return run("--config", str(self.config), *arguments, cwd=self.config.parent)
+        return run("--config", str(self.config), *arguments, cwd=self.config.parent, env=self.env)
 
     def command(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
         """The same without a process of its own, which is faster."""
@@ -328,14 +329,16 @@ class ListenerHere(Listener):
         return 0
 
 
-def run(*arguments: str, cwd: Path, **options: Any) -> "subprocess.CompletedProcess[str]":
+def run(
+    *arguments: str, cwd: Path, env: dict[str, str] | None = None, **options: Any
+) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
         [sys.executable, "-W", "error", str(APP), *arguments],
         cwd=cwd,
         capture_output=True,
         text=True,
         timeout=60,
-        env={**os.environ, "COLUMNS": "80"},
+        env={**os.environ, "COLUMNS": "80", **(env or {})},
         **options,
     )
 
