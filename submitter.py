@@ -4,7 +4,7 @@ import logging
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from circuit_breaker import CircuitBreaker, Permission
@@ -188,14 +188,14 @@ class Submitter:
     def _start_new(self, permission: Permission) -> bool:
         item = self._store.claim_new()
         if item:
-            self._try(item, permission)
+            self._work_on(item, permission)
         return item is not None
 
     def _start_retry(self, permission: Permission) -> bool:
         with self._retry_slot() as has_slot:
             item = self._store.claim_retry() if has_slot else None
             if item:
-                self._try(item, permission)
+                self._work_on(item, permission)
             return item is not None
 
     @contextmanager
@@ -218,7 +218,7 @@ class Submitter:
 
     # One attempt.
 
-    def _try(self, item: Item, permission: Permission) -> None:
+    def _work_on(self, item: Item, permission: Permission) -> None:
         outcome = self._attempt(item, permission)
         self._record(item, outcome)
         if outcome.status == Status.SUBMITTED and not outcome.found:
@@ -244,30 +244,23 @@ class Submitter:
         log.info("Submitting %s Job for %s", job.label, named(item.object_id, item.title))  # as the article logs it
         call = Call(item.object_id)
         try:
-            outcome = self._ask_iconik(item, job, permission, call)
+            outcome = self._try(item, job, permission, call)
         except StoreUnavailable as error:
             log.error("%s. No job can be started", error, extra={"topic": ("claim", str(error))})
-            outcome = self._store_failed(error, call)
-        except StoreRefused:
-            raise
-        except Exception as mistake:
-            log.exception("%s: unexpected error", named(item.object_id, item.title))
-            wrapped = IconikUnavailable(f"unexpected {type(mistake).__name__}, see the log", may_have_been_done=True)
-            outcome = self._after_error(item, job, wrapped, permission, call)
+            outcome = self._put_back(item, call)
+        except Exception as error:  # a person's trigger, or a value that no listener wrote: the item stops no other
+            if isinstance(error, StoreRefused):
+                log.error("%s. %s is left alone until the next start", error, named(item.object_id, item.title))
+            else:
+                log.exception("%s is left alone until the next start", named(item.object_id, item.title))
+            self._store.leave_alone(item)
+            outcome = self._put_back(item, call)
         if item.in_doubt_since and outcome.status == Status.READY and not outcome.in_doubt:
             outcome = replace(outcome, in_doubt=True, started_nothing=False)  # the earlier request is still in doubt
         self._note_doubt(item, outcome, call)
         return outcome
 
-    def _store_failed(self, error: StoreUnavailable, call: Call) -> Outcome:
-        """The outcome if the database could not be read or written at some point of the attempt."""
-        if not call.is_sent:
-            return Outcome(Status.READY, delay=self._config.submitter.retry_delay, is_attempt=False)
-        delay = self._store.rules.doubt_delay
-        return Outcome(Status.READY, str(error), without_ids(str(error)), delay=delay, in_doubt=True)
-
-    def _ask_iconik(self, item: Item, job: Job, permission: Permission, call: Call) -> Outcome:
-        """Steps 2 to 5 of an attempt."""
+    def _try(self, item: Item, job: Job, permission: Permission, call: Call) -> Outcome:
         try:
             asset = self._read_asset(item)
             outcome = self._outcome_without_job(item, job, asset, call)
@@ -280,6 +273,20 @@ class Submitter:
             return reason.outcome
         except IconikError as error:
             return self._after_error(item, job, error, permission, call)
+        except (StoreUnavailable, StoreRefused):
+            raise
+        except Exception as mistake:
+            log.exception("%s: unexpected error", named(item.object_id, item.title))
+            wrapped = IconikUnavailable(f"unexpected {type(mistake).__name__}, see the log", may_have_been_done=True)
+            return self._after_error(item, job, wrapped, permission, call)
+
+    def _put_back(self, item: Item, call: Call) -> Outcome:
+        """The item is as if it had not been claimed, but for what iconik may have done meanwhile."""
+        delay = self._config.submitter.retry_delay
+        in_doubt = call.is_sent or item.in_doubt_since is not None
+        if in_doubt:
+            delay = max(delay, self._store.rules.doubt_delay)
+        return Outcome(Status.READY, delay=delay, is_attempt=False, in_doubt=in_doubt)
 
     def _read_asset(self, item: Item) -> Json:
         asset = self._client.asset(item.object_id)
@@ -323,7 +330,8 @@ class Submitter:
 
     def _is_new(self, item: Item) -> bool:
         """Whether the asset's own webhooks came to this process, so that nothing can have been started before."""
-        return item.source == Source.WEBHOOK and (item.proxy_closed_at or "") >= self._started_at_text
+        closed_at = item.proxy_closed_at or ""
+        return item.source == Source.WEBHOOK and self._started_at_text <= closed_at <= self._store.now()
 
     def _second_source(self, item: Item, job: Job, call: Call) -> Outcome | None:
         """The asset does not say whether the job was started: ask iconik's list of jobs.
@@ -397,7 +405,7 @@ class Submitter:
         key = item.object_id, item.job
         if not outcome.is_absent:
             self._absences.pop(key, None)
-        if outcome.in_doubt and outcome.status == Status.READY and outcome.is_attempt:
+        if outcome.in_doubt and outcome.status == Status.READY and (outcome.is_attempt or call.is_sent):
             self._doubts[key] = self._runtime.monotonic() + outcome.delay
         elif not outcome.in_doubt:
             self._doubts.pop(key, None)
@@ -421,6 +429,7 @@ class Submitter:
                 raise NotNow(self._not_yet(item, "iconik's search does not know the asset, or its media type, yet"))
             if only:
                 self._check_only(item, job, only)
+        call.source = "profiles"
         try:
             profile = self._profiles.choose(job, section.profile, media_type)
         except ProfileMissing as error:
@@ -499,16 +508,18 @@ class Submitter:
         )
 
     def _release_refused(self, item: Item) -> None:
-        """A job was accepted: make due what was refused in the same words as its item, and one of each other reason.
+        """A job was accepted: what was refused in the same words as its item before is due, and one of each other.
 
-        If that fails, the next acceptance does it, or the items' own backoff.
+        If that cannot be written, they wait for their own delays. The acceptance must not be lost over it.
         """
-        with suppress(StoreUnavailable):
+        try:
             if item.refused and item.reason:
                 self._store.release_refused(item.reason)
             if self._runtime.monotonic() - self._probed_at > PROBE_SECONDS / 10:
                 self._probed_at = self._runtime.monotonic()
                 self._store.probe_refused(PROBE_SECONDS)
+        except (StoreUnavailable, StoreRefused) as error:
+            log.warning("%s. What was refused waits for its own delay", error, extra={"topic": ("release", str(error))})
 
     # What went wrong.
 

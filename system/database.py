@@ -25,7 +25,7 @@ from system.database_files import (
     remedy_if_missing,
 )
 from system.errors import ListenerError
-from system.text import format_utc, one_line, parse_time
+from system.text import FIRST_SECOND, LAST_SECOND, format_utc, one_line, parse_time
 
 __all__ = [
     "Database",
@@ -345,10 +345,8 @@ def _later(time: object, seconds: object) -> str | None:
     start = _seconds_of(time)
     if start is None or not isinstance(seconds, (int, float)):
         return None
-    try:
-        return format_utc(start + seconds)
-    except (ValueError, OverflowError, OSError):  # not in the years 1 to 9999
-        return None
+    is_possible = FIRST_SECOND <= start + seconds <= LAST_SECOND
+    return format_utc(start + seconds) if is_possible else None
 
 
 def _seconds_between(start: object, end: object) -> float | None:
