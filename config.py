@@ -1,4 +1,4 @@
-"""config.ini: read, checked, typed. One dataclass for each section, one field for each key."""
+"""config.ini: read, checked, typed. One dataclass for each kind of section, one field for each key."""
 
 import configparser
 import grp
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from jobs import JOBS, Job
+from jobs import DEFAULT_JOB, JOBS, Job
 from system.errors import ListenerError
 from system.text import UUID
 
@@ -28,8 +28,8 @@ MOVED = {
     ("sweep", "interval"): ("reconciler", "interval"),
     ("sweep", "min_age"): ("reconciler", "min_age"),
     ("sweep", "max_age"): ("reconciler", "max_age"),
-    ("iconik", "analysis_profile"): ("analyze", "profile"),
-    ("iconik", "skip_types"): ("analyze", "skip_types"),
+    ("iconik", "analysis_profile"): (DEFAULT_JOB.name, "profile"),
+    ("iconik", "skip_types"): (DEFAULT_JOB.name, "skip_types"),
 }
 Moved = dict[tuple[str, str], tuple[str, str]]  # the section and key where one of MOVED was found, by those of today
 # iconik's types of assets, from its API document (AssetSchema).
@@ -163,7 +163,7 @@ class ListenerConfig:
 
 @dataclass(frozen=True)
 class SubmitterConfig:
-    jobs: tuple[str, ...] = _key(_jobs, "analyze")
+    jobs: tuple[str, ...] = _key(_jobs, DEFAULT_JOB.name)
     workers: int = _key(_number(int, 1, 32), "4")
     retry_delay: float = _key(_seconds(0.01), "10")
     max_retry_delay: float = _key(_seconds(0.01), "900")
@@ -171,41 +171,24 @@ class SubmitterConfig:
 
 
 @dataclass(frozen=True)
-class AnalyzeConfig:
-    profile: tuple[str, ...] = _key(_profiles, "")
-    only: str = _key(_query, "")
-    skip_types: frozenset[str] = _key(_types, "SUBCLIP")
+class JobConfig:
+    """The section of one job. Which of the keys it has is in jobs.py.
 
+    :ivar profile: names or UUIDs of profiles, or `default`; empty for iconik's choice without a profile
+    :ivar only: a query in iconik's search language; empty for every asset
+    :ivar language: of the speech; empty for iconik's choice
+    :ivar skip_types: types of assets that get no job of any kind
+    """
 
-@dataclass(frozen=True)
-class TranscribeConfig:
     profile: tuple[str, ...] = _key(_profiles, "")
     only: str = _key(_query, "")
     language: str = _key(_query, "")
-
-
-@dataclass(frozen=True)
-class FacesConfig:
-    only: str = _key(_query, "")
+    skip_types: frozenset[str] = _key(_types, "SUBCLIP")
 
 
 @dataclass(frozen=True)
 class LimitsConfig:
     max_per_day: int = _key(_number(int, 0, 10_000_000), "0")
-
-
-@dataclass(frozen=True)
-class JobConfig:
-    """What config.ini says of one job.
-
-    :ivar profile: names or UUIDs of profiles, or `default`; empty for iconik's choice without a profile
-    :ivar only: a query in iconik's search language; empty for every asset
-    :ivar language: of the speech; empty for iconik's choice
-    """
-
-    profile: tuple[str, ...] = ()
-    only: str = ""
-    language: str = ""
 
 
 @dataclass(frozen=True)
@@ -219,18 +202,17 @@ class ReconcilerConfig:
 class Config:
     """All of config.ini; durations in seconds, `path` and `listener.database` absolute.
 
-    `warnings` and `notes` are lines for the log: what is allowed, but not wise, and what has changed since version 1.0.
+    `job_sections` has each job's section by its name. `warnings` and `notes` are lines for the log: what is allowed, but
+    not wise, and what has changed since version 1.0.
     """
 
     path: Path
     iconik: IconikConfig
     listener: ListenerConfig
     submitter: SubmitterConfig
-    analyze: AnalyzeConfig
-    transcribe: TranscribeConfig
-    faces: FacesConfig
     limits: LimitsConfig
     reconciler: ReconcilerConfig
+    job_sections: dict[str, JobConfig]
     warnings: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -241,15 +223,29 @@ class Config:
 
     def of(self, job: Job) -> JobConfig:
         """The section of one job."""
-        section = getattr(self, job.name)
-        return JobConfig(
-            **{key.name: getattr(section, key.name) for key in fields(JobConfig) if hasattr(section, key.name)}
-        )
+        return self.job_sections[job.name]
 
     @property
     def skip_types(self) -> frozenset[str]:
         """The types of assets that get no job."""
-        return self.analyze.skip_types
+        return self.of(DEFAULT_JOB).skip_types
+
+
+# The sections that are no job's.
+SECTIONS: dict[str, Any] = {
+    "iconik": IconikConfig,
+    "listener": ListenerConfig,
+    "submitter": SubmitterConfig,
+    "limits": LimitsConfig,
+    "reconciler": ReconcilerConfig,
+}
+
+
+def keys_of(section: str) -> list[Any]:
+    """The keys that a section of config.ini may have."""
+    if section in JOBS:
+        return [key for key in fields(JobConfig) if key.name in JOBS[section].keys]
+    return list(fields(SECTIONS[section]))
 
 
 def load(path: Path) -> Config:
@@ -259,24 +255,14 @@ def load(path: Path) -> Config:
     """
     parser = _parse(path)
     moved = _read_from_old_places(parser)
-    sections: dict[str, Any] = {
-        "iconik": IconikConfig,
-        "listener": ListenerConfig,
-        "submitter": SubmitterConfig,
-        "analyze": AnalyzeConfig,
-        "transcribe": TranscribeConfig,
-        "faces": FacesConfig,
-        "limits": LimitsConfig,
-        "reconciler": ReconcilerConfig,
-    }
     for name in parser.sections():
-        if name not in sections:
+        if name not in SECTIONS and name not in JOBS:
             raise ConfigError(f"{path}: [{name}]: unknown section")
     listener = _section(parser, path, moved, "listener", ListenerConfig)
     # The path may be relative to the file, or a link: the lock needs the file's one true name.
     listener = replace(listener, database=(path.resolve().parent / listener.database).resolve())
     submitter = _section(parser, path, moved, "submitter", SubmitterConfig)
-    analyze = _section(parser, path, moved, "analyze", AnalyzeConfig)
+    job_sections = {name: _section(parser, path, moved, name, JobConfig) for name in JOBS}
     if submitter.max_retry_delay < submitter.retry_delay:
         raise ConfigError(f"{path}: [submitter] max_retry_delay: must not be less than retry_delay")
     return Config(
@@ -284,12 +270,10 @@ def load(path: Path) -> Config:
         iconik=_section(parser, path, moved, "iconik", IconikConfig),
         listener=listener,
         submitter=submitter,
-        analyze=analyze,
-        transcribe=_section(parser, path, moved, "transcribe", TranscribeConfig),
-        faces=_section(parser, path, moved, "faces", FacesConfig),
         limits=_section(parser, path, moved, "limits", LimitsConfig),
         reconciler=_section(parser, path, moved, "reconciler", ReconcilerConfig),
-        warnings=(*_unwise(path, listener), *_unknown_types(path, analyze.skip_types)),
+        job_sections=job_sections,
+        warnings=(*_unwise(path, listener), *_unknown_types(path, job_sections[DEFAULT_JOB.name].skip_types)),
         notes=tuple(
             f"{path}: {old_key} of [{old_section}] is now {key} of [{section}]: move it there"
             for (section, key), (old_section, old_key) in moved.items()
@@ -344,11 +328,10 @@ def _section(
     parser: configparser.ConfigParser, path: Path, moved: Moved, name: str, section: Callable[..., Section]
 ) -> Section:
     written = dict(parser[name]) if parser.has_section(name) else {}
-    keys = fields(section)  # type: ignore[arg-type]
-    for unknown in written.keys() - {key.name for key in keys}:
+    for unknown in written.keys() - {key.name for key in keys_of(name)}:
         raise ConfigError(f"{path}: [{name}] {unknown[:40]}: unknown key")
     values = {}
-    for key in keys:
+    for key in fields(section):  # type: ignore[arg-type]
         text = written.get(key.name, key.metadata["default"])
         try:
             values[key.name] = key.metadata["read"](_plain(text or ""))
@@ -360,7 +343,7 @@ def _section(
 
 def _unknown_types(path: Path, types: frozenset[str]) -> list[str]:
     return [
-        f"{path}: [analyze] skip_types: iconik has no type of assets {name}, only {', '.join(ASSET_TYPES)}"
+        f"{path}: [{DEFAULT_JOB.name}] skip_types: iconik has no type of assets {name}, only {', '.join(ASSET_TYPES)}"
         for name in sorted(types - set(ASSET_TYPES))
     ]
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import migrations
 from config import Config
+from jobs import DEFAULT_JOB
 from system.database import Database, Progress, Row, StoreRefused
 from system.text import format_utc, parse_time
 
@@ -57,7 +58,7 @@ class Rules:
     :ivar max_per_day: how many jobs may be started on a day; 0 for no limit
     """
 
-    jobs: tuple[str, ...] = ("analyze",)
+    jobs: tuple[str, ...] = (DEFAULT_JOB.name,)
     min_age: float = 600.0
     max_age: float = 7 * DAY_SECONDS
     retry_delay: float = 10.0

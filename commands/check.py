@@ -17,7 +17,7 @@ from commands.running import running_listener
 from config import Config, ConfigError, load
 from events import CREATE, KINDS, SECRET_HEADER
 from iconik_client import MAX_CLOCK_DIFFERENCE, IconikClient, IconikError, IconikForbidden, IconikRefused
-from jobs import Job
+from jobs import JOBS, Job
 from limits import Limits
 from profiles import DEFAULT, Profile, list_profiles
 from reconciliation.catalog import IconikCatalog
@@ -354,12 +354,12 @@ def _only_facts(config: Config, client: IconikClient) -> Facts:
 
 
 def _automation_facts(catalog: IconikCatalog) -> Facts:
-    ours_too = {"ANALYZE": "analyze", "TRANSCRIBE": "transcribe", "EXTRACT_FACES": "faces"}
+    ours_too = {job.automation_action for job in JOBS.values()}
     for automation in catalog.automations():
         actions = automation.get("actions")
         known = [action for action in actions if isinstance(action, dict)] if isinstance(actions, list) else []
         types = {action.get("type") for action in known}
-        if automation.get("status") == "ACTIVE" and types & set(ours_too):
+        if automation.get("status") == "ACTIVE" and types & ours_too:
             name = one_line(str(automation.get("name")))
             yield note(f'iconik\'s automation "{name}" also starts jobs: some assets may be billed twice')
 

@@ -1,5 +1,7 @@
-"""How far a job is, by what an asset and its versions say."""
+"""The one table of jobs, and how far a job is, by what an asset and its versions say."""
 
+import ast
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -7,6 +9,7 @@ import pytest
 from jobs import ANALYZE, FACES, JOBS, TRANSCRIBE, newest_version, status_of
 
 NEW, OLD = "new", "old"
+ROOT = Path(__file__).parent.parent
 
 
 def asset(analyze: Any = "N/A", **versions: Any) -> dict[str, Any]:
@@ -50,6 +53,21 @@ def test_the_newest_active_version_counts() -> None:
     found["versions"][1]["status"] = "DELETED"
     assert newest_version(found) == OLD
     assert newest_version({}) is None
+
+
+def test_nothing_else_in_the_code_knows_a_job_by_name() -> None:
+    """But for the migrations: what older versions did was to analyze."""
+    names = {name for job in JOBS.values() for name in (job.name, job.status_field, job.iconik_type, job.role)}
+    names |= {job.automation_action for job in JOBS.values()}
+    found = [
+        f"{path.relative_to(ROOT)}:{node.lineno}: {node.value}"
+        for folder in (ROOT, *(ROOT / name for name in ("commands", "reconciliation", "sandbox", "system")))
+        for path in sorted(folder.glob("*.py"))
+        if path.name not in ("jobs.py", "migrations.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and node.value in names
+    ]
+    assert found == []
 
 
 def test_each_job_has_its_own_role_path_field_and_type() -> None:
