@@ -38,7 +38,7 @@ import commands
 from circuit_breaker import CircuitBreaker
 from config import Config, load
 from iconik_client import IconikClient
-from reconciliation.reconciler import Reconciler, note_job_floors
+from reconciliation.reconciler import Reconciler
 from resources import Services, create_app
 from store import Rules, Store
 from submitter import Submitter
@@ -69,7 +69,6 @@ def serve(config: Config) -> None:
         breaker = CircuitBreaker(config.submitter)
         submitter = Submitter(store, client, breaker, config)
         reconciler = Reconciler(store, client, breaker, submitter, config)
-        note_job_floors(store, client)
         services = Services(store, submitter, breaker, config.listener.webhook_secret)
         server = Server(create_app(services), config.listener.host, config.listener.port)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):

@@ -202,8 +202,8 @@ class ReconcilerConfig:
 class Config:
     """All of config.ini; durations in seconds, `path` and `listener.database` absolute.
 
-    `job_sections` has each job's section by its name. `warnings` and `notes` are lines for the log: what is allowed, but
-    not wise, and what has changed since version 1.0.
+    `job_sections` has the section of each job by its name. `warnings` and `notes` are lines for the log: what is
+    allowed, but not wise, and what has changed since version 1.0.
     """
 
     path: Path

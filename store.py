@@ -21,7 +21,6 @@ UNCHANGED = "unchanged"
 # Keys of items.db's state.
 PAUSED = "paused"  # by a person: JSON, `since` and `by`; empty if not
 ALLOWED = "allowed "  # and a day: how many more jobs than max_per_day a person allows on it
-JOB_FLOOR = "job_floor "  # and a job: what was created before that time (iconik's) does not get the job by itself
 
 
 class Status:
@@ -208,8 +207,7 @@ class Store:
         rows = self.database.run(
             """INSERT INTO items (object_id, job, status, proxy_closed_at, version_id)
             SELECT :object_id, value, 'awaiting_create', :now, :version_id FROM json_each(:jobs)
-            WHERE NOT EXISTS (SELECT 1 FROM items WHERE object_id = :object_id AND created_at <
-                (SELECT nullif(state.value, '') FROM state WHERE key = 'job_floor ' || json_each.value))
+            WHERE NOT EXISTS (SELECT 1 FROM items WHERE object_id = :object_id AND status <> 'awaiting_create')
                 OR EXISTS (SELECT 1 FROM items WHERE object_id = :object_id AND job = json_each.value)
             ON CONFLICT (object_id, job) DO UPDATE SET status = 'ready', proxy_closed_at = :now,
                 version_id = :version_id, next_attempt_at = :now, attempts = 0, waited = 0
@@ -572,13 +570,12 @@ class Store:
 
 SET_STATE = "INSERT INTO state VALUES (:key, :value) ON CONFLICT (key) DO UPDATE SET value = :value"
 
-# Adds the items of all configured jobs. A job that was added to the configuration later is not added to an asset
-# whose other items are older than that job's floor, unless a person asks for that.
+# Adds the items of all configured jobs, if the asset is new. A job that was added to the configuration later is not for
+# an asset whose create has come before, unless a person asks for that. No clock decides that.
 ADD_ASSET = """INSERT INTO items (object_id, job, title, status, source, created_at, waited, next_attempt_at)
 SELECT :object_id, value, :title, 'awaiting_proxy', :source, :now, :poll_in, :poll_at FROM json_each(:jobs)
 WHERE :source IN ('catch-up', 'menu')
-    OR NOT EXISTS (SELECT 1 FROM items WHERE object_id = :object_id AND created_at <
-        (SELECT nullif(state.value, '') FROM state WHERE key = 'job_floor ' || json_each.value))
+    OR NOT EXISTS (SELECT 1 FROM items WHERE object_id = :object_id AND status <> 'awaiting_create')
     OR EXISTS (SELECT 1 FROM items WHERE object_id = :object_id AND job = json_each.value)
 ON CONFLICT (object_id, job) DO UPDATE SET status = 'ready', title = :title, source = :source, created_at = :now,
     next_attempt_at = :now

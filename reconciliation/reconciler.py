@@ -24,7 +24,7 @@ from reconciliation import webhooks
 from reconciliation.catalog import MAX_IDS, IconikCatalog
 from reconciliation.changes import BATCH_SIZE, OUTCOME_SECONDS, ReconciledChanges, SubmittedItem
 from reconciliation.webhooks import REGISTERED_URL, WebhookDefinition
-from store import DAY_SECONDS, JOB_FLOOR, Outcome, Source, Status, Store
+from store import DAY_SECONDS, Outcome, Source, Status, Store
 from submitter import DOUBT_MARGIN, Submitter, job_outcome
 from system.database import StoreRefused, StoreUnavailable
 from system.runtime import Runtime
@@ -424,21 +424,6 @@ class Reconciler:
         if (topic or line) not in self._logged:
             self._logged.add(topic or line)
             log.log(level, line)
-
-
-def note_job_floors(store: Store, client: IconikClient) -> None:
-    """At a start: note for each job that is new in the configuration that older assets do not get it by themselves."""
-    new = [job for job in store.rules.jobs if store.state(JOB_FLOOR + job) is None]
-    if not new:
-        return
-    is_new_file = not store.overview()
-    if not is_new_file and not client.knows_time:
-        try:
-            IconikCatalog(client).user()  # its answer says iconik's time
-        except IconikError as error:
-            log.warning("Cannot ask iconik for its time, so this machine's counts: %s", error)
-    for job in new:
-        store.set_state(JOB_FLOOR + job, "" if is_new_file else format_utc(client.now()))
 
 
 def was_otherwise(store: Store, webhook: WebhookDefinition) -> bool:

@@ -10,9 +10,9 @@ import pytest
 from circuit_breaker import CircuitBreaker
 from faulty_iconik import Fault, FaultyIconik
 from iconik_client import IconikClient
-from reconciliation.reconciler import ASSETS_FLOOR, ASSETS_SEEN_UNTIL, PASSED_OVER, Reconciler, note_job_floors
+from reconciliation.reconciler import ASSETS_FLOOR, ASSETS_SEEN_UNTIL, PASSED_OVER, Reconciler
 from reconciliation.webhooks import REGISTERED_URL
-from store import JOB_FLOOR, Rules, Status, Store
+from store import Rules, Status, Store
 from submitter import Submitter
 from support import ASSET, SECRET, Clock, ManualRuntime, make_config, new_id
 from system.text import format_utc
@@ -281,10 +281,3 @@ def test_with_an_interval_of_0_iconik_is_asked_nothing(worlds: Callable[..., Wor
     assert world.look(2 * DAY)
     assert world.items() == {}
     assert world.sandbox.requests == []
-
-
-def test_a_job_that_is_new_in_the_configuration_gets_a_floor(worlds: Callable[..., World]) -> None:
-    world = worlds()
-    world.submitted()
-    note_job_floors(world.store, world.client)
-    assert world.store.state(f"{JOB_FLOOR}analyze") == format_utc(world.client.now())

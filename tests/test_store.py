@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from reconciliation.changes import ReconciledChanges
-from store import ALLOWED, JOB_FLOOR, PAUSED, Item, Outcome, Rules, Source, Status, Store
+from store import ADD_ASSET, ALLOWED, PAUSED, Item, Outcome, Rules, Source, Status, Store
 from support import ASSET, OTHER_ASSET, Clock, new_id
 from system.text import format_utc
 
@@ -95,24 +95,44 @@ def test_what_a_webhook_changed_is_what_it_returns(store: Store) -> None:
     assert store.known_version(ASSET) == VERSION
 
 
-def test_a_job_that_is_added_later_is_not_for_older_assets(stores: Stores, clock: Clock) -> None:
-    """Neither a webhook that comes twice nor the reconciler's overlap adds it; catch-up does."""
+def jobs_of(store: Store, object_id: str) -> list[str]:
+    return [one["job"] for one in store.database.run("SELECT job FROM items WHERE object_id = :id", id=object_id)]
+
+
+@pytest.mark.parametrize("step", [0, -3600.0, 3600.0])
+def test_a_job_that_is_added_later_is_not_for_older_assets(stores: Stores, clock: Clock, step: float) -> None:
+    """Neither a webhook that comes twice nor the reconciler's overlap adds it, whatever the clock; catch-up does."""
     store = stores()
-    store.set_state(JOB_FLOOR + "analyze", "")
     store.add_asset(ASSET, "a.mov")
-    clock.advance(60)
+    clock.step(step)
     store = stores(jobs=("analyze", "faces"))
-    store.set_state(JOB_FLOOR + "faces", store.now())
     store.add_asset(ASSET, "a.mov")
     store.proxy_closed(ASSET)
-    assert [one["job"] for one in store.database.run("SELECT job FROM items")] == ["analyze"]
-    clock.advance(1)
+    store.proxy_closed(ASSET)
+    store.database.run(ADD_ASSET, **store.asset_values(ASSET, "a.mov", Source.SEARCH))
+    assert jobs_of(store, ASSET) == ["analyze"]
     store.add_asset(OTHER_ASSET, "b.mov")
-    assert len(store.database.run("SELECT 1 FROM items WHERE object_id = :id", id=OTHER_ASSET)) == 2
-    from store import ADD_ASSET
-
+    assert jobs_of(store, OTHER_ASSET) == ["analyze", "faces"]
     store.database.run(ADD_ASSET, **store.asset_values(ASSET, "a.mov", Source.CATCH_UP))
-    assert len(store.database.run("SELECT 1 FROM items WHERE object_id = :id", id=ASSET)) == 2
+    assert jobs_of(store, ASSET) == ["analyze", "faces"]
+
+
+def test_a_job_that_was_away_is_not_for_the_assets_of_that_time(stores: Stores) -> None:
+    stores(jobs=("analyze", "faces")).add_asset(new_id(), "before.mov")
+    stores().add_asset(ASSET, "a.mov")
+    store = stores(jobs=("analyze", "faces"))
+    store.add_asset(ASSET, "a.mov")
+    store.proxy_closed(ASSET)
+    assert jobs_of(store, ASSET) == ["analyze"]
+
+
+def test_a_job_that_is_added_between_proxy_and_create_is_for_that_asset(stores: Stores) -> None:
+    stores().proxy_closed(ASSET)
+    store = stores(jobs=("analyze", "faces"))
+    store.add_asset(ASSET, "a.mov")
+    store.proxy_closed(ASSET)
+    assert {row["status"] for row in store.database.run("SELECT status FROM items")} == {Status.READY}
+    assert jobs_of(store, ASSET) == ["analyze", "faces"]
 
 
 # Claims.
