@@ -1,4 +1,4 @@
-"""The SQLite file: kept by one listener, on one connection that any thread may use; what goes wrong is noticed."""
+"""The SQLite file: one lock per process, one shared connection, durable commits."""
 
 import os
 import secrets
@@ -52,7 +52,7 @@ Progress = Callable[[str], None]
 
 
 class StoreUnavailable(ListenerError):
-    """The database could not be read or written just now. Nothing was changed, or it is not certain to last."""
+    """The database could not be read or written just now. Either nothing was written, or the write may not survive."""
 
 
 class StoreRefused(ListenerError):
@@ -365,7 +365,7 @@ def _seconds_of(time: object) -> float | None:
 def _check_whole(db: sqlite3.Connection, path: Path) -> None:
     """A restore beside an old -wal file, for one, leaves a file that is damaged and can be opened all the same.
 
-    Of such files, quick_check takes one in four for whole. For a million items this takes about 3 s, quick_check 2.
+    quick_check misses the damage in one such file out of four. For a million items this takes about 3 s, quick_check 2.
     """
     try:
         [[result]] = db.execute("PRAGMA integrity_check(1)").fetchall()
