@@ -124,6 +124,17 @@ def newest_version(asset: Json) -> str | None:
     return str(newest["id"]) if newest and newest.get("id") else None
 
 
+def version_for(asset: Json, wanted: str | None) -> str | None:
+    """The version to do a job for: the one that is wanted, or else the asset's newest that is ACTIVE.
+
+    :param wanted: an id; one that iconik shows as no longer ACTIVE does not count. None for the newest
+    :returns: None if iconik shows none
+    """
+    shown = next((version for version in _versions(asset) if version.get("id") == wanted), {})
+    is_usable = wanted and shown.get("status", "ACTIVE") == "ACTIVE"
+    return wanted if is_usable else newest_version(asset)
+
+
 def status_of(job: Job, asset: Json, version_id: str | None) -> str | None:
     """How far a job is, by the asset and by one of its versions: the one that says more counts.
 

@@ -99,6 +99,7 @@ class Item:
     in_doubt_since: str | None
     absent_since: str | None
     counted_on: str | None
+    submitted_at: str | None
     job_id: str | None
     old_job_id: str | None
     media_type: str | None
@@ -645,7 +646,7 @@ END_ATTEMPT = """UPDATE items SET
     last_attempt_at = CASE WHEN :is_attempt THEN :now
         WHEN :delay > 0 THEN coalesce(last_attempt_at, :now)  -- it is not new any more, or it would not wait
         ELSE last_attempt_at END,
-    next_attempt_at = :next,
+    next_attempt_at = CASE WHEN :is_attempt OR :delay > 0 THEN :next ELSE next_attempt_at END,
     submitted_at = CASE WHEN :status IN ('submitted', 'done') THEN coalesce(:submitted_at, :now) ELSE submitted_at END,
     done_at = CASE WHEN :status = 'done' THEN :now END,
     job_id = CASE WHEN :status IN ('submitted', 'done') THEN :job_id ELSE coalesce(:job_id, job_id) END,

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from jobs import ANALYZE, FACES, JOBS, TRANSCRIBE, newest_version, status_of
+from jobs import ANALYZE, FACES, JOBS, TRANSCRIBE, newest_version, status_of, version_for
 
 NEW, OLD = "new", "old"
 ROOT = Path(__file__).parent.parent
@@ -53,6 +53,16 @@ def test_the_newest_active_version_counts() -> None:
     found["versions"][1]["status"] = "DELETED"
     assert newest_version(found) == OLD
     assert newest_version({}) is None
+
+
+def test_the_wanted_version_counts_while_it_is_active() -> None:
+    found = asset(old="N/A", new="N/A")
+    assert version_for(found, None) == NEW
+    assert version_for(found, OLD) == OLD
+    assert version_for(found, "not shown") == "not shown"  # which does not say that it is gone
+    assert version_for({}, None) is None
+    found["versions"][0]["status"] = "DELETED"
+    assert version_for(found, OLD) == NEW
 
 
 def test_nothing_else_in_the_code_knows_a_job_by_name() -> None:
