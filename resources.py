@@ -14,7 +14,8 @@ from werkzeug.exceptions import HTTPException
 
 from circuit_breaker import CircuitBreaker
 from events import CREATE, PROXY, SECRET_HEADER, BadEvent, Event, EventKind
-from store import PAUSED, UNCHANGED, Store
+from limits import Limits
+from store import UNCHANGED, Store
 from submitter import Submitter
 from system.database import StoreRefused, StoreUnavailable
 from system.runtime import Runtime
@@ -150,7 +151,7 @@ class Health(Resource):
         services, breaker = self.services, self.services.breaker
         try:
             items = services.store.health()
-            paused_by_person = bool(services.store.state(PAUSED))
+            limit = Limits(services.store).now(items)
         except (StoreUnavailable, StoreRefused):
             return {"message": "The database cannot be read or written"}, 503
         # A breaker that has opened and closed, with nothing left to try iconik with, is as good as closed.
@@ -158,14 +159,14 @@ class Health(Resource):
         is_open = breaker.is_open or (breaker.opened_at is not None and has_work)
         last = services.last_webhook_at
         return {
-            "status": "paused" if is_open or paused_by_person else "ok",
+            "status": "paused" if is_open or limit.pause else "ok",
             "version": __version__,
             "started_at": services.started_at,
             "paused_since": breaker.opened_at if is_open else None,
-            "paused_by_person": paused_by_person,
             "last_error": services.submitter.last_error,
             "last_webhook_at": format_utc(last) if last else None,
-            **items,
+            **{name: items[name] for name in ("ready", "submitting", "failed", "oldest_due_at")},
+            **limit.for_programs(),
         }
 
 

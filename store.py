@@ -333,15 +333,20 @@ class Store:
     def _is_paused(self, db: Any) -> bool:
         return bool(db.execute("SELECT 1 FROM state WHERE key = 'paused' AND value <> ''").fetchone())
 
-    def _has_room(self, db: Any) -> bool:
+    def _has_room(self, db: Any, *, with_those_under_way: bool = True) -> bool:
         """Whether the limit leaves room for one more job than those started and those under way."""
         if not self.rules.max_per_day:
             return True
         [row] = db.execute(
             """SELECT (SELECT total(started) FROM usage WHERE day = :day)
-                + (SELECT count(*) FROM items WHERE status = 'submitting' AND counted_on IS NULL)
+                + CASE WHEN :with_those_under_way
+                    THEN (SELECT count(*) FROM items WHERE status = 'submitting' AND counted_on IS NULL) ELSE 0 END
                 < :max_per_day + (SELECT total(value) FROM state WHERE key = 'allowed ' || :day) AS has_room""",
-            {"day": self.today(), "max_per_day": self.rules.max_per_day},
+            {
+                "day": self.today(),
+                "max_per_day": self.rules.max_per_day,
+                "with_those_under_way": with_those_under_way,
+            },
         ).fetchall()
         return bool(row["has_room"])
 
@@ -417,6 +422,20 @@ class Store:
             return 0.0
         due = parse_time(row["due"])  # a person may have written something else there
         return due - self._clock() if due and due > self._clock() else None
+
+    def held_by(self) -> str:
+        """What holds back items that are ready: `paused`, a day whose jobs are used up, or nothing."""
+        with self.database.reading() as db:
+            if self._is_paused(db):
+                return "paused"
+            if not self.rules.max_per_day or self._has_room(db, with_those_under_way=False):
+                return ""
+            [row] = db.execute(
+                """SELECT EXISTS (SELECT 1 FROM items WHERE status = 'ready' AND last_attempt_at IS NULL)
+                    OR EXISTS (SELECT 1 FROM items WHERE status = 'ready' AND last_attempt_at IS NOT NULL
+                        AND (counted_on IS NOT NULL) = 0) AS is_any_held"""
+            ).fetchall()
+            return self.today() if row["is_any_held"] else ""
 
     def reserve(self, item: Item, iconik_now: float, profile: str) -> bool:
         """Count the item's job against today's limit, and note that from now on it may be started.

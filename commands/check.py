@@ -214,8 +214,11 @@ def _last_accepted(store: Store, since: str) -> str:
 
 def _limit_facts(limits: Limits) -> Facts:
     limit = limits.now()
-    if limit.pause or (limit.is_reached and limit.held):
+    if limit.pause:
         yield wrong(limit.describe())
+    elif limit.is_reached:
+        leave_out = f". To leave out what waits: {command('skip', '--all', 'ready')}" if limit.held else ""
+        yield wrong(f"{limit.describe()}{leave_out}")
     elif limit.is_near:
         yield note(f"{limit.started} of {limit.total} jobs a day were started today (UTC)")
     elif not limit.max_per_day:

@@ -370,19 +370,29 @@ def test_check_says_how_many_assets_only_finds(
     assert any(fact.startswith(words) for fact in facts(listener, level))
 
 
-def test_check_tells_the_limit(listeners_here: Callable[..., ListenerHere], sandbox: FaultyIconik) -> None:
+def test_check_tells_the_limit(
+    listeners_here: Callable[..., ListenerHere], sandbox: FaultyIconik, monkeypatch: pytest.MonkeyPatch
+) -> None:
     listener = listeners_here(limits__max_per_day=5).start()
     sandbox.register(listener.url, OURS)
     assert NO_LIMIT not in facts(listener, "note")
     listener.upload(*(new_id() for _ in range(4)))
     wait_until(lambda: len(listener.rows("status = 'submitted'")) == 4)
     assert "4 of 5 jobs a day were started today (UTC)" in facts(listener, "note")
-    listener.upload(*(new_id() for _ in range(3)))
+    listener.upload(new_id())
     wait_until(lambda: len(listener.rows("status = 'submitted'")) == 5)
     [fact] = wrong(listener)
-    assert fact.startswith("5 jobs started today, as many as max_per_day allows: 2 items wait until 00:00 UTC")
+    reached = "5 jobs started today, as many as max_per_day allows"
+    assert fact.startswith(f"{reached}: what comes now waits until 00:00 UTC. To let more through now: ")
+    listener.upload(*(new_id() for _ in range(2)))
+    [fact] = wrong(listener)
+    assert fact.startswith(f"{reached}: 2 items wait until 00:00 UTC. To let more through now: ")
+    assert fact.endswith(" skip --all ready")
+    monkeypatch.setenv("SUDO_USER", "ada")  # the command runs as the service's user
     assert listener.command("pause", "--reason", "budget").returncode == 0
-    assert "paused the starting of jobs" in wrong(listener)[0]
+    [fact] = wrong(listener)
+    assert fact.startswith("ada paused the starting of jobs at 20")
+    assert "(budget): 2 items wait until somebody resumes: " in fact
 
 
 def test_what_iconik_refuses_everybody_is_wrong(

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from circuit_breaker import CircuitBreaker
+from commands.changes import ManualChanges
 from faulty_iconik import Fault, FaultyIconik
 from iconik_client import IconikClient
 from reconciliation.reconciler import ASSETS_FLOOR, ASSETS_SEEN_UNTIL, PASSED_OVER, Reconciler
@@ -262,6 +263,25 @@ def test_a_failure_of_before_a_retry_is_not_this_runs(worlds: Callable[..., Worl
     world.store.database.run("UPDATE items SET job_id = NULL, old_job_id = :old", old=old)
     assert world.look()
     assert world.items()[ASSET]["status"] == Status.SUBMITTED
+
+
+@pytest.mark.parametrize("lags_behind", [False, True])
+def test_a_failure_of_faces_before_a_retry_is_not_this_runs(worlds: Callable[..., World], lags_behind: bool) -> None:
+    """Its answer names no job, and the list may not show the new one yet."""
+    world = worlds(submitter__jobs="faces")
+    world.sandbox.fail_job(world.submitted("faces"))
+    assert world.look()
+    assert world.items()[ASSET]["status"] == Status.FAILED
+    ManualChanges(world.store).retry([(ASSET, "faces")])
+    world.sandbox.read_lag = 120.0 if lags_behind else 0.0
+    while world.submitter.work_once() == 0:
+        pass
+    assert world.sandbox.started == [("faces", ASSET)] * 2
+    assert world.look(60)
+    assert world.items()[ASSET]["status"] == Status.SUBMITTED
+    world.sandbox.finish_job(list(world.sandbox.job_details)[-1])
+    assert world.look()
+    assert world.items()[ASSET]["status"] == Status.DONE
 
 
 # Old rows, and no looks.

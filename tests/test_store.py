@@ -373,6 +373,8 @@ def test_every_query_of_the_service_uses_an_index(stores: Stores, clock: Clock, 
     store.known_version(ASSET)
     store.recover()
     store.skip_other_jobs()
+    store.rules = Rules(max_per_day=1, jobs=JOBS)
+    assert store.held_by() == store.today()
     changes = ReconciledChanges(store)
     changes.submitted(("", ""), 0)
     changes.unmeasured(0)
