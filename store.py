@@ -191,13 +191,15 @@ class Store:
         rows = self.database.run(ADD_ASSET, **self.asset_values(object_id, title, Source.WEBHOOK, self.rules.min_age))
         return str(rows[0]["status"]) if rows else UNCHANGED
 
-    def asset_values(self, object_id: str, title: str | None, source: str, poll_in: float = 0) -> dict[str, Any]:
-        """The values of ADD_ASSET."""
+    def asset_values(
+        self, object_id: str, title: str | None, source: str, poll_in: float = 0, jobs: Sequence[str] | None = None
+    ) -> dict[str, Any]:
+        """The values of ADD_ASSET. `jobs`: None for all that are configured."""
         return {
             "object_id": object_id,
             "title": title,
             "source": source,
-            "jobs": json.dumps(self.rules.jobs),
+            "jobs": json.dumps(self.rules.jobs if jobs is None else jobs),
             "now": self.now(),
             "poll_in": poll_in,
             "poll_at": self.now(poll_in),

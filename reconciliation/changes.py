@@ -1,7 +1,7 @@
 """The changes that the reconciler makes to items."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from reconciliation.catalog import FoundAsset
@@ -44,12 +44,14 @@ class ReconciledChanges:
         source: str,
         state: Mapping[str, str],
         *,
+        jobs: Mapping[str, Sequence[str]] | None = None,
         first_poll_in: float = 0.0,
         seconds_between_polls: float = 0.0,
         wait: float | None = None,
     ) -> int:
         """Store assets as their create webhooks would have, and rows of the state with them.
 
+        :param jobs: the jobs that each of them gets, by its id; None for all that are configured
         :param first_poll_in: seconds until iconik is polled for the first one's proxy
         :param seconds_between_polls: by which the polls for the others are spread
         :param wait: the seconds to wait, instead of 5, for a database that somebody else holds
@@ -59,21 +61,23 @@ class ReconciledChanges:
         with self._database.transaction(wait) as db:
             for asset in assets:
                 poll_in = first_poll_in + added * seconds_between_polls
-                values = self._store.asset_values(asset.object_id, asset.title, source, poll_in)
+                wanted = None if jobs is None else jobs[asset.object_id]
+                values = self._store.asset_values(asset.object_id, asset.title, source, poll_in, wanted)
                 added += bool(db.execute(ADD_ASSET, values).fetchall())
             for key, value in state.items():
                 db.execute(SET_STATE, {"key": key, "value": value})
         return added
 
-    def is_known(self, object_id: str) -> bool:
-        """Whether add_assets would leave that asset as it is."""
-        [row] = self._database.run(
-            """SELECT count(*) AS items FROM items, json_each(:jobs) AS wanted
-            WHERE object_id = :object_id AND job = wanted.value AND status <> 'awaiting_create'""",
+    def missing_jobs(self, object_id: str) -> list[str]:
+        """The configured jobs that add_assets would add to that asset."""
+        rows = self._database.run(
+            """SELECT value AS job FROM json_each(:jobs) WHERE NOT EXISTS (
+                SELECT 1 FROM items WHERE object_id = :object_id AND job = json_each.value
+                    AND status <> 'awaiting_create')""",
             object_id=object_id,
             jobs=json.dumps(self._store.rules.jobs),
         )
-        return int(row["items"]) == len(self._store.rules.jobs)
+        return [row["job"] for row in rows]
 
     def submitted(self, after: tuple[str, str], since: float) -> list[SubmittedItem]:
         """Up to 100 items whose jobs iconik has accepted since then, in the order of their ids: those after `after`."""
