@@ -203,14 +203,15 @@ def test_a_report_is_in_iconiks_units(listener_here: ListenerHere, sandbox: Faul
     store.database.run("UPDATE items SET status = 'done', media_type = 'video', duration = 1800")
     text = run(listener_here, "report")
     heads, day, total, *_ = text.splitlines()
-    assert heads.split() == ["day", "started", "done", "failed", "open", "images", "hours", "found"]
-    assert day.split() == [store.today(), "2", "2", "0", "0", "0", "1.00", "0"]
-    assert total.split() == ["in", "all", "2", "2", "0", "0", "0", "1.00", "0"]
+    units = ["images", "video", "h", "audio", "h"]
+    assert heads.split() == ["day", "started", "done", "failed", "open", *units, "found"]
+    assert day.split() == [store.today(), "2", "2", "0", "0", "0", "1.00", "0.00", "0"]
+    assert total.split() == ["in", "all", "2", "2", "0", "0", "0", "1.00", "0.00", "0"]
     assert "iconik's own meters: 0 images analyzed, 0.0333333 hours of video analyzed" in text
     csv = run(listener_here, "report", "--days", "2", "--csv").splitlines()
     assert csv == [
-        "day,job,started,found,done,failed,under_way,images,hours",
-        f"{store.today()},analyze,2,0,2,0,0,0,1.0",
+        "day,job,started,found,done,failed,under_way,images,video_hours,audio_hours",
+        f"{store.today()},analyze,2,0,2,0,0,0,1.0,0.0",
     ]
 
 
