@@ -286,15 +286,19 @@ class Store:
     def claim_retry(self) -> Item | None:
         """Take an item whose next attempt is due: one that holds a reservation first, then the one due longest.
 
-        What is due later than any delay of ours allows is due, too: the clock was wrong when that was written.
+        Under a limit, one without a reservation is taken only if its asset is as new as the newest that was never
+        attempted, and of several the newest: a morning of refusals turns a whole backlog into retries, and today's
+        assets must not wait behind it. What is due later than any delay of ours allows is due, too: the clock was wrong
+        when that was written.
         """
         longest = max(DAY_SECONDS * 1.2, self.rules.max_retry_delay, MAX_RETRY_AFTER)
-        due = {"now": self.now(), "latest": self.now(longest)}
+        due: dict[str, Any] = {"now": self.now(), "latest": self.now(longest)}
         reserved = self._claim([(RETRY, {**due, "reserved": 1}), (MISDATED_RETRY, {**due, "reserved": 1})])
         if reserved:
             return reserved
-        retries = [(RETRY, {**due, "reserved": 0}), (MISDATED_RETRY, {**due, "reserved": 0})]
-        return self._claim(retries, needs_room=True)
+        due["reserved"] = 0
+        order = [NEWEST_RETRY, UNDATED_RETRY] if self.rules.max_per_day else [RETRY]
+        return self._claim([(statement, due) for statement in (*order, MISDATED_RETRY)], needs_room=True)
 
     def _claim(self, searches: Sequence[tuple[str, dict[str, Any]]], *, needs_room: bool = False) -> Item | None:
         """Take the first item that one of the searches finds, for an attempt that starts now.
@@ -630,6 +634,26 @@ WHERE status = 'ready' AND last_attempt_at IS NOT NULL AND (counted_on IS NOT NU
     AND next_attempt_at <= :now
     AND object_id || ' ' || job NOT IN (SELECT value FROM json_each(:left_alone))
 ORDER BY next_attempt_at, created_at LIMIT 1"""
+
+# The newest that is due, if it is as new as the newest that was never attempted. The first condition spares a look
+# through all of them when none is due.
+NEWEST_RETRY = """SELECT object_id, job FROM items
+WHERE EXISTS (
+        SELECT 1 FROM items AS due WHERE due.status = 'ready' AND due.last_attempt_at IS NOT NULL
+            AND (due.counted_on IS NOT NULL) = 0 AND due.next_attempt_at <= :now)
+    AND status = 'ready' AND last_attempt_at IS NOT NULL AND counted_on IS NULL
+    AND created_at >= coalesce((
+        SELECT new.created_at FROM items AS new WHERE new.status = 'ready' AND new.last_attempt_at IS NULL
+        ORDER BY new.next_attempt_at DESC, new.created_at DESC LIMIT 1), '')
+    AND next_attempt_at <= :now
+    AND object_id || ' ' || job NOT IN (SELECT value FROM json_each(:left_alone))
+ORDER BY created_at DESC LIMIT 1"""
+
+UNDATED_RETRY = """SELECT object_id, job FROM items  -- of before version 1.0
+WHERE status = 'ready' AND last_attempt_at IS NOT NULL AND counted_on IS NULL AND created_at IS NULL
+    AND next_attempt_at <= :now
+    AND object_id || ' ' || job NOT IN (SELECT value FROM json_each(:left_alone))
+LIMIT 1"""
 
 MISDATED_RETRY = """SELECT object_id, job FROM items
 WHERE status = 'ready' AND last_attempt_at IS NOT NULL AND (counted_on IS NOT NULL) = :reserved

@@ -171,8 +171,8 @@ class Submitter:
     def work_once(self) -> float:
         """Do what is due next, if anything is. Returns the seconds until it is worth looking again.
 
-        New items go first, then retries, then polls. Under a limit retries go before new items, because some of them
-        hold reservations.
+        New items go first, then retries, then polls. Under a limit retries are asked for before new items, because some
+        of them hold reservations, or are of newer assets.
         """
         permission = self._breaker.wait()
         if permission is None or self._stopping.is_set():

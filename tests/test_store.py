@@ -149,6 +149,34 @@ def test_new_items_are_claimed_in_order_and_under_a_limit_the_newest(stores: Sto
     assert claimed(store).object_id == ids[2]
 
 
+def test_under_a_limit_the_newest_assets_go_first_retried_or_not(stores: Stores, clock: Clock) -> None:
+    """Yesterday's were all refused; of today's, one failed once."""
+    store = stores(max_per_day=10)
+    yesterday = ready(store, 3)
+    for _ in yesterday:
+        clock.advance(1)
+        store.end_attempt(claimed(store), Outcome(Status.READY, "no", delay=10, is_refusal=True))
+    clock.advance(24 * 3600)
+    today = ready(store, 1)
+    store.end_attempt(claimed(store), Outcome(Status.READY, "503", delay=10))
+    clock.advance(60)
+    later, taken = ready(store, 1), []
+    assert store.claim_retry() is None  # the newest is new
+    taken.append(claimed(store).object_id)
+    while retried := store.claim_retry():
+        taken.append(retried.object_id)
+    assert taken[:2] == [*later, *today]
+    assert sorted(taken[2:]) == sorted(yesterday)
+
+
+def test_under_a_limit_a_retry_without_a_date_is_claimed(stores: Stores) -> None:
+    store = stores(max_per_day=10)
+    ready(store)
+    store.end_attempt(claimed(store), Outcome(Status.READY, "no"))
+    store.database.run("UPDATE items SET created_at = NULL")
+    assert store.claim_retry()
+
+
 def test_a_retry_is_claimed_when_it_is_due(store: Store, clock: Clock) -> None:
     ready(store)
     store.end_attempt(claimed(store), Outcome(Status.READY, "no", delay=10))
