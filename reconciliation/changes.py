@@ -121,10 +121,18 @@ class ReconciledChanges:
         )
 
     def unmeasured(self, since: float) -> list[str]:
-        """Up to 100 assets with a job that was done since then, whose media type is not known."""
+        """Up to 100 assets with a job that has ended since then, whose media type is not known.
+
+        Of the jobs that failed, only those that we started: the report counts them.
+        """
         rows = self._database.run(
-            """SELECT DISTINCT +object_id AS object_id FROM items  -- the + keeps it from the primary key
-            WHERE status = 'done' AND media_type IS NULL AND done_at > :since LIMIT 100""",
+            """SELECT DISTINCT object_id FROM (  -- the + keeps it from the primary key
+                SELECT +object_id AS object_id FROM items
+                    WHERE status = 'done' AND media_type IS NULL AND done_at > :since
+                UNION ALL SELECT +object_id FROM items
+                    WHERE status = 'failed' AND media_type IS NULL AND last_attempt_at > :since
+                        AND counted_on IS NOT NULL)
+            LIMIT 100""",
             since=format_utc(since),
         )
         return [row["object_id"] for row in rows]
@@ -133,7 +141,7 @@ class ReconciledChanges:
         """Note an asset's media type and duration."""
         self._database.run(
             """UPDATE items SET media_type = :media_type, duration = coalesce(:duration, duration)
-            WHERE object_id = :object_id AND status IN ('submitted', 'done')""",
+            WHERE object_id = :object_id AND status IN ('submitted', 'done', 'failed')""",
             object_id=asset.object_id,
             media_type=asset.media_type,
             duration=asset.duration,

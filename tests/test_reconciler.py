@@ -265,6 +265,14 @@ def test_a_failure_of_before_a_retry_is_not_this_runs(worlds: Callable[..., Worl
     assert world.items()[ASSET]["status"] == Status.SUBMITTED
 
 
+def test_a_failed_job_that_we_started_is_measured_too(world: World) -> None:
+    """The report says what was started, in iconik's units."""
+    world.sandbox.fail_job(world.submitted())
+    assert world.look()
+    row = world.items()[ASSET]
+    assert (row["status"], row["media_type"], row["duration"]) == ("failed", "video", 60.0)
+
+
 @pytest.mark.parametrize("lags_behind", [False, True])
 def test_a_failure_of_faces_before_a_retry_is_not_this_runs(worlds: Callable[..., World], lags_behind: bool) -> None:
     """Its answer names no job, and the list may not show the new one yet."""
