@@ -223,6 +223,7 @@ class Listener:
         self.config = write_sandbox_config(folder, sandbox, **values)
         self.log: list[str] = []
         self.url = ""
+        self.environment: dict[str, str] = {}  # on top of this process's
         self.process: subprocess.Popen[str] | None = None
 
     def start(self, preexec_fn: Callable[[], None] | None = None, prelude: str = "") -> "Listener":
@@ -234,7 +235,7 @@ class Listener:
             text=True,
             preexec_fn=preexec_fn,
             cwd=self.config.parent,
-            env={**os.environ, "PYTHONPATH": str(APP.parent)},
+            env={**os.environ, "PYTHONPATH": str(APP.parent), **self.environment},
         )
         begin = len(self.log)
         self._reader = threading.Thread(target=self._read, args=(self.process,))

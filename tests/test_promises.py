@@ -127,41 +127,6 @@ def test_a_restored_backup_starts_no_job_again(listeners: Listeners, sandbox: Fa
     assert statuses == {"failed": 3}
 
 
-@pytest.mark.long
-def test_exactly_as_many_as_the_limit_are_started_whatever_happens(listeners: Listeners, sandbox: FaultyIconik) -> None:
-    """32 workers, five kills, a morning of refusals: and no asset is read that is not also started."""
-    limit = 60
-    listener = listeners(
-        submitter__workers=32,
-        submitter__retry_delay=0.1,
-        submitter__max_retry_delay=0.5,
-        iconik__timeout=1,
-        limits__max_per_day=limit,
-    ).start()
-    sandbox.refuse_jobs = 402, "Insufficient credits"
-    for number in range(400):
-        if number % 80 == 40:
-            listener.end(signal.SIGKILL)
-            listener.start()
-        if number == 100:
-            sandbox.refuse_jobs = None
-        upload(listener, sandbox, "a.mov")
-    wait_until(lambda: len(listener.rows("status = 'submitted'")) == limit, 60)
-    listener.end()
-    listener.start()
-    wait_until(lambda: len(listener.rows("status = 'submitting'")) == 0)
-    assert len(sandbox.jobs) == limit
-    read = {
-        request.split("/")[-2] for request in sandbox.requests[-3 * limit :] if request.startswith("GET /API/assets")
-    }
-    waiting = {row["object_id"] for row in listener.rows("status = 'ready' AND refused = 0")}
-    assert not read & waiting
-    health = listener.command("status", "--json").stdout
-    assert '"jobs_today": 60' in health and '"held": 340' in health
-    report = listener.command("report", "--csv").stdout.splitlines()[1].split(",")
-    assert report[2] == str(len(sandbox.jobs))
-
-
 def test_pause_stops_the_next_job_and_survives_a_restart(listeners: Listeners, sandbox: FaultyIconik) -> None:
     listener = listeners().start()
     upload(listener, sandbox, "a.mov")
