@@ -846,6 +846,25 @@ def test_log_lines_tell_jobs_apart_where_there_are_several(
         world.store.close()
 
 
+def test_what_was_held_for_ten_days_is_not_given_up_after_one_503(worlds: Callable[..., World]) -> None:
+    world = worlds(limits__max_per_day=1)
+    held = world.ready()
+    for _ in range(10):
+        world.clock.advance(60)
+        newer = world.ready(new_id())
+        world.work()
+        assert world.status(newer) == Status.SUBMITTED
+        world.clock.advance(24 * 3600)
+    assert world.requests(held) == 0
+    assert world.store.health()["oldest_due_at"] == world.row(held)["next_attempt_at"]  # it is due now
+    world.sandbox.faults.append(Fault("GET /API/assets", status=503))
+    world.work()
+    row = world.row(held)
+    assert (row["status"], row["attempts"], row["waited"]) == (Status.READY, 1, 10)
+    world.work_for(20)
+    assert world.status(held) == Status.SUBMITTED
+
+
 # Polls, and who waits for whom.
 
 
