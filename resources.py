@@ -14,7 +14,8 @@ from werkzeug.exceptions import HTTPException
 
 from circuit_breaker import CircuitBreaker
 from events import CREATE, PROXY, SECRET_HEADER, BadEvent, Event, EventKind
-from store import PAUSED, UNCHANGED, Store
+from limits import Limits
+from store import UNCHANGED, Store
 from submitter import Submitter
 from system.database import StoreRefused, StoreUnavailable
 from system.log import log_writer
@@ -170,7 +171,7 @@ class Health(Resource):
         services, breaker = self.services, self.services.breaker
         try:
             items = services.store.health()
-            paused_by_person = bool(services.store.state(PAUSED))
+            limit = Limits(services.store).now(items)
         except (StoreUnavailable, StoreRefused):
             return {"message": "The database cannot be read or written"}, 503
         # A breaker that has opened and closed, with nothing left to try iconik with, is as good as closed.
@@ -180,16 +181,16 @@ class Health(Resource):
         writer = log_writer()
         stuck_seconds = writer.stuck_seconds() if writer else 0.0
         return {
-            "status": "paused" if is_open or paused_by_person else "ok",
+            "status": "paused" if is_open or limit.pause else "ok",
             "version": __version__,
             "started_at": services.started_at,
             "paused_since": breaker.opened_at if is_open else None,
-            "paused_by_person": paused_by_person,
             "last_error": services.submitter.last_error,
             "last_webhook_at": format_utc(last) if last else None,
             "log_stuck_since": format_utc(services.runtime.time() - stuck_seconds) if stuck_seconds else None,
             "log_lines_dropped": writer.dropped if writer else 0,
-            **items,
+            **{name: items[name] for name in ("ready", "submitting", "failed", "oldest_due_at")},
+            **limit.for_programs(),
         }
 
 

@@ -16,7 +16,7 @@ import requests
 from commands.running import running_listener
 from config import Config, ConfigError, load
 from events import CREATE, KINDS, SECRET_HEADER
-from iconik_client import MAX_CLOCK_DIFFERENCE, IconikClient, IconikError, IconikForbidden, IconikRefused
+from iconik_client import MAX_CLOCK_DIFFERENCE, NOT_ENABLED, IconikClient, IconikError, IconikForbidden, IconikRefused
 from jobs import Job
 from limits import Limits
 from profiles import DEFAULT, Profile, list_profiles
@@ -154,6 +154,7 @@ def all_facts(path: Path) -> Facts:
         with closing(Store(database, Rules.of(config))) as store:
             yield from _database_facts(store)
             yield from _item_facts(store)
+            yield from map(wrong, _not_enabled(store, config))
             yield from _limit_facts(Limits(store))
             yield from _listener_facts(config, running_listener(store))
             registered_url = store.state(REGISTERED_URL)
@@ -196,13 +197,29 @@ def _item_facts(store: Store) -> Facts:
     last_accepted = _last_accepted(store, since)
     for row in store.database.run(
         """SELECT reason, count(*) AS items, total(last_attempt_at > :last_accepted) AS since_then
-        FROM items WHERE status = 'ready' AND refused = 1 GROUP BY reason ORDER BY items DESC LIMIT 10""",
+        FROM items WHERE status = 'ready' AND refused = 1 AND instr(reason, :not_enabled) = 0
+        GROUP BY reason ORDER BY items DESC LIMIT 10""",
         last_accepted=last_accepted,
+        not_enabled=NOT_ENABLED,
     ):
         refused = f"iconik refuses {pluralize(row['items'], 'item')}: {one_line(str(row['reason']))}"
         text = f"{refused}. They are tried again"
         is_everybodys = row["since_then"] >= MANY or (row["since_then"] and last_accepted < since)
         yield wrong(f"{text}. To see which: {command('status')}") if is_everybodys else note(text)
+
+
+def _not_enabled(store: Store, config: Config) -> Iterator[str]:
+    """The kinds of jobs of which iconik has said that the account does not have them."""
+    for job in config.jobs:
+        [row] = store.database.run(
+            """SELECT count(*) AS items FROM items
+            WHERE status = 'ready' AND refused = 1 AND job = :job AND instr(reason, :not_enabled) > 0""",
+            job=job.name,
+            not_enabled=NOT_ENABLED,
+        )
+        if row["items"]:
+            refused = f"{job.feature} is not enabled at iconik, which refuses {pluralize(row['items'], 'item')}"
+            yield f"{refused}: have iconik enable it, or take {job.name} out of [submitter] jobs"
 
 
 def _last_accepted(store: Store, since: str) -> str:
@@ -218,8 +235,11 @@ def _last_accepted(store: Store, since: str) -> str:
 
 def _limit_facts(limits: Limits) -> Facts:
     limit = limits.now()
-    if limit.pause or (limit.is_reached and limit.held):
+    if limit.pause:
         yield wrong(limit.describe())
+    elif limit.is_reached:
+        leave_out = f". To leave out what waits: {command('skip', '--all', 'ready')}" if limit.held else ""
+        yield wrong(f"{limit.describe()}{leave_out}")
     elif limit.is_near:
         yield note(f"{limit.started} of {limit.total} jobs a day were started today (UTC)")
     elif not limit.max_per_day:
@@ -326,7 +346,8 @@ def _own_profile_fact(job: Job, media_type: str, profiles: list[Profile], *, onl
     for profile in profiles:
         if profile.media_type == media_type and profile.enabled and (profile.is_default or not only_default):
             return ok(f'iconik has an {kind} for {media_type}: "{one_line(profile.name)}"')
-    return wrong(f"iconik has no {kind} for {media_type}, so it refuses the {job.name} jobs ([{job.name}] profile)")
+    where = f" ([{job.name}] profile)" if job.has_profile else ""
+    return wrong(f"iconik has no {kind} for {media_type}, so it refuses the {job.name} jobs{where}")
 
 
 def _profile_fact(job: Job, name: str, wanted: set[str], profiles: list[Profile]) -> Fact:

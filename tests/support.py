@@ -248,7 +248,7 @@ class Listener:
         self.config = write_sandbox_config(folder, sandbox, **values)
         self.log: list[str] = []
         self.url = ""
-        self.env: dict[str, str] = {}  # what its processes get beside this one's
+        self.environment: dict[str, str] = {}  # on top of this process's
         self.process: subprocess.Popen[str] | None = None
 
     def start(self, preexec_fn: Callable[[], None] | None = None, prelude: str = "") -> "Listener":
@@ -260,7 +260,7 @@ class Listener:
             text=True,
             preexec_fn=preexec_fn,
             cwd=self.config.parent,
-            env={**os.environ, "PYTHONPATH": str(APP.parent), **self.env},
+            env={**os.environ, "PYTHONPATH": str(APP.parent), **self.environment},
         )
         begin = len(self.log)
         self._reader = threading.Thread(target=self._read, args=(self.process,))
@@ -309,7 +309,7 @@ class Listener:
 
     def run(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
         """Another `python app.py` with the same configuration, until its end."""
-        return run("--config", str(self.config), *arguments, cwd=self.config.parent, env=self.env)
+        return run("--config", str(self.config), *arguments, cwd=self.config.parent, env=self.environment)
 
     def command(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
         """The same without a process of its own, which is faster."""

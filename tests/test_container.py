@@ -6,13 +6,13 @@
 import os
 import signal
 from collections.abc import Callable
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
-from config import SECTIONS, ConfigError, load
+from config import SECTIONS, ConfigError, keys_of, load
 from faulty_iconik import FaultyIconik
+from jobs import JOBS
 from support import Listener, let_everybody_in, run, wait_until, write_config
 from system.database_files import explain
 from test_systemd import HURRIED
@@ -24,7 +24,7 @@ TOKEN = "a-token-that-no-message-shows"
 def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     """This machine's environment holds none of ours."""
     for variable in os.environ:
-        if variable.partition("_")[0].lower() in SECTIONS:
+        if variable.partition("_")[0].lower() in (*SECTIONS, *JOBS):
             monkeypatch.delenv(variable)
 
 
@@ -81,7 +81,7 @@ def test_the_environment_goes_before_config_ini(tmp_path: Path, environment: Cal
     environment(LIMITS_MAX_PER_DAY="50", TRANSCRIBE_LANGUAGE="en")
     config = load(path)
     assert (config.iconik.app_id, config.submitter.workers) == ("app", 2)
-    assert (config.limits.max_per_day, config.transcribe.language) == (50, "en")
+    assert (config.limits.max_per_day, config.job_sections["transcribe"].language) == (50, "en")
     assert config.describe_environment().startswith(
         f"The environment is read, and goes before {path}: LIMITS_MAX_PER_DAY, "
     )
@@ -178,8 +178,8 @@ def test_what_kubernetes_sets_for_a_service_of_our_name_is_left_alone(
 
 
 def test_each_key_has_a_variable_of_its_own() -> None:
-    keys = [(section, key.name) for section, keys in SECTIONS.items() for key in fields(keys)]
-    assert not [section for section in SECTIONS if "_" in section]
+    keys = [(section, key.name) for section in (*SECTIONS, *JOBS) for key in keys_of(section)]
+    assert not [section for section in (*SECTIONS, *JOBS) if "_" in section]
     assert not [key for _, key in keys if key.endswith("_file")]
     assert not [key for section, key in keys if f"{section}_{key}".upper().startswith("ICONIK_LISTENER_")]
 
