@@ -879,7 +879,7 @@ def test_log_lines_tell_jobs_apart_where_there_are_several(
         world.ready(title="a.wav")
         caplog.clear()
         world.work()
-        assert f"Skipped {name}analyze is not for audio" in caplog.messages
+        assert f"Skipped {name}analyze does not support audio" in caplog.messages
         world.store.close()
 
 
