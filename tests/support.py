@@ -118,6 +118,12 @@ def wait_until(condition: Callable[[], Any], seconds: float = 20) -> None:
         time.sleep(0.005)
 
 
+def unread_bytes(port: int) -> list[int]:
+    """What the server has not read yet, of each connection to the port."""
+    lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return [int(line[4].split(":")[1], 16) for line in lines if line[1].endswith(f":{port:04X}") and line[3] == "01"]
+
+
 def full_pipe() -> tuple[int, int]:
     """The descriptors of a pipe's two ends. It has taken full stops until it was full."""
     read_end, write_end = os.pipe()

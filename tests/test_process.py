@@ -35,6 +35,7 @@ from support import (
     new_id,
     rows,
     run,
+    unread_bytes,
     wait_until,
 )
 from test_migrations import VERSION_1_0, write
@@ -324,12 +325,6 @@ def test_webhooks_that_were_read_are_answered_though_a_person_holds_the_database
         interrupt(listener, signal.SIGTERM)
         assert [webhook.recv(65536)[:12] for webhook in webhooks] == [b"HTTP/1.1 503"] * 12
         assert listener.end() == 0
-
-
-def unread_bytes(port: int) -> list[int]:
-    """What the server has not read yet, of each connection to the port."""
-    lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
-    return [int(line[4].split(":")[1], 16) for line in lines if line[1].endswith(f":{port:04X}") and line[3] == "01"]
 
 
 def test_after_a_kill_the_next_start_finishes_the_work(
