@@ -38,13 +38,13 @@ import commands
 from circuit_breaker import CircuitBreaker
 from config import Config, load
 from iconik_client import IconikClient
-from reconciliation.reconciler import Reconciler, note_job_floors
+from reconciliation.reconciler import Reconciler
 from resources import Services, create_app
 from store import Rules, Store
 from submitter import Submitter
 from system import systemd
 from system.errors import ListenerError
-from system.log import set_up_logging
+from system.log import flush_log, set_up_logging
 from system.server import Server
 from system.text import in_container
 from version import __version__
@@ -73,9 +73,9 @@ def serve(config: Config) -> None:
         breaker = CircuitBreaker(config.submitter)
         submitter = Submitter(store, client, breaker, config)
         reconciler = Reconciler(store, client, breaker, submitter, config)
-        note_job_floors(store, client)
         services = Services(store, submitter, breaker, config.listener.webhook_secret)
-        server = Server(create_app(services), config.listener.host, config.listener.port)
+        listen_on = (config.listener.host, config.listener.port)
+        server = Server(create_app(services), *listen_on, services.judge)
         for number in STOP_SIGNALS:
             signal.signal(number, lambda *_: server.stop())
         submitter.start()
@@ -118,6 +118,7 @@ def _hangs(seconds: float) -> None:
         log.error("A call to iconik has hung for %.0f s: restart the listener, if systemd does not", seconds)
         return
     log.critical("A call to iconik has hung for %.0f s: ending, to be restarted", seconds)
+    flush_log()
     os._exit(1)
 
 
@@ -127,8 +128,9 @@ def _starting(line: str) -> None:
 
 
 def _end_process(mistake: threading.ExceptHookArgs) -> None:
-    """The service would go on without one of its threads, and nobody would notice. A restart loses nothing."""
+    """Otherwise the service would keep running with a thread missing, unnoticed. A restart loses nothing."""
     log.critical("Ending", exc_info=(mistake.exc_type, mistake.exc_value or mistake.exc_type(), mistake.exc_traceback))
+    flush_log()
     os._exit(1)
 
 
@@ -160,6 +162,11 @@ def _serve(path: Path) -> None:
 
 def main() -> None:
     """Every error that is the operator's to fix ends here, as one line."""
+    for descriptor in (0, 1, 2):
+        try:
+            os.fstat(descriptor)
+        except OSError:  # closed: items.db or a connection would become it, and be written to like stderr
+            os.open(os.devnull, os.O_RDWR)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a title may have characters that this terminal does not
             stream.reconfigure(errors="backslashreplace")
@@ -182,6 +189,7 @@ def main() -> None:
 
 
 def _end(message: str, exit_code: int) -> None:
+    flush_log()
     with suppress(OSError):
         click.echo(f"Error: {message}", err=True)
     sys.exit(exit_code)

@@ -1,4 +1,4 @@
-"""config.ini: read, checked, typed. One dataclass for each section, one field for each key.
+"""config.ini: read, checked, typed. One dataclass for each kind of section, one field for each key.
 
 In a container, the environment may hold the same keys: see `_read_environment`.
 """
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from jobs import JOBS, Job
+from jobs import DEFAULT_JOB, JOBS, Job
 from system.errors import ListenerError
 from system.text import UUID, in_container
 
@@ -30,8 +30,8 @@ MOVED = {
     ("sweep", "interval"): ("reconciler", "interval"),
     ("sweep", "min_age"): ("reconciler", "min_age"),
     ("sweep", "max_age"): ("reconciler", "max_age"),
-    ("iconik", "analysis_profile"): ("analyze", "profile"),
-    ("iconik", "skip_types"): ("analyze", "skip_types"),
+    ("iconik", "analysis_profile"): (DEFAULT_JOB.name, "profile"),
+    ("iconik", "skip_types"): (DEFAULT_JOB.name, "skip_types"),
 }
 Key = tuple[str, str]  # its section and its name
 SWITCH = "ICONIK_LISTENER_ENVIRONMENT"  # only the image sets it
@@ -169,7 +169,7 @@ class ListenerConfig:
 
 @dataclass(frozen=True)
 class SubmitterConfig:
-    jobs: tuple[str, ...] = _key(_jobs, "analyze")
+    jobs: tuple[str, ...] = _key(_jobs, DEFAULT_JOB.name)
     workers: int = _key(_number(int, 1, 32), "4")
     retry_delay: float = _key(_seconds(0.01), "10")
     max_retry_delay: float = _key(_seconds(0.01), "900")
@@ -177,41 +177,24 @@ class SubmitterConfig:
 
 
 @dataclass(frozen=True)
-class AnalyzeConfig:
-    profile: tuple[str, ...] = _key(_profiles, "")
-    only: str = _key(_query, "")
-    skip_types: frozenset[str] = _key(_types, "SUBCLIP")
+class JobConfig:
+    """The section of one job. Which of the keys it has is in jobs.py.
 
+    :ivar profile: names or UUIDs of profiles, or `default`; empty for iconik's choice without a profile
+    :ivar only: a query in iconik's search language; empty for every asset
+    :ivar language: of the speech; empty for iconik's choice
+    :ivar skip_types: types of assets that get no job of any kind
+    """
 
-@dataclass(frozen=True)
-class TranscribeConfig:
     profile: tuple[str, ...] = _key(_profiles, "")
     only: str = _key(_query, "")
     language: str = _key(_query, "")
-
-
-@dataclass(frozen=True)
-class FacesConfig:
-    only: str = _key(_query, "")
+    skip_types: frozenset[str] = _key(_types, "SUBCLIP")
 
 
 @dataclass(frozen=True)
 class LimitsConfig:
     max_per_day: int = _key(_number(int, 0, 10_000_000), "0")
-
-
-@dataclass(frozen=True)
-class JobConfig:
-    """What config.ini says of one job.
-
-    :ivar profile: names or UUIDs of profiles, or `default`; empty for iconik's choice without a profile
-    :ivar only: a query in iconik's search language; empty for every asset
-    :ivar language: of the speech; empty for iconik's choice
-    """
-
-    profile: tuple[str, ...] = ()
-    only: str = ""
-    language: str = ""
 
 
 @dataclass(frozen=True)
@@ -225,19 +208,18 @@ class ReconcilerConfig:
 class Config:
     """All of config.ini; durations in seconds, `path` and `listener.database` absolute.
 
-    `warnings` and `notes` are lines for the log: what is allowed, but not wise, and what has changed since version 1.0.
-    `variables` are the names of the environment variables that were read, or None if none are, as without a container.
+    `job_sections` has the section of each job by its name. `warnings` and `notes` are lines for the log: what is
+    allowed, but not wise, and what has changed since version 1.0. `variables` are the names of the environment's
+    variables that were read, or None if none are, as without a container.
     """
 
     path: Path
     iconik: IconikConfig
     listener: ListenerConfig
     submitter: SubmitterConfig
-    analyze: AnalyzeConfig
-    transcribe: TranscribeConfig
-    faces: FacesConfig
     limits: LimitsConfig
     reconciler: ReconcilerConfig
+    job_sections: dict[str, JobConfig]
     warnings: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     variables: tuple[str, ...] | None = None
@@ -254,27 +236,29 @@ class Config:
 
     def of(self, job: Job) -> JobConfig:
         """The section of one job."""
-        section = getattr(self, job.name)
-        return JobConfig(
-            **{key.name: getattr(section, key.name) for key in fields(JobConfig) if hasattr(section, key.name)}
-        )
+        return self.job_sections[job.name]
 
     @property
     def skip_types(self) -> frozenset[str]:
         """The types of assets that get no job."""
-        return self.analyze.skip_types
+        return self.of(DEFAULT_JOB).skip_types
 
 
+# The sections that are no job's.
 SECTIONS: dict[str, Any] = {
     "iconik": IconikConfig,
     "listener": ListenerConfig,
     "submitter": SubmitterConfig,
-    "analyze": AnalyzeConfig,
-    "transcribe": TranscribeConfig,
-    "faces": FacesConfig,
     "limits": LimitsConfig,
     "reconciler": ReconcilerConfig,
 }
+
+
+def keys_of(section: str) -> list[Any]:
+    """The keys that a section of config.ini may have."""
+    if section in JOBS:
+        return [key for key in fields(JobConfig) if key.name in JOBS[section].keys]
+    return list(fields(SECTIONS[section]))
 
 
 @dataclass(frozen=True)
@@ -299,17 +283,17 @@ class _Source:
         :raises ConfigError: with one line for the operator
         """
         written = dict(self.parser[name]) if self.parser.has_section(name) else {}
-        keys = fields(SECTIONS[name])
-        for unknown in written.keys() - {key.name for key in keys}:
+        section = SECTIONS.get(name, JobConfig)
+        for unknown in written.keys() - {key.name for key in keys_of(name)}:
             raise ConfigError(f"{self.path}: [{name}] {unknown[:40]}: unknown key")
         values = {}
-        for key in keys:
+        for key in fields(section):
             text = written.get(key.name, key.metadata["default"])
             try:
                 values[key.name] = key.metadata["read"](_plain(text or ""))
             except ValueError as error:
                 raise ConfigError(f"{self.place(name, key.name)}: {error}") from None
-        return SECTIONS[name](**values)
+        return section(**values)
 
 
 def load(path: Path) -> Config:
@@ -319,7 +303,7 @@ def load(path: Path) -> Config:
     """
     source = _read(path)
     for name in source.parser.sections():
-        if name not in SECTIONS:
+        if name not in SECTIONS and name not in JOBS:
             raise ConfigError(f"{path}: [{name}]: unknown section")
     sections = {name: source.section(name) for name in SECTIONS}
     # The path may be relative to the file, or a link: the lock needs the file's one true name.
@@ -327,10 +311,13 @@ def load(path: Path) -> Config:
     sections["listener"] = replace(sections["listener"], database=database)
     if sections["submitter"].max_retry_delay < sections["submitter"].retry_delay:
         raise ConfigError(f"{source.place('submitter', 'max_retry_delay')}: must not be less than retry_delay")
+    job_sections = {name: source.section(name) for name in JOBS}
+    skip_types = job_sections[DEFAULT_JOB.name].skip_types
     return Config(
         path=path.resolve(),
         **sections,
-        warnings=(*_unwise(path, sections["listener"]), *_unknown_types(source, sections["analyze"].skip_types)),
+        job_sections=job_sections,
+        warnings=(*_unwise(path, sections["listener"]), *_unknown_types(source, skip_types)),
         notes=tuple(
             f"{path}: {old_key} of [{old_section}] is now {key} of [{section}]: move it there"
             for (section, key), (old_section, old_key) in source.moved.items()
@@ -370,12 +357,13 @@ def _read_environment() -> dict[Key, tuple[str, str]] | None:
         return None
     found: dict[Key, tuple[str, str]] = {}
     for variable in sorted(os.environ):
-        section, _, key = variable.removesuffix("_FILE").partition("_")
-        place = section.lower(), key.lower()
-        if not key or variable.startswith(NOT_OURS) or variable != variable.upper() or place[0] not in SECTIONS:
+        name, _, key = variable.removesuffix("_FILE").partition("_")
+        section, place = name.lower(), (name.lower(), key.lower())
+        is_ours = name.isupper() and key.isupper() and section in (*SECTIONS, *JOBS)
+        if not is_ours or variable.startswith(NOT_OURS):
             continue
-        if place[1] not in {field.name for field in fields(SECTIONS[place[0]])}:
-            raise ConfigError(f"{variable}: [{place[0]}] has no such key")
+        if key.lower() not in {known.name for known in keys_of(section)}:
+            raise ConfigError(f"{variable}: [{section}] has no such key")
         if place in found:
             raise ConfigError(f"{found[place][0]} and {variable} are both set: remove one of them")
         found[place] = variable, _text_of(variable)
@@ -451,8 +439,9 @@ def _read_from_old_places(parser: configparser.ConfigParser) -> dict[Key, Key]:
 
 
 def _unknown_types(source: _Source, types: frozenset[str]) -> list[str]:
+    place = source.place(DEFAULT_JOB.name, "skip_types")
     return [
-        f"{source.place('analyze', 'skip_types')}: iconik has no type of assets {name}, only {', '.join(ASSET_TYPES)}"
+        f"{place}: iconik has no type of assets {name}, only {', '.join(ASSET_TYPES)}"
         for name in sorted(types - set(ASSET_TYPES))
     ]
 

@@ -4,7 +4,7 @@ import logging
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from circuit_breaker import CircuitBreaker, Permission
@@ -20,7 +20,7 @@ from iconik_client import (
     IconikRefused,
     IconikUnavailable,
 )
-from jobs import FINISHED, JOBS, NOT_STARTED, UNDER_WAY, Job, Json, newest_version, status_of
+from jobs import FINISHED, JOBS, NOT_STARTED, UNDER_WAY, Job, Json, status_of, version_for
 from limits import Limits
 from profiles import DEFAULT, Profile, ProfileMissing, ProfileNotForMediaType, Profiles
 from store import DAY_SECONDS, Item, Outcome, Source, Status, Store
@@ -119,7 +119,7 @@ class Submitter:
         """
         if interrupted := self._store.recover():
             log.warning(
-                "Under way when the listener ended: %s. iconik is asked first whether it took them",
+                "Under way when the listener ended: %s. Checking first whether iconik accepted them",
                 pluralize(interrupted, "item"),
             )
         if skipped := self._store.skip_other_jobs():
@@ -172,8 +172,8 @@ class Submitter:
     def work_once(self) -> float:
         """Do what is due next, if anything is. Returns the seconds until it is worth looking again.
 
-        New items go first, then retries, then polls. Under a limit retries go before new items, because some of them
-        hold reservations.
+        New items go first, then retries, then polls. Under a limit retries are asked for before new items, because some
+        of them hold reservations, or are of newer assets.
         """
         permission = self._breaker.wait()
         if permission is None or self._stopping.is_set():
@@ -188,14 +188,14 @@ class Submitter:
     def _start_new(self, permission: Permission) -> bool:
         item = self._store.claim_new()
         if item:
-            self._try(item, permission)
+            self._work_on(item, permission)
         return item is not None
 
     def _start_retry(self, permission: Permission) -> bool:
         with self._retry_slot() as has_slot:
             item = self._store.claim_retry() if has_slot else None
             if item:
-                self._try(item, permission)
+                self._work_on(item, permission)
             return item is not None
 
     @contextmanager
@@ -218,7 +218,7 @@ class Submitter:
 
     # One attempt.
 
-    def _try(self, item: Item, permission: Permission) -> None:
+    def _work_on(self, item: Item, permission: Permission) -> None:
         outcome = self._attempt(item, permission)
         self._record(item, outcome)
         if outcome.status == Status.SUBMITTED and not outcome.found:
@@ -238,36 +238,30 @@ class Submitter:
         """
         if (seconds := self._seconds_in_doubt(item)) > 0:
             return Outcome(Status.READY, delay=seconds, is_attempt=False, in_doubt=True)
-        job = JOBS.get(item.job)
-        if job is None:
-            return _final(Status.SKIPPED, f"{one_line(item.job)} is no job of iconik's")
+        job = JOBS.get(item.job) if item.job in self._store.rules.jobs else None
+        if job is None:  # a person has retried it
+            is_in_doubt = item.in_doubt_since is not None
+            return _final(Status.SKIPPED, f"{one_line(item.job)} is not in jobs", started_nothing=not is_in_doubt)
         log.info("Submitting %s Job for %s", job.label, named(item.object_id, item.title))  # as the article logs it
         call = Call(item.object_id)
         try:
-            outcome = self._ask_iconik(item, job, permission, call)
+            outcome = self._try(item, job, permission, call)
         except StoreUnavailable as error:
             log.error("%s. No job can be started", error, extra={"topic": ("claim", str(error))})
-            outcome = self._store_failed(error, call)
-        except StoreRefused:
-            raise
-        except Exception as mistake:
-            log.exception("%s: unexpected error", named(item.object_id, item.title))
-            wrapped = IconikUnavailable(f"unexpected {type(mistake).__name__}, see the log", may_have_been_done=True)
-            outcome = self._after_error(item, job, wrapped, permission, call)
+            outcome = self._put_back(item, call)
+        except Exception as error:  # a person's trigger, or a value that no listener wrote: the item stops no other
+            if isinstance(error, StoreRefused):
+                log.error("%s. %s is left alone until the next start", error, named(item.object_id, item.title))
+            else:
+                log.exception("%s is left alone until the next start", named(item.object_id, item.title))
+            self._store.leave_alone(item)
+            outcome = self._put_back(item, call)
         if item.in_doubt_since and outcome.status == Status.READY and not outcome.in_doubt:
             outcome = replace(outcome, in_doubt=True, started_nothing=False)  # the earlier request is still in doubt
         self._note_doubt(item, outcome, call)
         return outcome
 
-    def _store_failed(self, error: StoreUnavailable, call: Call) -> Outcome:
-        """The outcome if the database could not be read or written at some point of the attempt."""
-        if not call.is_sent:
-            return Outcome(Status.READY, delay=self._config.submitter.retry_delay, is_attempt=False)
-        delay = self._store.rules.doubt_delay
-        return Outcome(Status.READY, str(error), without_ids(str(error)), delay=delay, in_doubt=True)
-
-    def _ask_iconik(self, item: Item, job: Job, permission: Permission, call: Call) -> Outcome:
-        """Steps 2 to 5 of an attempt."""
+    def _try(self, item: Item, job: Job, permission: Permission, call: Call) -> Outcome:
         try:
             asset = self._read_asset(item)
             outcome = self._outcome_without_job(item, job, asset, call)
@@ -280,6 +274,20 @@ class Submitter:
             return reason.outcome
         except IconikError as error:
             return self._after_error(item, job, error, permission, call)
+        except (StoreUnavailable, StoreRefused):
+            raise
+        except Exception as mistake:
+            log.exception("%s: unexpected error", named(item.object_id, item.title))
+            wrapped = IconikUnavailable(f"unexpected {type(mistake).__name__}, see the log", may_have_been_done=True)
+            return self._after_error(item, job, wrapped, permission, call)
+
+    def _put_back(self, item: Item, call: Call) -> Outcome:
+        """The item is as if it had not been claimed, but for what iconik may have done meanwhile."""
+        delay = self._config.submitter.retry_delay
+        in_doubt = call.is_sent or item.in_doubt_since is not None
+        if in_doubt:
+            delay = max(delay, self._store.rules.doubt_delay)
+        return Outcome(Status.READY, delay=delay, is_attempt=False, in_doubt=in_doubt)
 
     def _read_asset(self, item: Item) -> Json:
         asset = self._client.asset(item.object_id)
@@ -292,16 +300,20 @@ class Submitter:
         1. A deleted asset and one of a type in skip_types are skipped.
         2. A job that is under way or finished was started by others or by an earlier request of ours. Who wants it
            done again (`retry --again`) does not mind one that is finished.
-        3. A job that failed at iconik is started again only if a person asked for that.
-        4. An item in doubt needs evidence, and so does an asset without the status, unless it is known to be new: a
-           field that is missing does not say that nothing was started.
+        3. An item in doubt needs evidence. What became of its own request is in iconik's list of jobs.
+        4. A job that failed at iconik is started again only if a person asked for that.
+        5. An asset without the status needs evidence, too, unless it is known to be new: a field that is missing does
+           not say that nothing was started.
         """
-        if asset.get("status") == "DELETED":
-            return _final(Status.SKIPPED, "the asset is deleted")
-        if str(asset.get("type")) in self._config.skip_types and item.asked < 2:
-            return _final(Status.SKIPPED, f"assets of type {asset['type']} are skipped (skip_types in config.ini)")
-        status = status_of(job, asset, item.version_id)
         is_in_doubt = item.in_doubt_since is not None
+        if asset.get("status") == "DELETED":
+            return _final(Status.SKIPPED, "the asset is deleted", started_nothing=not is_in_doubt)
+        if str(asset.get("type")) in self._config.skip_types and item.asked < 2:
+            error = f"assets of type {asset['type']} are skipped (skip_types in config.ini)"
+            return _final(Status.SKIPPED, error, started_nothing=not is_in_doubt)
+        status = status_of(job, asset, item.version_id)
+        if status in UNDER_WAY and item.asked == 2 and item.submitted_at and not is_in_doubt:
+            return Outcome(Status.SUBMITTED, submitted_at=item.submitted_at, job_id=item.old_job_id)  # its latest run
         if status in UNDER_WAY:
             return Outcome(
                 Status.SUBMITTED,
@@ -311,19 +323,20 @@ class Submitter:
             )
         if status == FINISHED and item.asked < 2:
             return Outcome(Status.DONE, found=not is_in_doubt, started_nothing=not is_in_doubt)
-        if status == "FAILED" and not item.asked:
-            return _final(Status.FAILED, f"iconik's {job.name} job failed", started_nothing=not is_in_doubt)
         if status not in (*NOT_STARTED, FINISHED, None):
             return self._refusal(item, f"iconik says {job.status_field} {one_line(str(status), 40)}")
-        if is_in_doubt:
-            return self._evidence(item, job, call)
-        if status is None and not self._is_new(item):
+        if is_in_doubt and (outcome := self._evidence(item, job, call)):
+            return outcome
+        if status == "FAILED" and not item.asked:
+            return _final(Status.FAILED, f"iconik's {job.name} job failed", started_nothing=not is_in_doubt)
+        if status is None and not is_in_doubt and not self._is_new(item):
             return self._second_source(item, job, call)
         return None
 
     def _is_new(self, item: Item) -> bool:
         """Whether the asset's own webhooks came to this process, so that nothing can have been started before."""
-        return item.source == Source.WEBHOOK and (item.proxy_closed_at or "") >= self._started_at_text
+        closed_at = item.proxy_closed_at or ""
+        return item.source == Source.WEBHOOK and self._started_at_text <= closed_at <= self._store.now()
 
     def _second_source(self, item: Item, job: Job, call: Call) -> Outcome | None:
         """The asset does not say whether the job was started: ask iconik's list of jobs.
@@ -378,7 +391,7 @@ class Submitter:
         if now - noted >= seconds:
             del self._absences[key]
             return None
-        so_far = f"iconik did not answer when the {job.name} job was started, and shows none so far"
+        so_far = f"iconik did not answer when the {job.name} job was started, and does not list the job yet"
         delay = seconds - (now - noted)
         return Outcome(Status.READY, so_far, so_far, delay=delay, in_doubt=True, is_absent=True)
 
@@ -397,7 +410,7 @@ class Submitter:
         key = item.object_id, item.job
         if not outcome.is_absent:
             self._absences.pop(key, None)
-        if outcome.in_doubt and outcome.status == Status.READY and outcome.is_attempt:
+        if outcome.in_doubt and outcome.status == Status.READY and (outcome.is_attempt or call.is_sent):
             self._doubts[key] = self._runtime.monotonic() + outcome.delay
         elif not outcome.in_doubt:
             self._doubts.pop(key, None)
@@ -421,6 +434,7 @@ class Submitter:
                 raise NotNow(self._not_yet(item, "iconik's search does not know the asset, or its media type, yet"))
             if only:
                 self._check_only(item, job, only)
+        call.source = "profiles"
         try:
             profile = self._profiles.choose(job, section.profile, media_type)
         except ProfileMissing as error:
@@ -474,6 +488,9 @@ class Submitter:
 
     def _start(self, item: Item, job: Job, asset: Json, facts: Facts, call: Call) -> Outcome:
         call.facts = facts
+        version_id = version_for(asset, item.version_id if item.asked < 2 else None)
+        if job.needs_version and version_id is None:
+            raise NotNow(self._refusal(item, "iconik shows no version of the asset that is ACTIVE"))
         if not self._store.reserve(item, self._client.now(), facts.profile.name or facts.profile.id):
             is_in_doubt = item.in_doubt_since is not None
             return Outcome(Status.READY, is_attempt=False, in_doubt=is_in_doubt)
@@ -486,7 +503,6 @@ class Submitter:
             options["profile_id"] = facts.profile.id
         if language := self._config.of(job).language:
             options["language"] = language
-        version_id = item.version_id if job.needs_version and item.asked < 2 else newest_version(asset)
         job_id = self._client.start(job, asset, version_id=version_id, options=options, profile=path)
         self._breaker.succeeded()
         self.last_error = None
@@ -499,16 +515,18 @@ class Submitter:
         )
 
     def _release_refused(self, item: Item) -> None:
-        """A job was accepted: make due what was refused in the same words as its item, and one of each other reason.
+        """A job was accepted: what was refused in the same words as its item before is due, and one of each other.
 
-        If that fails, the next acceptance does it, or the items' own backoff.
+        If that cannot be written, they wait for their own delays. The acceptance must not be lost over it.
         """
-        with suppress(StoreUnavailable):
+        try:
             if item.refused and item.reason:
                 self._store.release_refused(item.reason)
             if self._runtime.monotonic() - self._probed_at > PROBE_SECONDS / 10:
                 self._probed_at = self._runtime.monotonic()
                 self._store.probe_refused(PROBE_SECONDS)
+        except (StoreUnavailable, StoreRefused) as error:
+            log.warning("%s. What was refused waits for its own delay", error, extra={"topic": ("release", str(error))})
 
     # What went wrong.
 
@@ -559,7 +577,7 @@ class Submitter:
                 pass  # it is asked again at the next refusal
         profile_type = self._profiles.media_type_of(facts.profile)
         if media_type and not job.serves(media_type):
-            outcome = _final(Status.SKIPPED, f"{job.name} is not for {media_type}")
+            outcome = _final(Status.SKIPPED, f"{job.name} does not support {media_type}")
         elif media_type and profile_type and profile_type != job.profile_types[media_type]:
             outcome = _final(Status.SKIPPED, f"no profile in [{job.name}] is for {media_type}")
         else:
@@ -643,7 +661,7 @@ class Submitter:
 
     def _record(self, item: Item, outcome: Outcome) -> None:
         """Write an outcome. While that is impossible, keep it and write it again."""
-        _log_outcome(item, outcome)
+        _log_outcome(item, outcome, with_job=len(self._store.rules.jobs) > 1)
         while True:
             was_stopping = self._stopping.is_set()
             try:
@@ -690,19 +708,24 @@ def _duration(document: Json | None) -> float | None:
     return milliseconds / 1000 if isinstance(milliseconds, int | float) else None
 
 
-def _log_outcome(item: Item, outcome: Outcome) -> None:
+def _log_outcome(item: Item, outcome: Outcome, *, with_job: bool) -> None:
+    """Log what became of an attempt. `with_job`: whether several jobs are to be told apart."""
     name = named(item.object_id, item.title)
     label = JOBS[item.job].label if item.job in JOBS else item.job
     if not outcome.is_attempt:
         return
-    if outcome.status in (Status.SUBMITTED, Status.DONE) and outcome.found:
-        log.info("iconik already has the %s Job for %s", label, name)
-    elif outcome.status in (Status.SUBMITTED, Status.DONE):
-        log.info("Submitted %s Job for %s", label, name)
-    elif outcome.status == Status.SKIPPED:
+    if outcome.status in (Status.SUBMITTED, Status.DONE):
+        if outcome.found:
+            log.info("iconik already has the %s Job for %s", label, name)
+        else:
+            log.info("Submitted %s Job for %s", label, name)
+        return
+    if with_job:
+        name = f"{name} ({item.job})"
+    if outcome.status == Status.SKIPPED:
         log.info("Skipped %s: %s", name, outcome.error)
     elif outcome.status == Status.FAILED:
-        remedy = command("retry", item.object_id)
+        remedy = command("retry", *(("--job", item.job) if with_job else ()), item.object_id)
         log.error("%s failed: %s. Once the cause is fixed: %s", name, outcome.error, remedy)
     else:
         log.warning("%s: %s. Next attempt in %.0f s", name, outcome.error, outcome.delay)

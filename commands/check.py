@@ -16,7 +16,7 @@ import requests
 from commands.running import running_listener
 from config import Config, ConfigError, load
 from events import CREATE, KINDS, SECRET_HEADER
-from iconik_client import MAX_CLOCK_DIFFERENCE, IconikClient, IconikError, IconikForbidden, IconikRefused
+from iconik_client import MAX_CLOCK_DIFFERENCE, NOT_ENABLED, IconikClient, IconikError, IconikForbidden, IconikRefused
 from jobs import Job
 from limits import Limits
 from profiles import DEFAULT, Profile, list_profiles
@@ -35,6 +35,8 @@ MAX_WAL_BYTES = 64 * 1024 * 1024
 MANY = 10  # items refused in the same words that are everybody's trouble
 ROUTE_TIMEOUT = 10.0
 PING_TIMEOUT = 10.0
+
+STUCK_REMEDY = "Once that is mended, restart the listener"
 
 # What is lost without each role. README.md has the same table.
 SERVICE_ROLES = {
@@ -152,6 +154,7 @@ def all_facts(path: Path) -> Facts:
         with closing(Store(database, Rules.of(config))) as store:
             yield from _database_facts(store)
             yield from _item_facts(store)
+            yield from map(wrong, _not_enabled(store, config))
             yield from _limit_facts(Limits(store))
             yield from _listener_facts(config, running_listener(store))
             registered_url = store.state(REGISTERED_URL)
@@ -169,7 +172,7 @@ def _database_facts(store: Store) -> Facts:
     if wal.exists() and wal.stat().st_size > MAX_WAL_BYTES:
         size = wal.stat().st_size // 2**20
         yield note(
-            f"{wal} has grown to {size} MiB: another program has been reading items.db for long. Quit that program"
+            f"{wal} has grown to {size} MiB: another program has kept items.db open for a long time. Quit that program"
         )
     if kind := network_file_system(database):
         yield wrong(f"{database} is on {kind}, where SQLite files are damaged sooner or later: move it to a local disk")
@@ -180,7 +183,7 @@ def _database_facts(store: Store) -> Facts:
 
 
 def _item_facts(store: Store) -> Facts:
-    """What failed is wrong for a day, and a note after that. What waits is told by reason."""
+    """What failed is wrong for a day, and a note after that. Waiting items are grouped by reason."""
     since = store.now(-DAY_SECONDS)
     [failed] = store.database.run(
         "SELECT count(*) AS items, total(last_attempt_at > :since) AS recent FROM items WHERE status = 'failed'",
@@ -194,13 +197,29 @@ def _item_facts(store: Store) -> Facts:
     last_accepted = _last_accepted(store, since)
     for row in store.database.run(
         """SELECT reason, count(*) AS items, total(last_attempt_at > :last_accepted) AS since_then
-        FROM items WHERE status = 'ready' AND refused = 1 GROUP BY reason ORDER BY items DESC LIMIT 10""",
+        FROM items WHERE status = 'ready' AND refused = 1 AND instr(reason, :not_enabled) = 0
+        GROUP BY reason ORDER BY items DESC LIMIT 10""",
         last_accepted=last_accepted,
+        not_enabled=NOT_ENABLED,
     ):
         refused = f"iconik refuses {pluralize(row['items'], 'item')}: {one_line(str(row['reason']))}"
         text = f"{refused}. They are tried again"
         is_everybodys = row["since_then"] >= MANY or (row["since_then"] and last_accepted < since)
         yield wrong(f"{text}. To see which: {command('status')}") if is_everybodys else note(text)
+
+
+def _not_enabled(store: Store, config: Config) -> Iterator[str]:
+    """The kinds of jobs of which iconik has said that the account does not have them."""
+    for job in config.jobs:
+        [row] = store.database.run(
+            """SELECT count(*) AS items FROM items
+            WHERE status = 'ready' AND refused = 1 AND job = :job AND instr(reason, :not_enabled) > 0""",
+            job=job.name,
+            not_enabled=NOT_ENABLED,
+        )
+        if row["items"]:
+            refused = f"{job.feature} is not enabled at iconik, which refuses {pluralize(row['items'], 'item')}"
+            yield f"{refused}: have iconik enable it, or take {job.name} out of [submitter] jobs"
 
 
 def _last_accepted(store: Store, since: str) -> str:
@@ -216,8 +235,11 @@ def _last_accepted(store: Store, since: str) -> str:
 
 def _limit_facts(limits: Limits) -> Facts:
     limit = limits.now()
-    if limit.pause or (limit.is_reached and limit.held):
+    if limit.pause:
         yield wrong(limit.describe())
+    elif limit.is_reached:
+        leave_out = f". To leave out what waits: {command('skip', '--all', 'ready')}" if limit.held else ""
+        yield wrong(f"{limit.describe()}{leave_out}")
     elif limit.is_near:
         yield note(f"{limit.started} of {limit.total} jobs a day were started today (UTC)")
     elif not limit.max_per_day:
@@ -249,6 +271,10 @@ def _listener_faults(config: Config, listener: dict[str, Any]) -> list[str]:
     if listener.get("paused_since"):
         since, reason = format_local(listener["paused_since"]), one_line(str(listener["last_error"]))
         faults.append(f"the listener has been paused since {since}: {reason}")
+    if listener.get("log_stuck_since"):
+        since, dropped = format_local(listener["log_stuck_since"]), pluralize(listener["log_lines_dropped"], "line")
+        reason = "its disk is full, or the program that reads it has ended or hangs"
+        faults.append(f"the listener's log has been stuck since {since} ({dropped} dropped): {reason}. {STUCK_REMEDY}")
     due = parse_time(listener.get("oldest_due_at"))
     if due and time.time() - due > MAX_DUE_SECONDS:
         faults.append(f"an item has been due since {format_local(listener['oldest_due_at'])}: {command('status')}")
@@ -320,7 +346,8 @@ def _own_profile_fact(job: Job, media_type: str, profiles: list[Profile], *, onl
     for profile in profiles:
         if profile.media_type == media_type and profile.enabled and (profile.is_default or not only_default):
             return ok(f'iconik has an {kind} for {media_type}: "{one_line(profile.name)}"')
-    return wrong(f"iconik has no {kind} for {media_type}, so it refuses the {job.name} jobs ([{job.name}] profile)")
+    where = f" ([{job.name}] profile)" if job.has_profile else ""
+    return wrong(f"iconik has no {kind} for {media_type}, so it refuses the {job.name} jobs{where}")
 
 
 def _profile_fact(job: Job, name: str, wanted: set[str], profiles: list[Profile]) -> Fact:

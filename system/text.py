@@ -9,6 +9,7 @@ from datetime import datetime, timezone
 
 UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE | re.ASCII)
 MAX_TITLE_IN_LOG = 80
+FIRST_SECOND, LAST_SECOND = -62_135_596_800.0, 253_402_300_799.0  # of the years 1 and 9999
 
 
 def one_line(text: object, max_length: int = 200) -> str:
@@ -49,7 +50,8 @@ def without_ids(text: str) -> str:
 
 
 def format_utc(seconds: float) -> str:
-    """Write seconds since 1970 as items.db and the log do: `2026-11-23T16:47:00.123Z`."""
+    """Write seconds since 1970 as items.db and the log do: `2026-11-23T16:47:00.123Z`. The years end at 1 and 9999."""
+    seconds = min(max(seconds, FIRST_SECOND), LAST_SECOND)
     return datetime.fromtimestamp(seconds, timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 

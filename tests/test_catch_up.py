@@ -179,6 +179,26 @@ def test_it_says_how_many_days_the_limit_makes_of_it(
     assert result.stdout.endswith("At 10 jobs a day, that takes 3 days.\n")
 
 
+def test_a_job_that_was_added_is_caught_up_and_nothing_else_is(
+    listeners_here: Callable[..., ListenerHere], sandbox: FaultyIconik, tmp_path: Path, empty_database: Path
+) -> None:
+    """Also for assets whose analysis failed: only the job that failed is left out."""
+    shutil.copy(empty_database, tmp_path)
+    known, failed, new = create(sandbox, 3)
+    sandbox.assets[failed]["analyze_status"] = "FAILED"
+    create(sandbox, 5, title="a.jpg")
+    with closing(Store(tmp_path / "items.db")) as store:
+        store.add_asset(known, None)
+    listener = listeners_here(submitter__jobs="analyze transcribe", limits__max_per_day=5)
+    printed = listener.command("catch-up", *OF_2020, "--yes").stdout
+    assert "8 assets would be added. By iconik's units, these are 5 images and 0.1 hours of video or audio." in printed
+    assert "left out" not in printed
+    assert "At 5 jobs a day, that takes 2 days." in printed  # 1 for the first, 1 for the failed, 2 + 5 for the others
+    added = {(row["object_id"], row["job"]) for row in listener.rows("source = 'catch-up'")}
+    assert {(known, "transcribe"), (failed, "transcribe"), (new, "analyze"), (new, "transcribe")} <= added
+    assert not {(known, "analyze"), (failed, "analyze")} & added
+
+
 # It bills nobody without consent
 
 

@@ -22,7 +22,7 @@ from commands.check import OTHER_ROLES, SERVICE_ROLES
 from faulty_iconik import Fault, FaultyIconik
 from sandbox import profile
 from store import Store
-from support import ASSET, SECRET, ListenerHere, create_event, new_id, wait_until
+from support import ASSET, OTHER_ASSET, SECRET, ListenerHere, create_event, new_id, wait_until
 from system import database
 
 OURS = {"X-Webhook-Secret": SECRET}
@@ -196,7 +196,7 @@ def test_check_finds_a_read_only_file_system(well: ListenerHere, tmp_path: Path)
 
 def test_check_tells_of_a_large_wal_file(well: ListenerHere) -> None:
     os.truncate(well.database.with_name("items.db-wal"), 70 * 2**20)
-    assert facts(well, "note")[0].startswith(f"{well.database}-wal has grown to 70 MiB: another program has been ")
+    assert facts(well, "note")[0].startswith(f"{well.database}-wal has grown to 70 MiB: another program has ")
 
 
 # The listener that is running
@@ -370,19 +370,29 @@ def test_check_says_how_many_assets_only_finds(
     assert any(fact.startswith(words) for fact in facts(listener, level))
 
 
-def test_check_tells_the_limit(listeners_here: Callable[..., ListenerHere], sandbox: FaultyIconik) -> None:
+def test_check_tells_the_limit(
+    listeners_here: Callable[..., ListenerHere], sandbox: FaultyIconik, monkeypatch: pytest.MonkeyPatch
+) -> None:
     listener = listeners_here(limits__max_per_day=5).start()
     sandbox.register(listener.url, OURS)
     assert NO_LIMIT not in facts(listener, "note")
     listener.upload(*(new_id() for _ in range(4)))
     wait_until(lambda: len(listener.rows("status = 'submitted'")) == 4)
     assert "4 of 5 jobs a day were started today (UTC)" in facts(listener, "note")
-    listener.upload(*(new_id() for _ in range(3)))
+    listener.upload(new_id())
     wait_until(lambda: len(listener.rows("status = 'submitted'")) == 5)
     [fact] = wrong(listener)
-    assert fact.startswith("5 jobs started today, as many as max_per_day allows: 2 items held until 00:00 UTC")
+    reached = "5 jobs started today, as many as max_per_day allows"
+    assert fact.startswith(f"{reached}: what comes now waits until 00:00 UTC. To let more through now: ")
+    listener.upload(*(new_id() for _ in range(2)))
+    [fact] = wrong(listener)
+    assert fact.startswith(f"{reached}: 2 items wait until 00:00 UTC. To let more through now: ")
+    assert fact.endswith(" skip --all ready")
+    monkeypatch.setenv("SUDO_USER", "ada")  # the command runs as the service's user
     assert listener.command("pause", "--reason", "budget").returncode == 0
-    assert "paused the starting of jobs" in wrong(listener)[0]
+    [fact] = wrong(listener)
+    assert fact.startswith("ada paused the starting of jobs at 20")
+    assert "(budget): 2 items wait until somebody resumes: " in fact
 
 
 def test_what_iconik_refuses_everybody_is_wrong(
@@ -395,6 +405,46 @@ def test_what_iconik_refuses_everybody_is_wrong(
     wait_until(lambda: len(listener.rows("refused = 1")) == 10)
     [fact] = wrong(listener)
     assert fact.startswith("iconik refuses 10 items: iconik answered 402: Insufficient credits. They are tried again")
+
+
+@pytest.mark.parametrize(
+    ("job", "words"), [("transcribe", "transcription is not enabled"), ("faces", "face recognition is not enabled")]
+)
+def test_a_kind_of_job_that_iconik_has_not_enabled_is_wrong(
+    listeners_here: Callable[..., ListenerHere], sandbox: FaultyIconik, job: str, words: str
+) -> None:
+    slow = {"submitter__retry_delay": 60, "submitter__max_retry_delay": 60}
+    listener = listeners_here(submitter__jobs=f"analyze {job}", **slow).start()
+    sandbox.register(listener.url, OURS)
+    sandbox.not_enabled.add(job)
+    listener.upload(ASSET, OTHER_ASSET)
+    wait_until(lambda: len(listener.rows("refused = 1")) == len(listener.rows("status = 'submitted'")) == 2)
+    remedy = f"have iconik enable it, or take {job} out of [submitter] jobs"
+    assert wrong(listener) == [f"{words} at iconik, which refuses 2 items: {remedy}"]
+    assert "role" not in listener.rows("refused = 1")[0]["error"]
+    sandbox.not_enabled.clear()
+    listener.command("retry", "--all", "ready")
+    listener.submitter.wake()
+    wait_until(lambda: len(listener.rows("status = 'submitted'")) == 4)
+    assert wrong(listener) == []
+
+
+def test_check_knows_the_roles_and_profiles_of_the_configured_jobs(
+    listeners_here: Callable[..., ListenerHere], sandbox: FaultyIconik
+) -> None:
+    listener = listeners_here(submitter__jobs="transcribe faces").start()
+    sandbox.register(listener.url, OURS)
+    assert wrong(listener) == []
+    sandbox.roles -= {"can_analyze_content", "can_transcribe_content", "can_trigger_face_recognition"}
+    for one in sandbox.profiles:
+        one["enabled"] = one["media_type"] in ("image", "video")
+    assert wrong(listener) == [
+        "the role can_transcribe_content is missing: no transcribe job can be started",
+        "the role can_trigger_face_recognition is missing: no faces job can be started",
+        "iconik has no enabled profile for transcription, so it refuses the transcribe jobs ([transcribe] profile)",
+        "iconik has no enabled profile for face_image, so it refuses the faces jobs",
+        "iconik has no enabled profile for face_video, so it refuses the faces jobs",
+    ]
 
 
 def test_check_for_programs_is_json(well: ListenerHere) -> None:

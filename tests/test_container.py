@@ -9,13 +9,13 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Callable
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
-from config import SECTIONS, ConfigError, load
+from config import SECTIONS, ConfigError, keys_of, load
 from faulty_iconik import FaultyIconik
+from jobs import JOBS
 from support import Listener, let_everybody_in, run, wait_until, write_config
 from system.database_files import explain
 from test_systemd import HURRIED
@@ -29,7 +29,7 @@ TOKEN = "a-token-that-no-message-shows"
 def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     """This machine's environment holds none of ours."""
     for variable in os.environ:
-        if variable.partition("_")[0].lower() in SECTIONS:
+        if variable.partition("_")[0].lower() in (*SECTIONS, *JOBS):
             monkeypatch.delenv(variable)
 
 
@@ -86,7 +86,7 @@ def test_the_environment_goes_before_config_ini(tmp_path: Path, environment: Cal
     environment(LIMITS_MAX_PER_DAY="50", TRANSCRIBE_LANGUAGE="en")
     config = load(path)
     assert (config.iconik.app_id, config.submitter.workers) == ("app", 2)
-    assert (config.limits.max_per_day, config.transcribe.language) == (50, "en")
+    assert (config.limits.max_per_day, config.job_sections["transcribe"].language) == (50, "en")
     assert config.describe_environment().startswith(
         f"The environment is read, and goes before {path}: LIMITS_MAX_PER_DAY, "
     )
@@ -183,8 +183,8 @@ def test_what_kubernetes_sets_for_a_service_of_our_name_is_left_alone(
 
 
 def test_each_key_has_a_variable_of_its_own() -> None:
-    keys = [(section, key.name) for section, keys in SECTIONS.items() for key in fields(keys)]
-    assert not [section for section in SECTIONS if "_" in section]
+    keys = [(section, key.name) for section in (*SECTIONS, *JOBS) for key in keys_of(section)]
+    assert not [section for section in (*SECTIONS, *JOBS) if "_" in section]
     assert not [key for _, key in keys if key.endswith("_file")]
     assert not [key for section, key in keys if f"{section}_{key}".upper().startswith("ICONIK_LISTENER_")]
 
@@ -313,21 +313,22 @@ def test_every_file_names_the_image_of_this_version() -> None:
 
 
 def test_each_variable_in_the_files_is_a_key_of_config_ini() -> None:
-    words = "|".join(SECTIONS).upper()
+    words = "|".join((*SECTIONS, *JOBS)).upper()
     named = {
         variable
         for path in (CONTAINERFILE, COMPOSE, QUADLET, PAGE, ROOT / "deploy" / "compose.env")
         for variable in re.findall(rf"\b(?:{words})_[A-Z_]+[A-Z]\b", text(path))
         if not variable.startswith("ICONIK_LISTENER_")
     }
-    keys = {f"{section}_{key.name}".upper() for section, keys in SECTIONS.items() for key in fields(keys)}
+    keys = {f"{section}_{key.name}".upper() for section in (*SECTIONS, *JOBS) for key in keys_of(section)}
     assert {variable.removesuffix("_FILE") for variable in named} <= keys
     assert {"ICONIK_AUTH_TOKEN_FILE", "LISTENER_WEBHOOK_SECRET_FILE", "LIMITS_MAX_PER_DAY"} <= named
 
 
 def test_both_caddyfiles_pass_the_same_webhooks() -> None:
     on_a_vm, in_compose = (
-        text(ROOT / "deploy" / name).partition("\n\n")[2] for name in ("Caddyfile", "compose.Caddyfile")
+        re.sub("^#.*\n", "", text(ROOT / "deploy" / name), flags=re.MULTILINE)
+        for name in ("Caddyfile", "compose.Caddyfile")
     )
     changed = on_a_vm.replace("iconik-listener.example.com", "{$HOST}").replace("127.0.0.1:8000", "listener:8000")
     assert in_compose == changed

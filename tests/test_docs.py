@@ -5,7 +5,6 @@ import configparser
 import re
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import fields
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -16,16 +15,7 @@ import pytest
 import commands
 from app import cli
 from commands.check import OTHER_ROLES, SERVICE_ROLES
-from config import (
-    AnalyzeConfig,
-    FacesConfig,
-    IconikConfig,
-    LimitsConfig,
-    ListenerConfig,
-    ReconcilerConfig,
-    SubmitterConfig,
-    TranscribeConfig,
-)
+from config import SECTIONS, keys_of
 from jobs import JOBS
 from support import run
 from version import __version__
@@ -38,16 +28,6 @@ FOLDERS = [ROOT / name for name in ("commands", "reconciliation", "system", "san
 PACKAGED = sorted(path for folder in FOLDERS for path in folder.glob("*.py"))
 SERVICE = [*MODULES, *PACKAGED, *sorted(ROOT.glob("deploy/*.py"))]
 MAX_FUNCTION_LINES = 50
-SECTIONS: dict[str, Any] = {
-    "iconik": IconikConfig,
-    "listener": ListenerConfig,
-    "submitter": SubmitterConfig,
-    "analyze": AnalyzeConfig,
-    "transcribe": TranscribeConfig,
-    "faces": FacesConfig,
-    "limits": LimitsConfig,
-    "reconciler": ReconcilerConfig,
-}
 LINK = re.compile(r"\]\(([^()\s]+)\)")
 
 
@@ -135,7 +115,7 @@ def test_every_key_stands_in_the_example_with_its_default_and_in_no_other_form()
     example = configparser.ConfigParser(interpolation=None, default_section="")
     example.read_string(text(ROOT / "config.example.ini"))
     defaults = {
-        section: {key.name: key.metadata["default"] or "" for key in fields(keys)} for section, keys in SECTIONS.items()
+        section: {key.name: key.metadata["default"] or "" for key in keys_of(section)} for section in (*SECTIONS, *JOBS)
     }
     assert {section: dict(example[section]) for section in example.sections()} == defaults
     assigned = re.findall(r"^[#\s]*(\w+) *=", text(ROOT / "config.example.ini"), re.MULTILINE)

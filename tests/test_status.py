@@ -10,6 +10,7 @@ from sandbox import profile
 from support import ASSET, OTHER_ASSET, ListenerHere, create_event, new_id, wait_until
 
 Listeners = Callable[..., ListenerHere]
+SLOW = {"submitter__retry_delay": 60, "submitter__max_retry_delay": 60}
 
 
 @pytest.fixture(autouse=True)
@@ -78,6 +79,35 @@ def test_what_is_retried_is_shown_with_its_reason(listeners_here: Listeners, san
     assert "iconik answered 503: Out of order" in text
 
 
+def test_most_of_the_limit_is_told_in_percent(listeners_here: Listeners) -> None:
+    listener = listeners_here(limits__max_per_day=6).start()
+    listener.upload(*(new_id() for _ in range(4)))
+    wait_until(lambda: len(listener.rows("status = 'submitted'")) == 4)
+    assert "4 of 6 analyses were started today (UTC), 4 this month." in run(listener, "status")
+    listener.upload(new_id())
+    wait_until(lambda: len(listener.rows("status = 'submitted'")) == 5)
+    assert "5 of 6 analyses were started today (UTC) (83 %), 5 this month." in run(listener, "status")
+    assert json.loads(run(listener, "status", "--json"))["limit_is_near"] is True
+
+
+def test_jobs_are_told_apart_where_there_are_several(listeners_here: Listeners, sandbox: FaultyIconik) -> None:
+    listener = listeners_here(submitter__jobs="analyze transcribe faces", **SLOW).start()
+    sandbox.faults.append(Fault("POST /API/transcode/v1/transcribe", status=503, times=9))
+    listener.upload(ASSET)
+    wait_until(lambda: not listener.rows("status = 'submitting' OR status = 'ready' AND attempts = 0"))
+    lines = run(listener, "status").splitlines()
+    assert lines[0].startswith("1 item (transcribe) waiting to be retried, since 20")
+    assert "2 jobs were started today (UTC), 2 this month." in " ".join(lines)
+    assert "Today: 1 analyze, 0 transcribe, 1 faces." in " ".join(lines)
+    heads = next(number for number, line in enumerate(lines) if line.startswith("status"))
+    assert lines[heads].split() == ["status", "items", "analyze", "transcribe", "faces", "oldest"]
+    assert [line.split()[:5] for line in lines[heads + 1 : heads + 3]] == [
+        ["ready", "1", "0", "1", "0"],
+        ["submitted", "2", "1", "0", "1"],
+    ]
+    assert f'{ASSET} "1_zps7uj5xqff.jpg"  transcribe, ready, 1 attempt' in run(listener, "status", "--all")
+
+
 def test_what_the_limit_holds_is_told(listeners_here: Listeners) -> None:
     listener = listeners_here(limits__max_per_day=1).start()
     listener.upload(*(new_id() for _ in range(4)))
@@ -90,11 +120,16 @@ def test_what_the_limit_holds_is_told(listeners_here: Listeners) -> None:
     wait_until(lambda: len(listener.rows("status = 'submitted'")) == 2)
 
 
-def test_a_pause_holds_everything_until_resume(listeners_here: Listeners) -> None:
+def test_a_pause_holds_everything_until_resume(listeners_here: Listeners, monkeypatch: pytest.MonkeyPatch) -> None:
     listener = listeners_here().start()
+    monkeypatch.setenv("SUDO_USER", "ada")  # the command runs as the service's user
     assert "No more jobs are started" in run(listener, "pause", "--reason", "budget")
+    assert run(listener, "pause").startswith("ada paused it already, at 20")
     listener.upload(ASSET)
+    assert "ada paused the starting of jobs at 20" in run(listener, "status")
     assert "(budget)" in run(listener, "status")
+    found = json.loads(run(listener, "status", "--json"))
+    assert (found["paused_by"], found["paused_by_person"], found["held"]) == ("ada", True, 1)
     assert "(1 held)" in run(listener, "status")
     listener.submitter.wake()
     assert "started again" in run(listener, "resume")
@@ -138,7 +173,7 @@ def test_show_tells_an_assets_story(listeners_here: Listeners, sandbox: FaultyIc
     wait_until(lambda: listener.rows("status = 'submitted'"))
     text = " ".join(run(listener, "show", "1_zps7uj5xqff.jpg").split())
     assert f"{sandbox.url}/asset/{ASSET}" in text
-    assert "the asset was added: iconik's webhook told of it." in text
+    assert "the asset was added: reported by iconik's webhook." in text
     assert "its proxy was ready" in text
     assert f"iconik accepted the job with the profile Clips (job {sandbox.latest_job[ASSET]})" in text
     assert "Its media type is video, 1.0 minutes." in text
@@ -168,14 +203,15 @@ def test_a_report_is_in_iconiks_units(listener_here: ListenerHere, sandbox: Faul
     store.database.run("UPDATE items SET status = 'done', media_type = 'video', duration = 1800")
     text = run(listener_here, "report")
     heads, day, total, *_ = text.splitlines()
-    assert heads.split() == ["day", "started", "done", "failed", "open", "images", "hours", "found"]
-    assert day.split() == [store.today(), "2", "2", "0", "0", "0", "1.00", "0"]
-    assert total.split() == ["in", "all", "2", "2", "0", "0", "0", "1.00", "0"]
+    units = ["images", "video", "h", "audio", "h"]
+    assert heads.split() == ["day", "started", "done", "failed", "open", *units, "found"]
+    assert day.split() == [store.today(), "2", "2", "0", "0", "0", "1.00", "0.00", "0"]
+    assert total.split() == ["in", "all", "2", "2", "0", "0", "0", "1.00", "0.00", "0"]
     assert "iconik's own meters: 0 images analyzed, 0.0333333 hours of video analyzed" in text
     csv = run(listener_here, "report", "--days", "2", "--csv").splitlines()
     assert csv == [
-        "day,job,started,found,done,failed,under_way,images,hours",
-        f"{store.today()},analyze,2,0,2,0,0,0,1.0",
+        "day,job,started,found,done,failed,under_way,images,video_hours,audio_hours",
+        f"{store.today()},analyze,2,0,2,0,0,0,1.0,0.0",
     ]
 
 

@@ -12,11 +12,13 @@ from typing import Any
 import pytest
 
 from reconciliation.changes import ReconciledChanges
-from store import ALLOWED, JOB_FLOOR, PAUSED, Item, Outcome, Rules, Source, Status, Store
+from store import ADD_ASSET, ALLOWED, PAUSED, Item, Outcome, Rules, Source, Status, Store
 from support import ASSET, OTHER_ASSET, Clock, new_id
+from system.database import StoreUnavailable
 from system.text import format_utc
 
 JOBS = ("analyze", "transcribe", "faces")
+DAY = 86400.0
 VERSION = "11111111-0000-0000-0000-000000000000"
 
 Stores = Callable[..., Store]
@@ -95,24 +97,53 @@ def test_what_a_webhook_changed_is_what_it_returns(store: Store) -> None:
     assert store.known_version(ASSET) == VERSION
 
 
-def test_a_job_that_is_added_later_is_not_for_older_assets(stores: Stores, clock: Clock) -> None:
-    """Neither a webhook that comes twice nor the reconciler's overlap adds it; catch-up does."""
+def jobs_of(store: Store, object_id: str) -> list[str]:
+    return [one["job"] for one in store.database.run("SELECT job FROM items WHERE object_id = :id", id=object_id)]
+
+
+@pytest.mark.parametrize("step", [0, -3600.0, 3600.0])
+def test_a_job_that_is_added_later_is_not_for_older_assets(stores: Stores, clock: Clock, step: float) -> None:
+    """Neither a webhook that comes twice nor the reconciler's overlap adds it, whatever the clock; catch-up does."""
     store = stores()
-    store.set_state(JOB_FLOOR + "analyze", "")
     store.add_asset(ASSET, "a.mov")
-    clock.advance(60)
+    clock.step(step)
     store = stores(jobs=("analyze", "faces"))
-    store.set_state(JOB_FLOOR + "faces", store.now())
     store.add_asset(ASSET, "a.mov")
     store.proxy_closed(ASSET)
-    assert [one["job"] for one in store.database.run("SELECT job FROM items")] == ["analyze"]
-    clock.advance(1)
+    store.proxy_closed(ASSET)
+    store.database.run(ADD_ASSET, **store.asset_values(ASSET, "a.mov", Source.SEARCH))
+    assert jobs_of(store, ASSET) == ["analyze"]
     store.add_asset(OTHER_ASSET, "b.mov")
-    assert len(store.database.run("SELECT 1 FROM items WHERE object_id = :id", id=OTHER_ASSET)) == 2
-    from store import ADD_ASSET
-
+    assert jobs_of(store, OTHER_ASSET) == ["analyze", "faces"]
     store.database.run(ADD_ASSET, **store.asset_values(ASSET, "a.mov", Source.CATCH_UP))
-    assert len(store.database.run("SELECT 1 FROM items WHERE object_id = :id", id=ASSET)) == 2
+    assert jobs_of(store, ASSET) == ["analyze", "faces"]
+
+
+def test_a_job_that_was_away_is_not_for_the_assets_of_that_time(stores: Stores) -> None:
+    stores(jobs=("analyze", "faces")).add_asset(new_id(), "before.mov")
+    stores().add_asset(ASSET, "a.mov")
+    store = stores(jobs=("analyze", "faces"))
+    store.add_asset(ASSET, "a.mov")
+    store.proxy_closed(ASSET)
+    assert jobs_of(store, ASSET) == ["analyze"]
+
+
+def test_a_job_that_is_added_between_proxy_and_create_is_for_that_asset(stores: Stores) -> None:
+    stores().proxy_closed(ASSET)
+    store = stores(jobs=("analyze", "faces"))
+    store.add_asset(ASSET, "a.mov")
+    store.proxy_closed(ASSET)
+    assert {row["status"] for row in store.database.run("SELECT status FROM items")} == {Status.READY}
+    assert jobs_of(store, ASSET) == ["analyze", "faces"]
+
+
+def test_a_job_that_is_added_between_a_proxy_and_its_create_is_for_that_asset(stores: Stores) -> None:
+    store = stores()
+    store.proxy_closed(ASSET)
+    store = stores(jobs=("analyze", "faces"))
+    store.add_asset(ASSET, "a.mov")
+    assert row(store)["status"] == Status.READY
+    assert row(store, job="faces")["status"] == Status.AWAITING_PROXY
 
 
 # Claims.
@@ -147,6 +178,34 @@ def test_what_becomes_due_during_the_look_is_due_at_once(tmp_path: Path) -> None
     store.close()
 
 
+def test_under_a_limit_the_newest_assets_go_first_retried_or_not(stores: Stores, clock: Clock) -> None:
+    """Yesterday's were all refused; of today's, one failed once."""
+    store = stores(max_per_day=10)
+    yesterday = ready(store, 3)
+    for _ in yesterday:
+        clock.advance(1)
+        store.end_attempt(claimed(store), Outcome(Status.READY, "no", delay=10, is_refusal=True))
+    clock.advance(24 * 3600)
+    today = ready(store, 1)
+    store.end_attempt(claimed(store), Outcome(Status.READY, "503", delay=10))
+    clock.advance(60)
+    later, taken = ready(store, 1), []
+    assert store.claim_retry() is None  # the newest is new
+    taken.append(claimed(store).object_id)
+    while retried := store.claim_retry():
+        taken.append(retried.object_id)
+    assert taken[:2] == [*later, *today]
+    assert sorted(taken[2:]) == sorted(yesterday)
+
+
+def test_under_a_limit_a_retry_without_a_date_is_claimed(stores: Stores) -> None:
+    store = stores(max_per_day=10)
+    ready(store)
+    store.end_attempt(claimed(store), Outcome(Status.READY, "no"))
+    store.database.run("UPDATE items SET created_at = NULL")
+    assert store.claim_retry()
+
+
 def test_a_retry_is_claimed_when_it_is_due(store: Store, clock: Clock) -> None:
     ready(store)
     store.end_attempt(claimed(store), Outcome(Status.READY, "no", delay=10))
@@ -160,12 +219,32 @@ def test_a_retry_is_claimed_when_it_is_due(store: Store, clock: Clock) -> None:
     assert item.attempts == 2
 
 
-def test_a_retry_that_is_due_later_than_any_delay_is_due_now(store: Store, clock: Clock) -> None:
+@pytest.mark.parametrize("wrong_by", [2 * 3600.0, 30 * DAY, 4000 * DAY])
+@pytest.mark.parametrize("is_start", [False, True])
+def test_a_retry_that_is_due_later_than_its_delay_is_due_now(
+    store: Store, clock: Clock, wrong_by: float, is_start: bool
+) -> None:
+    """The clock was ahead when that was written, as when a VM boots whose clock is on local time."""
     ready(store)
-    clock.step(30 * 24 * 3600)
-    store.end_attempt(claimed(store), Outcome(Status.READY, "no", delay=10))
-    clock.step(-30 * 24 * 3600)
+    store.end_attempt(claimed(store), Outcome(Status.READY, "no", delay=10, backoff=10))
+    assert store.claim_retry() is None
+    clock.step(wrong_by)
+    if is_start:
+        store.recover()
+    else:
+        item = store.claim_retry()
+        assert item
+        store.end_attempt(item, Outcome(Status.READY, "no", delay=20, backoff=20))
+    clock.step(-wrong_by)
+    clock.advance(61)
     assert store.claim_retry()
+
+
+def test_a_refusal_of_a_day_is_not_taken_for_a_wrong_clock(store: Store, clock: Clock) -> None:
+    ready(store)
+    store.end_attempt(claimed(store), Outcome(Status.READY, "no", delay=DAY, backoff=DAY, is_refusal=True))
+    clock.advance(3600)
+    assert store.claim_retry() is None
 
 
 def test_while_a_person_paused_nothing_is_claimed_but_polls(store: Store, clock: Clock) -> None:
@@ -199,6 +278,28 @@ def test_a_claim_is_for_one_worker(stores: Stores) -> None:
     for thread in threads:
         thread.join()
     assert sorted(found) == sorted(ids)
+
+
+def test_a_claim_that_was_written_and_then_fails_is_put_back(store: Store, tmp_path: Path) -> None:
+    """R5: the file is moved away in that moment, and comes back."""
+    [object_id] = ready(store)
+    file, away = tmp_path / "items.db", tmp_path / "away"
+
+    def move_away(statement: str) -> None:
+        if statement == "COMMIT":
+            file.rename(away)
+
+    with store.database.reading() as connection:
+        connection.set_trace_callback(move_away)
+    with pytest.raises(StoreUnavailable):
+        store.claim_new()
+    connection.set_trace_callback(None)
+    away.rename(file)
+    assert row(store, object_id)["status"] == Status.SUBMITTING
+    item = store.claim_new()
+    assert item
+    assert (item.object_id, item.attempts) == (object_id, 1)
+    assert store.claim_new() is None
 
 
 # Outcomes.
@@ -371,6 +472,8 @@ def test_every_query_of_the_service_uses_an_index(stores: Stores, clock: Clock, 
     store.known_version(ASSET)
     store.recover()
     store.skip_other_jobs()
+    store.rules = Rules(max_per_day=1, jobs=JOBS)
+    assert store.held_by() == store.today()
     changes = ReconciledChanges(store)
     changes.submitted(("", ""), 0)
     changes.unmeasured("", 0)
