@@ -118,6 +118,7 @@ def _hangs(seconds: float) -> None:
         log.error("A call to iconik has hung for %.0f s: restart the listener, if systemd does not", seconds)
         return
     log.critical("A call to iconik has hung for %.0f s: ending, to be restarted", seconds)
+    flush_log()
     os._exit(1)
 
 

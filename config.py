@@ -357,17 +357,13 @@ def _read_environment() -> dict[Key, tuple[str, str]] | None:
         return None
     found: dict[Key, tuple[str, str]] = {}
     for variable in sorted(os.environ):
-        section, _, key = variable.removesuffix("_FILE").partition("_")
-        place = section.lower(), key.lower()
-        if (
-            not key
-            or variable.startswith(NOT_OURS)
-            or variable != variable.upper()
-            or place[0] not in (*SECTIONS, *JOBS)
-        ):
+        name, _, key = variable.removesuffix("_FILE").partition("_")
+        section, place = name.lower(), (name.lower(), key.lower())
+        is_ours = name.isupper() and key.isupper() and section in (*SECTIONS, *JOBS)
+        if not is_ours or variable.startswith(NOT_OURS):
             continue
-        if place[1] not in {key.name for key in keys_of(place[0])}:
-            raise ConfigError(f"{variable}: [{place[0]}] has no such key")
+        if key.lower() not in {known.name for known in keys_of(section)}:
+            raise ConfigError(f"{variable}: [{section}] has no such key")
         if place in found:
             raise ConfigError(f"{found[place][0]} and {variable} are both set: remove one of them")
         found[place] = variable, _text_of(variable)

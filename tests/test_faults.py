@@ -119,7 +119,7 @@ def test_items_db_held_for_3_seconds_is_noticed_by_nobody(listener: Listener, sa
 
 @pytest.mark.parametrize(
     "prelude",
-    ["from system import database; database.BUSY_SECONDS = 0.3", pytest.param("", marks=pytest.mark.long)],
+    ["from system import database; database.BUSY_SECONDS = 0.6", pytest.param("", marks=pytest.mark.long)],
 )
 def test_items_db_held_for_longer_gets_503_and_then_goes_on_as_before(
     listeners: Callable[..., Listener], sandbox: FaultyIconik, prelude: str
