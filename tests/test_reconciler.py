@@ -455,6 +455,23 @@ def test_a_wrong_clock_of_ours_neither_loses_nor_moves_back(world: World, wrong_
     assert str(mark or "") < str(world.store.state(ASSETS_SEEN_UNTIL)) <= format_utc(iconik.now)
 
 
+def test_neither_the_floor_nor_the_mark_moves_back(world: World) -> None:
+    """Though iconik's clock does."""
+    assert world.look()
+    before = [world.store.state(key) for key in (ASSETS_FLOOR, ASSETS_SEEN_UNTIL)]
+    world.sandbox.clock = lambda: world.clock.now - 30 * DAY
+    archived = format_utc(world.clock.now - 20 * DAY)
+    world.missed(5, date_created=archived, date_imported=archived)
+    world.look()
+    world.sandbox.edit_webhook(world.create["id"], description="mine")
+    world.look()
+    assert [world.store.state(key) for key in (ASSETS_FLOOR, ASSETS_SEEN_UNTIL)] >= before
+    world.sandbox.clock = world.clock
+    for _ in range(2):
+        world.look()
+    assert world.items() == {}
+
+
 # What became of the jobs.
 
 ENDS = [
