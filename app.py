@@ -73,6 +73,7 @@ def serve(config: Config) -> None:
         server = Server(create_app(services), config.listener.host, config.listener.port)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, lambda *_: server.stop())
+        server.wake_for_signals()
         submitter.start()
         reconciler.start()
         _announce(server, store, config)

@@ -1,7 +1,9 @@
 """The HTTP server: waitress in this process, with settings for a port that faces the internet, and its draining."""
 
 import json
+import os
 import resource
+import signal
 import socket
 import time
 from collections.abc import Callable
@@ -99,10 +101,22 @@ class Server:
         self._waitress.channel_class = Channel
         self._waitress.is_draining = False
         self._stopping = False
+        self._wakes_for_signals = False
         host = str(self._waitress.effective_host)
         self.address = (
             f"[{host}]:{self._waitress.effective_port}" if ":" in host else f"{host}:{self._waitress.effective_port}"
         )
+
+    def wake_for_signals(self) -> None:
+        """Have any signal end the wait for the network. Called by the main thread.
+
+        Without it, a signal that comes just before the wait begins, or that the system gives to another thread, is
+        noticed at the next tick only.
+        """
+        wakes = self._waitress.trigger.trigger
+        os.set_blocking(wakes, False)
+        signal.set_wakeup_fd(wakes, warn_on_full_buffer=False)
+        self._wakes_for_signals = True
 
     def run(self, on_tick: Callable[[], None], tick_seconds: float = TICK_SECONDS) -> None:
         """Serve until `stop` is called, and call `on_tick` every `tick_seconds`, or every 30 s if that is shorter."""
@@ -130,6 +144,8 @@ class Server:
         self._waitress.task_dispatcher.shutdown(timeout=1)
         for channel in self._channels():
             channel.handle_close()
+        if self._wakes_for_signals:
+            signal.set_wakeup_fd(-1)
         self._waitress.trigger.close()
 
     def _channels(self) -> list[Channel]:
