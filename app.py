@@ -78,6 +78,7 @@ def serve(config: Config) -> None:
         server = Server(create_app(services), *listen_on, services.judge)
         for number in STOP_SIGNALS:
             signal.signal(number, lambda *_: server.stop())
+        server.wake_for_signals()
         submitter.start()
         reconciler.start()
         _announce(server, store, config)

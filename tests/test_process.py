@@ -1,6 +1,7 @@
 """The real `python app.py`, as a process: how it starts, what it does for the article's assets, and how it ends."""
 
 import ast
+import ctypes
 import json
 import re
 import shutil
@@ -283,6 +284,17 @@ def test_a_second_signal_while_python_itself_ends_changes_nothing(listeners: Cal
     interrupt(listener, signal.SIGTERM)
     wait_until(lambda: listener.logged("Python ends"))
     assert listener.end() == 0
+
+
+def test_a_signal_that_another_thread_gets_ends_it_at_once(listener: Listener) -> None:
+    """The main thread, which waits for the network meanwhile, is not interrupted by it."""
+    assert listener.process
+    pid = listener.process.pid
+    wait_until(lambda: answers_at_once(listener))
+    other = max(int(task.name) for task in Path(f"/proc/{pid}/task").iterdir())
+    assert other != pid
+    assert ctypes.CDLL(None).tgkill(pid, other, signal.SIGTERM) == 0
+    assert listener.process.wait(15) == 0
 
 
 def test_after_ctrl_c_a_webhook_under_way_is_answered_before_the_end(listener: Listener) -> None:

@@ -601,6 +601,21 @@ def test_a_row_that_a_trigger_protects_is_no_other_rows_trouble(
     assert "hands off" in caplog.text
 
 
+def test_a_job_that_was_in_doubt_for_long_is_found(world: World) -> None:
+    """The asset says that it is under way, and nothing says its id."""
+    world.sandbox.faults.append(Fault("POST /API/transcode", cut=True, after_work=True))
+    world.sandbox.create_asset("a.mov", ASSET, send=False)
+    world.store.add_asset(ASSET, "a.mov")
+    world.store.proxy_closed(ASSET)
+    world.submitter.work_once()
+    world.clock.advance(HOUR)
+    world.submitter.work_once()
+    assert world.items()[ASSET]["status"] == Status.SUBMITTED
+    world.sandbox.finish_job(world.sandbox.latest_job[ASSET])
+    assert world.look()
+    assert world.items()[ASSET]["status"] == Status.DONE
+
+
 def test_a_failed_job_that_we_started_is_measured_too(world: World) -> None:
     """The report says what was started, in iconik's units."""
     world.sandbox.fail_job(world.submitted())
