@@ -40,13 +40,15 @@ class Line:
 def lines(store: Store, first: str, last: str) -> Iterator[Line]:
     """The days from `first` to `last`, both included, as `2026-11-23`."""
     rows = store.database.run(
-        """SELECT usage.day, usage.job, started, found,
-            total(status = 'done') AS done, total(status = 'failed') AS failed,
-            total(status NOT IN ('done', 'failed')) AS under_way,
-            total(media_type = 'image') AS images,
-            total(CASE WHEN media_type <> 'image' THEN duration END) / 3600 AS hours
-        FROM usage LEFT JOIN items ON counted_on = usage.day AND items.job = usage.job
-        WHERE usage.day BETWEEN :first AND :last GROUP BY usage.day, usage.job ORDER BY usage.day, usage.job""",
+        """SELECT day, usage.job, started, found, total(done) AS done, total(failed) AS failed,
+            total(under_way) AS under_way, total(images) AS images, total(seconds) / 3600 AS hours
+        FROM usage LEFT JOIN (
+            SELECT counted_on, job, total(status = 'done') AS done, total(status = 'failed') AS failed,
+                total(status NOT IN ('done', 'failed')) AS under_way, total(media_type = 'image') AS images,
+                total(CASE WHEN media_type <> 'image' THEN duration END) AS seconds
+            FROM items WHERE counted_on BETWEEN :first AND :last GROUP BY counted_on, job) AS counted
+        ON counted_on = day AND counted.job = usage.job
+        WHERE day BETWEEN :first AND :last GROUP BY day, usage.job ORDER BY day, usage.job""",
         first=first,
         last=last,
     )

@@ -93,7 +93,8 @@ def _jobs_line(store: Store, limit: Limit, kinds: int) -> str:
     month = jobs_since(store, limit.day[:7])
     [last] = store.database.run(
         """SELECT max(at) AS at FROM (SELECT max(submitted_at) AS at FROM items WHERE status = 'submitted'
-            UNION ALL SELECT max(submitted_at) FROM items WHERE status = 'done')"""
+            UNION ALL SELECT max(submitted_at) FROM
+                (SELECT submitted_at FROM items WHERE status = 'done' ORDER BY done_at DESC LIMIT 100))"""
     )
     of = f" of {limit.total}" if limit.max_per_day else ""
     noun = "jobs" if kinds > 1 else "analyses"
