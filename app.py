@@ -38,6 +38,7 @@ import commands
 from circuit_breaker import CircuitBreaker
 from config import Config, load
 from iconik_client import IconikClient
+from page.command import page
 from reconciliation.reconciler import Reconciler, note_job_floors
 from resources import Services, create_app
 from store import Rules, Store
@@ -117,7 +118,7 @@ def _end_process(mistake: threading.ExceptHookArgs) -> None:
     os._exit(1)
 
 
-@click.group(invoke_without_command=True, commands=commands.ALL)
+@click.group(invoke_without_command=True, commands=[*commands.ALL, page])
 @click.option("--config", "path", default="config.ini", show_default=True, help="The configuration file.")
 @click.version_option(__version__, message="iconik-listener %(version)s")
 @click.help_option("-h", "--help")

@@ -95,8 +95,8 @@ class ManualChanges:
         """
         rows = self._database.run(
             """SELECT object_id, job FROM items
-            WHERE +status = :status AND (:job IS NULL OR job = :job) AND (:reason IS NULL OR reason IS :reason)
-                AND (object_id, job) > (:after_id, :after_job)
+            WHERE +status = :status AND (:job IS NULL OR job = :job)
+                AND (:reason IS NULL OR coalesce(reason, '') = :reason) AND (object_id, job) > (:after_id, :after_job)
             ORDER BY object_id, job LIMIT 200""",
             status=status,
             job=job,

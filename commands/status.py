@@ -51,14 +51,14 @@ def status(path: Path, show_all: bool, as_json: bool) -> None:
         if show_all:
             _list_problems(store)
         _print_groups(problem_groups(store))
-        click.echo(_jobs_line(store, limit, len(config.jobs)))
+        click.echo(jobs_line(store, limit, len(config.jobs)))
         click.echo("\nstatus              items  oldest" if overview else "\nitems.db holds no items yet.")
         for row in overview:
             held = f"  ({limit.held} held)" if row["status"] == Status.READY and limit.held else ""
-            click.echo(f"{row['status']:15}  {row['items']:8}  {_age(row['oldest'])}{held}".rstrip())
+            click.echo(f"{row['status']:15}  {row['items']:8}  {age(row['oldest'])}{held}".rstrip())
         if reason := limit.describe():
             click.echo("\n" + textwrap.fill(reason, 100, break_on_hyphens=False))
-        click.echo("\n" + _listener_line(listener))
+        click.echo("\n" + textwrap.fill(listener_line(listener), 100, break_on_hyphens=False))
 
 
 def problem_groups(store: Store) -> list[Group]:
@@ -89,7 +89,8 @@ def jobs_since(store: Store, day: str) -> int:
     return int(row["jobs"])
 
 
-def _jobs_line(store: Store, limit: Limit, kinds: int) -> str:
+def jobs_line(store: Store, limit: Limit, kinds: int) -> str:
+    """How many jobs were started today and this month, as a sentence. `kinds`: how many kinds are configured."""
     month = jobs_since(store, limit.day[:7])
     [last] = store.database.run(
         """SELECT max(at) AS at FROM (SELECT max(submitted_at) AS at FROM items WHERE status = 'submitted'
@@ -143,11 +144,12 @@ def _print_json(store: Store, listener: dict[str, Any] | None, limit: Limit) -> 
     click.echo(json.dumps(found, indent=2))
 
 
-def _listener_line(listener: dict[str, Any] | None) -> str:
+def listener_line(listener: dict[str, Any] | None) -> str:
+    """How the listener is, in a few sentences. `listener`: what `running_listener` found."""
     if listener is None:
         return "No listener is running."
     if "version" not in listener:
-        return textwrap.fill(f"A listener is running, and is not well: {one_line(str(listener['message']))}.", 100)
+        return f"A listener is running, and is not well: {one_line(str(listener['message']))}."
     parts = [f"The listener ({listener['version']}) has been running since {format_local(listener['started_at'])}."]
     if listener.get("paused_since"):
         since, reason = format_local(listener["paused_since"]), one_line(str(listener["last_error"]))
@@ -157,10 +159,10 @@ def _listener_line(listener: dict[str, Any] | None) -> str:
     else:
         parts.append("No webhook has come yet.")
     parts.append(f"To check everything: {command('check')}")
-    return textwrap.fill(" ".join(parts), 100, break_on_hyphens=False)
+    return " ".join(parts)
 
 
-def _age(time_text: str | None) -> str:
+def age(time_text: str | None) -> str:
     """How long ago that was: `2 d 3 h`, `5 min`."""
     since = parse_time(time_text)
     if since is None:  # none is meant, or it was written by hand
