@@ -38,6 +38,7 @@ import commands
 from circuit_breaker import CircuitBreaker
 from config import Config, load
 from iconik_client import IconikClient
+from menu import MENU
 from page.command import page
 from reconciliation.reconciler import Reconciler, note_job_floors
 from resources import Services, create_app
@@ -72,7 +73,7 @@ def serve(config: Config) -> None:
         reconciler = Reconciler(store, client, breaker, submitter, config)
         note_job_floors(store, client)
         services = Services(store, submitter, breaker, config.listener.webhook_secret)
-        server = Server(create_app(services), config.listener.host, config.listener.port)
+        server = Server(create_app(services, MENU), config.listener.host, config.listener.port)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, lambda *_: server.stop())
         submitter.start()

@@ -3,7 +3,7 @@
 import hmac
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NoReturn
@@ -56,17 +56,32 @@ class Services:
             self.store.set_state(LAST_WEBHOOK_AT, format_utc(now))
 
 
-class WebhookResource(Resource):
-    """POST of an event. It is answered 200 once what it says is on the disk."""
-
-    kind: EventKind
+class SecretResource(Resource):
+    """What only those may use who know the secret."""
 
     def __init__(self, services: Services) -> None:
         self.services = services
 
+    def check_secret(self) -> None:
+        """Answer the request with 401 if its secret is missing or wrong."""
+        secrets = self.services.secrets
+        given = request.headers.get(SECRET_HEADER, "").encode("latin-1", "replace")
+        if secrets and not any(hmac.compare_digest(given, secret.encode()) for secret in secrets):
+            sender = one_line(", ".join(filter(None, (request.headers.get("X-Forwarded-For"), request.remote_addr))))
+            fault = "does not match webhook_secret" if given else "is missing"
+            message = "Refused a webhook from %s: its header X-Webhook-Secret %s"
+            log.warning(message, sender, fault, extra={"topic": ("refused", sender, fault)})
+            refuse(401, f"The header {SECRET_HEADER} is missing or wrong")
+
+
+class WebhookResource(SecretResource):
+    """POST of an event. It is answered 200 once what it says is on the disk."""
+
+    kind: EventKind
+
     def post(self) -> Any:
-        self._check_secret()
-        body = _json_object(request.get_data())
+        self.check_secret()
+        body = json_object(request.get_data())
         if not self.kind.includes(body):  # iconik disables a webhook that keeps failing, whatever is in it
             object_id = body.get("object_id")
             return {"object_id": object_id if UUID.fullmatch(str(object_id)) else None, "item": "ignored"}
@@ -92,16 +107,6 @@ class WebhookResource(Resource):
     def store(self, event: Event) -> str:
         """Store what the event says. Returns the item's new status, or "unchanged"."""
         raise NotImplementedError
-
-    def _check_secret(self) -> None:
-        secrets = self.services.secrets
-        given = request.headers.get(SECRET_HEADER, "").encode("latin-1", "replace")
-        if secrets and not any(hmac.compare_digest(given, secret.encode()) for secret in secrets):
-            sender = one_line(", ".join(filter(None, (request.headers.get("X-Forwarded-For"), request.remote_addr))))
-            fault = "does not match webhook_secret" if given else "is missing"
-            message = "Refused a webhook from %s: its header X-Webhook-Secret %s"
-            log.warning(message, sender, fault, extra={"topic": ("refused", sender, fault)})
-            refuse(401, f"The header {SECRET_HEADER} is missing or wrong")
 
 
 class Create(WebhookResource):
@@ -182,12 +187,12 @@ class ListenerApi(Api):
         return super().error_router(partial(original_handler, *context), error)
 
 
-def create_app(services: Services) -> Flask:
-    """The WSGI application."""
+def create_app(services: Services, more: Iterable[tuple[type[Resource], str]] = ()) -> Flask:
+    """The WSGI application. `more`: other resources and their paths."""
     app = Flask("iconik_listener", static_folder=None)
     app.register_error_handler(HTTPException, _json_error)
     api = ListenerApi(app)
-    for resource, path in ((Create, CREATE.path), (Proxy, PROXY.path), (Health, "/health")):
+    for resource, path in ((Create, CREATE.path), (Proxy, PROXY.path), (Health, "/health"), *more):
         api.add_resource(resource, path, f"{path}/", resource_class_kwargs={"services": services})
     return app
 
@@ -198,7 +203,7 @@ def refuse(status: int, message: str) -> NoReturn:
     raise AssertionError("abort() raises")
 
 
-def _json_object(body: bytes) -> dict[str, Any]:
+def json_object(body: bytes) -> dict[str, Any]:
     """The body as JSON, whatever its Content-Type says; 400 if it is not an object."""
     try:
         event = json.loads(body.decode("utf-8-sig"))

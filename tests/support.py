@@ -25,6 +25,7 @@ from circuit_breaker import CircuitBreaker
 from config import Config, load
 from faulty_iconik import FaultyIconik
 from iconik_client import IconikClient
+from menu import MENU
 from resources import Services, create_app
 from store import Rules, Store
 from submitter import Submitter
@@ -307,7 +308,7 @@ class ListenerHere(Listener):
         breaker, client = CircuitBreaker(config.submitter), IconikClient(config.iconik)
         self.submitter = Submitter(self.store, client, breaker, config)
         self.breaker = breaker
-        app = create_app(Services(self.store, self.submitter, breaker, config.listener.webhook_secret))
+        app = create_app(Services(self.store, self.submitter, breaker, config.listener.webhook_secret), MENU)
         self.server = Server(app, config.listener.host, config.listener.port)
         self.store.set_state("listening_at", self.server.address)
         self.url = f"http://{self.server.address}"
