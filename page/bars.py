@@ -76,4 +76,6 @@ def _summary(names: Sequence[str], totals: dict[str, int]) -> str:
     if not any(totals.values()):
         return f"No job was started {period}."
     most = max(totals, key=lambda day: totals[day])
-    return f"{pluralize(sum(totals.values()), 'job')} were started {period}; the most, {totals[most]}, on {most}."
+    count = sum(totals.values())
+    verb = "was" if count == 1 else "were"
+    return f"{pluralize(count, 'job')} {verb} started {period}; the most, {totals[most]}, on {most}."

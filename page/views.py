@@ -18,11 +18,11 @@ from system.text import format_local, one_line
 DAYS = 30
 PAGE_SIZE = 100
 HEALTH_SECONDS = 2.0  # for the listener's /health, so that one that hangs does not hang the page
-# What the items of a status are sorted by: a column of the index that holds the status.
+# What the items of a status are sorted by.
 SORTED_BY = {
     Status.AWAITING_PROXY: "created_at",
     Status.AWAITING_CREATE: "proxy_closed_at",
-    Status.READY: "next_attempt_at",
+    Status.READY: "last_attempt_at",
     Status.SUBMITTING: "created_at",
     Status.SUBMITTED: "submitted_at",
     Status.DONE: "done_at",
@@ -183,7 +183,7 @@ def items(store: Store, status: str, reason: str | None, number: int) -> ItemLis
     """
     rows = store.database.run(
         f"""SELECT object_id, title, job, {SORTED_BY[status]} AS at, error FROM items
-        WHERE status = :status AND (:reason IS NULL OR coalesce(reason, '') = :reason)
+        WHERE status = :status AND {_matches(status, reason)}
         ORDER BY at DESC LIMIT :limit OFFSET :offset""",  # noqa: S608
         status=status,
         reason=reason,
@@ -201,3 +201,12 @@ def items(store: Store, status: str, reason: str | None, number: int) -> ItemLis
         for row in rows
     ]
     return ItemList(found[:PAGE_SIZE], number, len(found) > PAGE_SIZE)
+
+
+def _matches(status: str, reason: str | None) -> str:
+    """The condition that an item has that reason, so that SQLite can use an index."""
+    if reason is None:
+        return "1"
+    if not reason:
+        return "(reason IS NULL OR reason = '')"
+    return "reason = :reason AND last_attempt_at IS NOT NULL" if status == Status.READY else "reason = :reason"

@@ -65,11 +65,7 @@ class Browser:
         for domain in ("Page", "Network", "Log", "Accessibility", "DOM", "Runtime"):
             self.call(f"{domain}.enable")
         self.call("Emulation.setScriptExecutionDisabled", value=not javascript)
-        self.call(
-            "Emulation.setDeviceMetricsOverride", width=width, height=800, deviceScaleFactor=1, mobile=width < 600
-        )
-        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        self.call("Emulation.setEmulatedMedia", features=[scheme])
+        self.look(width=width, dark=dark)
 
     def __enter__(self) -> "Browser":
         return self
@@ -117,6 +113,13 @@ class Browser:
 
     # What a person does.
 
+    def look(self, *, width: int, height: int = 800, dark: bool = False) -> None:
+        """Be a window of that size, or a phone if it is narrow, of a person who likes it light or dark."""
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
+        self.call("Emulation.setDeviceMetricsOverride", **size)
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        self.call("Emulation.setEmulatedMedia", features=[scheme])
+
     def open(self, url: str) -> None:
         """Type a URL into the address bar."""
         error = self.call("Page.navigate", url=url).get("errorText")
@@ -161,7 +164,7 @@ class Browser:
             with suppress(BrowserError):
                 if condition():
                     return
-            time.sleep(0.02)
+            time.sleep(0.05)
         raise AssertionError(f"waited in vain at {self.url()}: {self.text()}")
 
     def wait_for_text(self, *texts: str) -> None:
