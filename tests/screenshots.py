@@ -39,13 +39,8 @@ max_per_day = 1000
 [reconciler]
 min_age = 3600
 """
-TITLES = (
-    "holiday in Rome.mov",
-    "interview with Ann.mov",
-    "harbour at night.jpg",
-    "press kit.mov",
-    "logo animation.mov",
-)
+DEMO = ("plain.mov", "swapped.mov", "unlucky.mov")
+TITLES = ("holiday in Rome.mov", "interview with Ann.mov", "harbour at night.jpg", "press kit.mov", "logo.mov")
 BROKEN = ("drone 12.mov", "drone 13.mov", "tape 0815.mov")
 DECODED = "'iconik''s analyze job failed: The file cannot be decoded'"
 ENVIRONMENT = {**os.environ, "ICONIK_LISTENER_COMMAND": "iconik-listener"}

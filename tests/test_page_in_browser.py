@@ -177,7 +177,7 @@ def test_axe_finds_no_error(listener_here: ListenerHere, page: Page, browsers: B
             started=started,
         )
     listener_here.command("pause")
-    page_of = {
+    says = {
         "/": "Jobs of the last",
         f"/asset/{ASSET}": "It failed",
         "/items/failed": "Codec",
