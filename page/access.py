@@ -95,8 +95,9 @@ class ProxyAccess:
     def user(self, request: Request) -> str | None:
         given = request.headers.get(KEY_HEADER, "").encode("latin-1", "replace")
         is_caddy = any(hmac.compare_digest(given, key.encode()) for key in self._keys)
-        # Without a password in the Caddyfile there is no user either, and nobody sees the page.
-        return (one_line(request.headers.get(USER_HEADER, ""), 60) or None) if is_caddy else None
+        user = one_line(request.headers.get(USER_HEADER, ""), 60)
+        # Without a password in the Caddyfile there is no user: Caddy then sends the name of its variable as it is.
+        return user if is_caddy and user and not user.startswith("{") else None
 
     def log_in(self, token: str) -> str | None:
         return None

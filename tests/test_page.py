@@ -1,12 +1,16 @@
 """The page over HTTP: who gets in, what it shows, what its forms change, and what changes nothing."""
 
+import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from html import unescape
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,7 +23,7 @@ from page.actions import Actions
 from page.bars import chart
 from page.web import create_page
 from store import Rules, Store
-from support import APP, ASSET, OTHER_ASSET, SECRET, Listener, ListenerHere, new_id, wait_until
+from support import APP, ASSET, OTHER_ASSET, SECRET, Listener, ListenerHere, needs, new_id, wait_until
 from system.server import Server
 
 HOST = "page.example.com"
@@ -240,7 +244,8 @@ def test_behind_caddy_its_user_needs_no_link(listener_here: ListenerHere, pages:
     [
         {"X-Page-Key": ""},
         {"X-Page-Key": SECRET},
-        {"X-Page-User": ""},  # Caddy asked for no password
+        {"X-Page-User": ""},
+        {"X-Page-User": "{http.auth.user.id}"},  # Caddy asked for no password
         {"Host": "127.0.0.1"},
         {"Host": "other.example.com"},
         {"Origin": "http://page.example.com"},
@@ -431,12 +436,94 @@ def test_the_bars_have_words_and_numbers() -> None:
     assert chart([], "2026-11-26", 30).summary == "No job was started from 2026-10-28 to 2026-11-26."
 
 
+@pytest.mark.long
+def test_a_real_caddy_asks_for_the_password(listener: Listener, tmp_path: Path) -> None:
+    """With the lines that the page prints. Without a password in the Caddyfile, the page shows nothing."""
+    needs("caddy")
+    options = ("--behind-proxy", HOST)
+    with start_page(listener, *options) as page:
+        assert page.stdout and page.stderr
+        [address] = re.findall(r"http://(127\.0\.0\.1:\d+)", page.stdout.readline())
+        port = address.rpartition(":")[2]
+        lines = listener.command("page", *options, "--port", port, "--caddyfile").stdout
+        with Caddy(tmp_path, lines) as caddy:
+            assert caddy.get().status_code == 401
+            assert caddy.get(("ann", "wrong")).status_code == 401
+            forged = {"X-Page-User": "bob", "X-Page-Key": proxy_key(SECRET)}
+            assert caddy.get(headers=forged).status_code == 401
+            answer = caddy.get(("ann", "pass word"), forged)
+            assert (answer.status_code, "has been running since" in answer.text) == (200, True)
+            headers = {**forged, "Origin": f"https://{HOST}"}
+            form = {"object_id": ASSET}
+            answer = requests.post(
+                f"{caddy.url}/skip/asset",
+                data=form,
+                auth=("ann", "pass word"),
+                headers={"Host": HOST, **headers},
+                timeout=10,
+                allow_redirects=False,
+            )
+            assert answer.status_code == 303
+        open_to_all = re.sub(r"basicauth \{.*?\}\n", "", lines, flags=re.DOTALL)
+        with Caddy(tmp_path, open_to_all) as caddy:
+            assert caddy.get().status_code == 403
+            assert caddy.get(headers={"X-Page-User": "bob"}).status_code == 403
+        page.terminate()
+        assert f"skip for {ASSET} by ann: 0 items changed" in page.stderr.read()
+
+
+class Caddy:
+    """Debian's Caddy or a newer one, with those lines in the Caddyfile, over plain HTTP."""
+
+    def __init__(self, folder: Path, lines: str) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        self.url = f"http://127.0.0.1:{port}"
+        command = ["caddy", "hash-password", "--plaintext", "pass word"]
+        lines = lines.replace("NAME HASH", "ann " + subprocess.check_output(command, text=True).strip())
+        version = subprocess.check_output(["caddy", "version"], text=True).lstrip("v").split(".")
+        if int(version[1]) >= 8:
+            lines = lines.replace("basicauth", "basic_auth")
+        file = folder / "Caddyfile"
+        file.write_text(f"{{\nadmin off\n}}\nhttp://{HOST}:{port} {{\n{lines}}}\nhttp://other:{port} {{\n}}\n")
+        environment = {"PATH": os.environ["PATH"], "HOME": str(folder)}
+        self.process = subprocess.Popen(
+            ["caddy", "run", "--config", str(file), "--adapter", "caddyfile"],
+            stderr=subprocess.DEVNULL,
+            env=environment,
+        )
+        wait_until(self._answers)
+
+    def _answers(self) -> bool:
+        assert self.process.poll() is None, "Caddy does not start"
+        try:
+            return bool(self.get().status_code)
+        except requests.ConnectionError:
+            return False
+
+    def get(self, auth: tuple[str, str] | None = None, headers: dict[str, str] | None = None) -> requests.Response:
+        return requests.get(self.url, auth=auth, headers={"Host": HOST, **(headers or {})}, timeout=10)
+
+    def __enter__(self) -> "Caddy":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.terminate()
+        self.process.wait()
+
+
 # The process
 
 
-def start_page(listener: Listener, *options: str) -> "subprocess.Popen[str]":
+@contextmanager
+def start_page(listener: Listener, *options: str) -> Iterator["subprocess.Popen[str]"]:
+    """`python app.py page` in a process of its own, which is ended in the end."""
     command = [sys.executable, str(APP), "--config", str(listener.config), "page", "--port", "0", *options]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
