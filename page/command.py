@@ -31,7 +31,7 @@ reverse_proxy 127.0.0.1:{port} {{
 )
 
 
-@click.command()
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--port", type=click.IntRange(0, 65535), default=8001, show_default=True, help="0: any that is free.")
 @click.option("--read-only", is_flag=True, help="Without the buttons that retry and skip.")
 @click.option("--behind-proxy", "host", metavar="HOST", help="For Caddy, which asks for a password, under this name.")

@@ -7,8 +7,9 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from html import unescape
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from page.actions import Actions
 from page.bars import chart
 from page.web import create_page
 from store import Rules, Store
-from support import APP, ASSET, OTHER_ASSET, SECRET, Listener, ListenerHere, needs, new_id, wait_until
+from support import APP, ASSET, OTHER_ASSET, SECRET, Listener, ListenerHere, create_event, needs, new_id, wait_until
 from system.server import Server
 
 HOST = "page.example.com"
@@ -510,6 +511,67 @@ class Caddy:
     def __exit__(self, *_: object) -> None:
         self.process.terminate()
         self.process.wait()
+
+
+# Beside the listener
+
+
+def add_items(store: Store, count: int) -> None:
+    """100,000 items, say: most of them done this month, some failed."""
+    store.database.run(
+        """WITH RECURSIVE numbers AS (SELECT 1 AS n UNION ALL SELECT n + 1 FROM numbers WHERE n < :count)
+        INSERT INTO items (object_id, job, title, status, source, created_at, proxy_closed_at, attempts,
+            last_attempt_at, submitted_at, done_at, counted_on, media_type, duration, error, reason)
+        SELECT printf('%08x-0000-4000-8000-000000000000', n), 'analyze', 'clip ' || n || '.mov',
+            CASE WHEN n % 20 = 0 THEN 'failed' ELSE 'done' END, 'webhook', :now, :now, 1,
+            :now, :now, :now, substr(:now, 1, 10), 'video', 60.0, 'Codec unknown', 'Codec unknown' FROM numbers""",
+        count=count,
+        now=store.now(),
+    )
+    store.database.run("INSERT INTO usage VALUES (:day, 'analyze', :count, 0)", day=store.today(), count=count)
+
+
+def send_webhooks(listener: Listener, rate: float, stop: threading.Event, answers: list[int]) -> None:
+    """Deliver that many new assets a second, or as many as are answered."""
+    with requests.Session() as session:
+        started, sent = time.monotonic(), 0
+        while not stop.wait(max(0.0, started + sent / rate - time.monotonic())):
+            event, headers = create_event(new_id()), {"X-Webhook-Secret": SECRET}
+            answers.append(session.post(f"{listener.url}/create", json=event, headers=headers, timeout=30).status_code)
+            sent += 1
+
+
+@pytest.mark.long
+def test_page_and_listener_do_not_disturb_each_other(listeners: Callable[..., Listener]) -> None:
+    """100,000 items, up to 500 webhooks a second, somebody who looks all the time and retries 5,000 items."""
+    listener = listeners(reconciler__interval=0)
+    with closing(Store(listener.database, listener=True)) as store:
+        add_items(store, 100_000)
+    listener.start()
+    stop, webhooks, pages = threading.Event(), list[int](), list[int]()
+    threads = [threading.Thread(target=send_webhooks, args=(listener, 62.5, stop, webhooks)) for _ in range(8)]
+    with start_page(listener) as process, requests.Session() as session:
+        assert process.stdout
+        link = [process.stdout.readline() for _ in range(3)][1].strip()
+        url = link.partition("/?")[0]
+        pages.append(session.get(link, timeout=30).status_code)
+        for thread in threads:
+            thread.start()
+        form = {"status": "failed", "group": "Codec unknown"}
+        headers = {"Origin": url}
+        pages.append(session.post(f"{url}/skip/group", data=form, headers=headers, timeout=30).status_code)
+        deadline = time.monotonic() + 8
+        while time.monotonic() < deadline or "goes on" in session.get(url, timeout=30).text:
+            for path in ("/", "/search?q=clip+99", "/items/failed", "/items/done", "/search?q=clip+77777.mov"):
+                pages.append(session.get(url + path, timeout=30).status_code)
+        stop.set()
+        for thread in threads:
+            thread.join()
+        assert "Skip “Codec unknown”: 5000 items skipped." in session.get(url, timeout=30).text
+    assert set(webhooks) == set(pages) == {200}
+    assert len(listener.rows("status = 'awaiting_proxy'")) == len(webhooks) > 100
+    assert len(listener.rows("status = 'skipped'")) == 5000
+    assert [line for line in listener.log if "WARNING" in line or "ERROR" in line] == []
 
 
 # The process
