@@ -1,4 +1,7 @@
-"""config.ini: read, checked, typed. One dataclass for each section, one field for each key."""
+"""config.ini: read, checked, typed. One dataclass for each section, one field for each key.
+
+In a container, the environment may hold the same keys: see `_read_environment`.
+"""
 
 import configparser
 import grp
@@ -10,14 +13,13 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import urlsplit
 
 from jobs import JOBS, Job
 from system.errors import ListenerError
-from system.text import UUID
+from system.text import UUID, in_container
 
-Section = TypeVar("Section")
 HOST = re.compile(r"[a-z0-9-]+(\.[a-z0-9-]+)*\.?|[0-9a-f:]*:[0-9a-f:.]*")
 THIS_MACHINE = re.compile(r"localhost|127(\.[0-9]{1,3}){3}|::1")
 MAX_SECONDS = 10 * 365 * 24 * 3600.0
@@ -31,7 +33,11 @@ MOVED = {
     ("iconik", "analysis_profile"): ("analyze", "profile"),
     ("iconik", "skip_types"): ("analyze", "skip_types"),
 }
-Moved = dict[tuple[str, str], tuple[str, str]]  # the section and key where one of MOVED was found, by those of today
+Key = tuple[str, str]  # its section and its name
+SWITCH = "ICONIK_LISTENER_ENVIRONMENT"  # only the image sets it
+# The program's own variables, and those that Kubernetes sets for a service that is called iconik-listener.
+NOT_OURS = "ICONIK_LISTENER_"
+MAX_FILE = 64 * 1024  # characters of a file that holds one value
 # iconik's types of assets, from its API document (AssetSchema).
 ASSET_TYPES = ("ASSET", "SEQUENCE", "NLE_PROJECT", "PLACEHOLDER", "CUSTOM", "LINK", "SUBCLIP")
 
@@ -220,6 +226,7 @@ class Config:
     """All of config.ini; durations in seconds, `path` and `listener.database` absolute.
 
     `warnings` and `notes` are lines for the log: what is allowed, but not wise, and what has changed since version 1.0.
+    `variables` are the names of the environment variables that were read, or None if none are, as without a container.
     """
 
     path: Path
@@ -233,6 +240,12 @@ class Config:
     reconciler: ReconcilerConfig
     warnings: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    variables: tuple[str, ...] | None = None
+
+    def describe_environment(self) -> str:
+        """One line on which variables were read."""
+        file = f", and goes before {self.path}" if self.path.exists() else ""
+        return f"The environment is read{file}: {', '.join(self.variables or ()) or 'it holds no key'}"
 
     @property
     def jobs(self) -> tuple[Job, ...]:
@@ -252,57 +265,154 @@ class Config:
         return self.analyze.skip_types
 
 
+SECTIONS: dict[str, Any] = {
+    "iconik": IconikConfig,
+    "listener": ListenerConfig,
+    "submitter": SubmitterConfig,
+    "analyze": AnalyzeConfig,
+    "transcribe": TranscribeConfig,
+    "faces": FacesConfig,
+    "limits": LimitsConfig,
+    "reconciler": ReconcilerConfig,
+}
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What was written, and where, for messages."""
+
+    path: Path
+    parser: configparser.ConfigParser
+    moved: dict[Key, Key]  # where the file has one of MOVED, by the section and key of today
+    variables: dict[Key, str] | None  # from which variable a value is; None if the environment is not read
+
+    def place(self, section: str, key: str) -> str:
+        """Where a value is written or, if it is missing, where it is to be."""
+        if self.variables is not None and ((section, key) in self.variables or not self.path.exists()):
+            return self.variables.get((section, key), f"{section}_{key}".upper())
+        section, key = self.moved.get((section, key), (section, key))
+        return f"{self.path}: [{section}] {key}"
+
+    def section(self, name: str) -> Any:
+        """One section, typed.
+
+        :raises ConfigError: with one line for the operator
+        """
+        written = dict(self.parser[name]) if self.parser.has_section(name) else {}
+        keys = fields(SECTIONS[name])
+        for unknown in written.keys() - {key.name for key in keys}:
+            raise ConfigError(f"{self.path}: [{name}] {unknown[:40]}: unknown key")
+        values = {}
+        for key in keys:
+            text = written.get(key.name, key.metadata["default"])
+            try:
+                values[key.name] = key.metadata["read"](_plain(text or ""))
+            except ValueError as error:
+                raise ConfigError(f"{self.place(name, key.name)}: {error}") from None
+        return SECTIONS[name](**values)
+
+
 def load(path: Path) -> Config:
-    """Read the file `path`, which is UTF-8.
+    """Read the file `path`, which is UTF-8, and the environment, if the image's switch is on.
 
     :raises ConfigError: with one line for the operator
     """
-    parser = _parse(path)
-    moved = _read_from_old_places(parser)
-    sections: dict[str, Any] = {
-        "iconik": IconikConfig,
-        "listener": ListenerConfig,
-        "submitter": SubmitterConfig,
-        "analyze": AnalyzeConfig,
-        "transcribe": TranscribeConfig,
-        "faces": FacesConfig,
-        "limits": LimitsConfig,
-        "reconciler": ReconcilerConfig,
-    }
-    for name in parser.sections():
-        if name not in sections:
+    source = _read(path)
+    for name in source.parser.sections():
+        if name not in SECTIONS:
             raise ConfigError(f"{path}: [{name}]: unknown section")
-    listener = _section(parser, path, moved, "listener", ListenerConfig)
+    sections = {name: source.section(name) for name in SECTIONS}
     # The path may be relative to the file, or a link: the lock needs the file's one true name.
-    listener = replace(listener, database=(path.resolve().parent / listener.database).resolve())
-    submitter = _section(parser, path, moved, "submitter", SubmitterConfig)
-    analyze = _section(parser, path, moved, "analyze", AnalyzeConfig)
-    if submitter.max_retry_delay < submitter.retry_delay:
-        raise ConfigError(f"{path}: [submitter] max_retry_delay: must not be less than retry_delay")
+    database = (path.resolve().parent / sections["listener"].database).resolve()
+    sections["listener"] = replace(sections["listener"], database=database)
+    if sections["submitter"].max_retry_delay < sections["submitter"].retry_delay:
+        raise ConfigError(f"{source.place('submitter', 'max_retry_delay')}: must not be less than retry_delay")
     return Config(
         path=path.resolve(),
-        iconik=_section(parser, path, moved, "iconik", IconikConfig),
-        listener=listener,
-        submitter=submitter,
-        analyze=analyze,
-        transcribe=_section(parser, path, moved, "transcribe", TranscribeConfig),
-        faces=_section(parser, path, moved, "faces", FacesConfig),
-        limits=_section(parser, path, moved, "limits", LimitsConfig),
-        reconciler=_section(parser, path, moved, "reconciler", ReconcilerConfig),
-        warnings=(*_unwise(path, listener), *_unknown_types(path, analyze.skip_types)),
+        **sections,
+        warnings=(*_unwise(path, sections["listener"]), *_unknown_types(source, sections["analyze"].skip_types)),
         notes=tuple(
             f"{path}: {old_key} of [{old_section}] is now {key} of [{section}]: move it there"
-            for (section, key), (old_section, old_key) in moved.items()
+            for (section, key), (old_section, old_key) in source.moved.items()
         ),
+        variables=None if source.variables is None else tuple(sorted(source.variables.values())),
     )
 
 
-def _parse(path: Path) -> configparser.ConfigParser:
+def _read(path: Path) -> _Source:
+    """What the file says and, before it, the environment."""
+    from_environment = _read_environment()
+    parser = _parse(path, may_be_missing=from_environment is not None)
+    moved = _read_from_old_places(parser)
+    for (section, key), (_, text) in (from_environment or {}).items():
+        if not parser.has_section(section):
+            parser.add_section(section)
+        parser[section][key] = text
+    variables = None
+    if from_environment is not None:
+        variables = {place: variable for place, (variable, _) in from_environment.items()}
+    return _Source(path, parser, moved, variables)
+
+
+def _read_environment() -> dict[Key, tuple[str, str]] | None:
+    """The keys that the environment holds, each with the name of its variable and its text.
+
+    `LIMITS_MAX_PER_DAY` is max_per_day of [limits], and `ICONIK_AUTH_TOKEN_FILE` names a file that holds auth_token of
+    [iconik]. None without the image's switch: outside of a container, a variable that is meant for another program must
+    not change who is asked, or with which credentials.
+
+    :raises ConfigError: with one line for the operator
+    """
+    switch = os.environ.get(SWITCH, "0")
+    if switch not in ("0", "1"):
+        raise ConfigError(f"{SWITCH}: must be 0 or 1")
+    if switch == "0":
+        return None
+    found: dict[Key, tuple[str, str]] = {}
+    for variable in sorted(os.environ):
+        section, _, key = variable.removesuffix("_FILE").partition("_")
+        place = section.lower(), key.lower()
+        if not key or variable.startswith(NOT_OURS) or variable != variable.upper() or place[0] not in SECTIONS:
+            continue
+        if place[1] not in {field.name for field in fields(SECTIONS[place[0]])}:
+            raise ConfigError(f"{variable}: [{place[0]}] has no such key")
+        if place in found:
+            raise ConfigError(f"{found[place][0]} and {variable} are both set: remove one of them")
+        found[place] = variable, _text_of(variable)
+    return found
+
+
+def _text_of(variable: str) -> str:
+    """The value that a variable holds, or that the file holds which it names.
+
+    No message quotes either: somebody may have mixed up the two, and then the name is a secret.
+    """
+    text = os.environ[variable]
+    if variable.endswith("_FILE"):
+        try:
+            with Path(text).open(encoding="utf-8") as file:
+                text = file.read(MAX_FILE)
+        except OSError as error:
+            reason = error.strerror
+            if isinstance(error, PermissionError):
+                reason = f"{reason}. It must belong to the user {os.geteuid()}, or be readable by every user"
+            raise ConfigError(f"{variable}: the file cannot be read: {reason}") from None
+        except UnicodeDecodeError:
+            raise ConfigError(f"{variable}: the file is not UTF-8 text") from None
+    text = text.strip()
+    if "\n" in text:
+        raise ConfigError(f"{variable}: has more than one line")
+    return text
+
+
+def _parse(path: Path, *, may_be_missing: bool) -> configparser.ConfigParser:
     # An empty default section means that [DEFAULT] is as unknown as any other.
     parser = configparser.ConfigParser(interpolation=None, default_section="")
     try:
         parser.read_string(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
+        if may_be_missing:
+            return parser
         raise ConfigError(
             f"{path} does not exist: copy config.example.ini to config.ini and fill it in, or try: python app.py demo"
         ) from None
@@ -323,7 +433,7 @@ def _parse(path: Path) -> configparser.ConfigParser:
     return parser
 
 
-def _read_from_old_places(parser: configparser.ConfigParser) -> Moved:
+def _read_from_old_places(parser: configparser.ConfigParser) -> dict[Key, Key]:
     """Move what an older config.ini has elsewhere to where it is now. Returns where it was."""
     moved = {}
     for (old_section, old_key), (section, key) in MOVED.items():
@@ -340,33 +450,17 @@ def _read_from_old_places(parser: configparser.ConfigParser) -> Moved:
     return moved
 
 
-def _section(
-    parser: configparser.ConfigParser, path: Path, moved: Moved, name: str, section: Callable[..., Section]
-) -> Section:
-    written = dict(parser[name]) if parser.has_section(name) else {}
-    keys = fields(section)  # type: ignore[arg-type]
-    for unknown in written.keys() - {key.name for key in keys}:
-        raise ConfigError(f"{path}: [{name}] {unknown[:40]}: unknown key")
-    values = {}
-    for key in keys:
-        text = written.get(key.name, key.metadata["default"])
-        try:
-            values[key.name] = key.metadata["read"](_plain(text or ""))
-        except ValueError as error:
-            section_name, key_name = moved.get((name, key.name), (name, key.name))
-            raise ConfigError(f"{path}: [{section_name}] {key_name}: {error}") from None
-    return section(**values)
-
-
-def _unknown_types(path: Path, types: frozenset[str]) -> list[str]:
+def _unknown_types(source: _Source, types: frozenset[str]) -> list[str]:
     return [
-        f"{path}: [analyze] skip_types: iconik has no type of assets {name}, only {', '.join(ASSET_TYPES)}"
+        f"{source.place('analyze', 'skip_types')}: iconik has no type of assets {name}, only {', '.join(ASSET_TYPES)}"
         for name in sorted(types - set(ASSET_TYPES))
     ]
 
 
 def _make_private(path: Path) -> str:
-    """The command after which this process's user can read the file `path`, and no stranger can."""
+    """What to do so that this process's user can read the file `path`, and no stranger can."""
+    if in_container():
+        return f"on the host, give the file to the user {os.geteuid()}, with chown, and make it private, with chmod 600"
     file = shlex.quote(str(path))
     with suppress(OSError):
         if path.stat().st_uid == os.geteuid():
@@ -380,7 +474,7 @@ def _make_private(path: Path) -> str:
 
 def _unwise(path: Path, listener: ListenerConfig) -> list[str]:
     warnings = []
-    if path.stat().st_mode & stat.S_IROTH:
+    if path.exists() and path.stat().st_mode & stat.S_IROTH:
         warnings.append(f"{path} contains credentials and is readable by every user: {_make_private(path)}")
     if not listener.webhook_secret:
         warnings.append("No webhook_secret is set: anybody who finds the port can start analyses")

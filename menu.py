@@ -15,6 +15,7 @@ from events import AGAIN, CONTEXTS, SKIP, BadEvent, MenuAction, MenuEvent
 from limits import Limits
 from resources import SecretResource, json_object, refuse
 from system.database import StoreRefused, StoreUnavailable
+from system.server import MAX_BODY
 from system.text import named, one_line, pluralize
 
 log = logging.getLogger("iconik_listener")
@@ -49,6 +50,8 @@ class MenuResource(SecretResource):
         self.check_secret()
         if not self.services.secrets:
             refuse(403, "No webhook_secret is set in config.ini, so anybody could have jobs billed here")
+        if (request.content_length or 0) > MAX_BODY:  # the server has thrown it away
+            return _plain(f"{self.action.title}: nothing is done, because too many assets were chosen at once.", 413)
         body = json_object(request.get_data())
         if "context" not in body:  # the event of `check`
             return {"object_id": None, "item": "ignored"}

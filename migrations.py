@@ -113,7 +113,6 @@ STATE_2_TO_3 = f"""
     INSERT OR REPLACE INTO state (key, value)
         SELECT column1, column2 FROM (VALUES ('pass_over_until_seen', '1'), ('webhook_fingerprint', ''))
         WHERE EXISTS (SELECT 1 FROM state WHERE key = 'assets_passed_over' AND value <> '');
-    INSERT OR REPLACE INTO state (key, value) VALUES ('job_floor analyze', '');
     DELETE FROM state
         WHERE key IN ('first_started_at', 'assets_resume_at', 'jobs_seen_until', 'assets_passed_over');"""  # noqa: S608
 

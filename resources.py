@@ -3,7 +3,7 @@
 import hmac
 import json
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NoReturn
@@ -13,15 +13,19 @@ from flask_restful import Api, Resource, abort
 from werkzeug.exceptions import HTTPException
 
 from circuit_breaker import CircuitBreaker
-from events import CREATE, PROXY, SECRET_HEADER, BadEvent, Event, EventKind
+from events import ACTIONS, CREATE, KINDS, PROXY, SECRET_HEADER, BadEvent, Event, EventKind
 from store import PAUSED, UNCHANGED, Store
 from submitter import Submitter
 from system.database import StoreRefused, StoreUnavailable
+from system.log import log_writer
 from system.runtime import Runtime
+from system.server import MAX_BODY, Refusal
 from system.text import UUID, command, format_utc, named, one_line, parse_time
 from version import __version__
 
 log = logging.getLogger("iconik_listener")
+WRONG_SECRET = f"The header {SECRET_HEADER} is missing or wrong"
+WANTED = {part.path for part in (*KINDS, *ACTIONS)}  # the paths whose bodies are read
 LAST_WEBHOOK_AT = "last_webhook_at"  # the key in items.db's state
 WEBHOOK_NOTE_SECONDS = 60.0  # between two notes of that
 MAX_NOTED_VERSIONS = 10_000
@@ -47,6 +51,24 @@ class Services:
         self.started_at = self.started_at or format_utc(self.runtime.time())
         self.last_webhook_at = parse_time(self.store.state(LAST_WEBHOOK_AT))
 
+    def refuses(self, secret: str, *senders: str | None) -> bool:
+        """Whether a webhook with this X-Webhook-Secret is refused. The log says so, and from whom it came."""
+        given = secret.encode("latin-1", "replace")
+        if not self.secrets or any(hmac.compare_digest(given, ours.encode()) for ours in self.secrets):
+            return False
+        sender = one_line(", ".join(filter(None, senders)))
+        fault = "does not match webhook_secret" if given else "is missing"
+        message = "Refused a webhook from %s: its header X-Webhook-Secret %s"
+        log.warning(message, sender, fault, extra={"topic": ("refused", sender, fault)})
+        return True
+
+    def judge(self, path: str, headers: Mapping[str, str], address: str) -> Refusal | None:
+        """Whether the body of a request is wanted: that of a webhook with the right secret. See `Server`."""
+        if path.rstrip("/") not in WANTED:
+            return Refusal(404, "Not Found")
+        secret = headers.get(SECRET_HEADER.upper().replace("-", "_"), "")
+        return Refusal(401, WRONG_SECRET) if self.refuses(secret, headers.get("X_FORWARDED_FOR"), address) else None
+
     def note_webhook(self) -> None:
         """Note that iconik delivered a webhook, for people who ask when it last did. Kept over a restart."""
         now = self.runtime.time()
@@ -64,14 +86,9 @@ class SecretResource(Resource):
 
     def check_secret(self) -> None:
         """Answer the request with 401 if its secret is missing or wrong."""
-        secrets = self.services.secrets
-        given = request.headers.get(SECRET_HEADER, "").encode("latin-1", "replace")
-        if secrets and not any(hmac.compare_digest(given, secret.encode()) for secret in secrets):
-            sender = one_line(", ".join(filter(None, (request.headers.get("X-Forwarded-For"), request.remote_addr))))
-            fault = "does not match webhook_secret" if given else "is missing"
-            message = "Refused a webhook from %s: its header X-Webhook-Secret %s"
-            log.warning(message, sender, fault, extra={"topic": ("refused", sender, fault)})
-            refuse(401, f"The header {SECRET_HEADER} is missing or wrong")
+        senders = request.headers.get("X-Forwarded-For"), request.remote_addr
+        if self.services.refuses(request.headers.get(SECRET_HEADER, ""), *senders):
+            refuse(401, WRONG_SECRET)
 
 
 class WebhookResource(SecretResource):
@@ -81,6 +98,10 @@ class WebhookResource(SecretResource):
 
     def post(self) -> Any:
         self.check_secret()
+        if (request.content_length or 0) > MAX_BODY:  # the server has thrown it away
+            message = "Ignored an event of %d bytes at %s: those of assets and proxies are far smaller"
+            log.warning(message, request.content_length, self.kind.path, extra={"topic": ("large", self.kind.path)})
+            return {"object_id": None, "item": "ignored"}
         body = json_object(request.get_data())
         if not self.kind.includes(body):  # iconik disables a webhook that keeps failing, whatever is in it
             object_id = body.get("object_id")
@@ -162,6 +183,8 @@ class Health(Resource):
         has_work = bool(items["ready"] or items["submitting"])
         is_open = breaker.is_open or (breaker.opened_at is not None and has_work)
         last = services.last_webhook_at
+        writer = log_writer()
+        stuck_seconds = writer.stuck_seconds() if writer else 0.0
         return {
             "status": "paused" if is_open or paused_by_person else "ok",
             "version": __version__,
@@ -170,6 +193,8 @@ class Health(Resource):
             "paused_by_person": paused_by_person,
             "last_error": services.submitter.last_error,
             "last_webhook_at": format_utc(last) if last else None,
+            "log_stuck_since": format_utc(services.runtime.time() - stuck_seconds) if stuck_seconds else None,
+            "log_lines_dropped": writer.dropped if writer else 0,
             **items,
         }
 

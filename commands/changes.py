@@ -91,7 +91,7 @@ class ManualChanges:
     def next_keys(self, status: str, after: Key, *, job: str | None = None, reason: str | None = None) -> list[Key]:
         """Up to 200 items of that status (and job, and reason), in the order of their ids: those after `after`.
 
-        Whatever becomes of the items meanwhile, who asks on and on gets each once.
+        Repeated calls return each item exactly once, even if items change in between.
         """
         rows = self._database.run(
             """SELECT object_id, job FROM items
@@ -116,7 +116,7 @@ class ManualChanges:
         return self._change(keys, RETRYABLE, status, {Status.FAILED: RETRY, Status.SKIPPED: RETRY}, MAKE_DUE, reason)
 
     def again(self, keys: Iterable[Key]) -> list[Change]:
-        """Have iconik do jobs again that are done. Without effect within ten minutes of the last time."""
+        """Run finished jobs again. Without effect within ten minutes of the last time."""
         return self._change(keys, REPEATABLE, None, {}, AGAIN, "")
 
     def skip(self, keys: Iterable[Key], *, status: str | None = None, reason: str = "") -> list[Change]:
@@ -186,6 +186,7 @@ RETRY = """UPDATE items SET
     asked = max(asked, 1), attempts = 0, backoff = 0, waited = 0, refused = 0, absent_since = NULL,
     counted_on = CASE WHEN in_doubt_since IS NOT NULL THEN counted_on END,
     old_job_id = coalesce(job_id, old_job_id), job_id = NULL,
+    error = coalesce('retried: ' || :reason, error),
     next_attempt_at = CASE WHEN in_doubt_since IS NULL THEN :now
         ELSE max(:now, coalesce(later(CAST(last_attempt_at AS BLOB), :doubt_delay), :now)) END
 WHERE object_id = :object_id AND job = :job AND status IN ('failed', 'skipped')"""
@@ -193,6 +194,7 @@ WHERE object_id = :object_id AND job = :job AND status IN ('failed', 'skipped')"
 # What is due already keeps its place, and what is in doubt keeps its delay.
 MAKE_DUE = """UPDATE items SET
     waited = 0, backoff = 0, asked = CASE WHEN status = 'ready' THEN max(asked, 1) ELSE asked END,
+    error = coalesce('retried: ' || :reason, error),
     next_attempt_at = CASE WHEN in_doubt_since IS NULL THEN min(coalesce(next_attempt_at, :now), :now)
         ELSE next_attempt_at END
 WHERE object_id = :object_id AND job = :job AND status IN ('ready', 'awaiting_proxy')"""

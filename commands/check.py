@@ -27,7 +27,7 @@ from reconciliation.webhooks import REGISTERED_URL, WebhookDefinition, of_our_ki
 from store import DAY_SECONDS, Rules, Store
 from system.database import network_file_system
 from system.errors import ListenerError
-from system.text import command, format_local, one_line, parse_time, pluralize
+from system.text import command, format_local, in_container, one_line, parse_time, pluralize
 from system.transport import Transport, TransportError
 from version import __version__
 
@@ -36,6 +36,8 @@ MAX_WAL_BYTES = 64 * 1024 * 1024
 MANY = 10  # items refused in the same words that are everybody's trouble
 ROUTE_TIMEOUT = 10.0
 PING_TIMEOUT = 10.0
+
+STUCK_REMEDY = "Once that is mended, restart the listener"
 
 # What is lost without each role. README.md has the same table.
 SERVICE_ROLES = {
@@ -149,8 +151,10 @@ def all_facts(path: Path) -> Facts:
         yield wrong(warning)
     for old_place in config.notes:
         yield note(old_place)
+    if config.variables is not None:
+        yield note(config.describe_environment())
     if not config.warnings:
-        yield ok(f"{path} is complete and private")
+        yield ok(f"{path} is complete and private" if path.exists() else "the configuration is complete")
     database = config.listener.database
     registered_url = registered_actions = None
     try:
@@ -175,7 +179,7 @@ def _database_facts(store: Store) -> Facts:
     if wal.exists() and wal.stat().st_size > MAX_WAL_BYTES:
         size = wal.stat().st_size // 2**20
         yield note(
-            f"{wal} has grown to {size} MiB: another program has been reading items.db for long. Quit that program"
+            f"{wal} has grown to {size} MiB: another program has kept items.db open for a long time. Quit that program"
         )
     if kind := network_file_system(database):
         yield wrong(f"{database} is on {kind}, where SQLite files are damaged sooner or later: move it to a local disk")
@@ -186,7 +190,7 @@ def _database_facts(store: Store) -> Facts:
 
 
 def _item_facts(store: Store) -> Facts:
-    """What failed is wrong for a day, and a note after that. What waits is told by reason."""
+    """What failed is wrong for a day, and a note after that. Waiting items are grouped by reason."""
     since = store.now(-DAY_SECONDS)
     [failed] = store.database.run(
         "SELECT count(*) AS items, total(last_attempt_at > :since) AS recent FROM items WHERE status = 'failed'",
@@ -250,11 +254,15 @@ def _listener_faults(config: Config, listener: dict[str, Any]) -> list[str]:
     faults = []
     if listener["version"] != __version__:
         faults.append(f"version {listener['version']} is running, and {__version__} is installed: restart the listener")
-    if config.path.stat().st_mtime > (parse_time(listener.get("started_at")) or 0):
+    if config.path.exists() and config.path.stat().st_mtime > (parse_time(listener.get("started_at")) or 0):
         faults.append(f"{config.path} was changed after the listener was started: restart the listener")
     if listener.get("paused_since"):
         since, reason = format_local(listener["paused_since"]), one_line(str(listener["last_error"]))
         faults.append(f"the listener has been paused since {since}: {reason}")
+    if listener.get("log_stuck_since"):
+        since, dropped = format_local(listener["log_stuck_since"]), pluralize(listener["log_lines_dropped"], "line")
+        reason = "its disk is full, or the program that reads it has ended or hangs"
+        faults.append(f"the listener's log has been stuck since {since} ({dropped} dropped): {reason}. {STUCK_REMEDY}")
     due = parse_time(listener.get("oldest_due_at"))
     if due and time.time() - due > MAX_DUE_SECONDS:
         faults.append(f"an item has been due since {format_local(listener['oldest_due_at'])}: {command('status')}")
@@ -277,7 +285,7 @@ def _iconik_facts(config: Config, registered_url: str | None, registered_actions
         lambda: _only_facts(config, client),
     ]
     if "can_read_automations" in roles:
-        steps.append(lambda: _automation_facts(catalog))
+        steps.append(lambda: _automation_facts(config, catalog))
     if "can_read_webhooks" in roles:
         steps.append(lambda: _webhook_facts(config, catalog, registered_url))
     if registered_actions and "can_read_custom_actions" in roles:
@@ -363,13 +371,13 @@ def _only_facts(config: Config, client: IconikClient) -> Facts:
             yield wrong(f"the query in [{job.name}] only finds no asset at all, so no {job.name} job is started")
 
 
-def _automation_facts(catalog: IconikCatalog) -> Facts:
-    ours_too = {"ANALYZE": "analyze", "TRANSCRIBE": "transcribe", "EXTRACT_FACES": "faces"}
+def _automation_facts(config: Config, catalog: IconikCatalog) -> Facts:
+    ours_too = {job.automation_action for job in config.jobs}
     for automation in catalog.automations():
         actions = automation.get("actions")
         known = [action for action in actions if isinstance(action, dict)] if isinstance(actions, list) else []
         types = {action.get("type") for action in known}
-        if automation.get("status") == "ACTIVE" and types & set(ours_too):
+        if automation.get("status") == "ACTIVE" and types & ours_too:
             name = one_line(str(automation.get("name")))
             yield note(f'iconik\'s automation "{name}" also starts jobs: some assets may be billed twice')
 
@@ -478,7 +486,8 @@ def _no_address(webhook: WebhookDefinition | ActionDefinition, error: Exception)
 def _no_connection(url: str, host: str, port: int, addresses: set[str], error: OSError) -> Fact:
     reason = one_line(error.strerror or str(error))
     if isinstance(error, ConnectionRefusedError) and addresses & _addresses_here():
-        remedy = "sudo systemctl status caddy" if port in (80, 443) else "start what listens there"
+        is_caddys = port in (80, 443) and not in_container()
+        remedy = "sudo systemctl status caddy" if is_caddys else "start what listens there"
         return wrong(f"{url}: nothing listens on port {port} of this machine: {remedy}")
     return note(f"{url} cannot be reached from this machine ({reason}): try it from another one")
 
@@ -499,7 +508,7 @@ def _addresses_here() -> set[str]:
 def _no_tls(url: str, host: str, reason: str) -> Fact:
     if "certificate" in reason or "TLS" in reason:
         cause = "Caddy requests one when the name points to this VM and ports 80 and 443 are open"
-        remedy = "sudo journalctl -u caddy -n 20"
+        remedy = "docker compose logs -n 20 caddy" if in_container() else "sudo journalctl -u caddy -n 20"
         return wrong(f"{url}: {reason}. {host} may have no valid certificate yet. {cause}: {remedy}")
     return wrong(f"{url}: {reason}")
 

@@ -14,7 +14,7 @@ from events import ACTIONS, CREATE, KINDS
 from iconik_client import IconikClient
 from reconciliation.actions import REGISTERED_ACTIONS
 from reconciliation.catalog import IconikCatalog
-from reconciliation.reconciler import about_to_register, forget_fingerprint
+from reconciliation.reconciler import about_to_register, forget_fingerprint, registered
 from reconciliation.webhooks import REGISTERED_URL, WebhookDefinition, of_our_kinds
 from store import Rules, Store
 from system.text import one_line
@@ -32,8 +32,8 @@ def register(path: Path, url: str, remove: bool, insecure: bool, with_actions: b
     URL is where iconik reaches this listener, without /create or /proxy: https://iconik-listener.example.com
 
     A webhook that is there already, by URL and kind of event, is updated if need be: it gets the secret of
-    config.ini, and one that is disabled is put back in use. A query that you gave it to have only some assets
-    analyzed stays.
+    config.ini, and one that is disabled is put back in use. A query that you added to limit which assets are analyzed
+    is kept.
 
     With --actions, people can also choose "Analyze again" and "Do not analyze" for assets in iconik. Without it, such
     entries that are there already are repaired.
@@ -54,15 +54,13 @@ def register(path: Path, url: str, remove: bool, insecure: bool, with_actions: b
                 if store and store.state(key) == url:
                     store.set_state(key, "")
             return
-        if store:
-            creates = [webhook for webhook in same if webhook.kind is CREATE]
-            about_to_register(store, catalog.now(), creates)
-        is_changed = _save(catalog, same, url, config)
-        save_actions(catalog, store, url, config.listener.webhook_secret, actions, may_create=with_actions)
+        creates = [webhook for webhook in same if webhook.kind is CREATE]
+        why = about_to_register(store, creates) if store else None
+        written = _save(catalog, same, url, config, store)
         if store:
             store.set_state(REGISTERED_URL, url)
-            if is_changed:
-                forget_fingerprint(store)
+            registered(store, catalog, [webhook for webhook in written if webhook.kind is CREATE], why)
+        save_actions(catalog, store, url, config.listener.webhook_secret, actions, may_create=with_actions)
 
 
 @contextmanager
@@ -94,9 +92,11 @@ def _checked(url: str, may_be_http: bool) -> str:
     return f"{parts.scheme}://{parts.netloc.lower()}{path}"
 
 
-def _save(catalog: IconikCatalog, same: list[WebhookDefinition], url: str, config: Config) -> bool:
-    """Create or repair both. Returns whether anything was written."""
-    is_changed = False
+def _save(
+    catalog: IconikCatalog, same: list[WebhookDefinition], url: str, config: Config, store: Store | None
+) -> list[WebhookDefinition]:
+    """Create or repair both. Returns the definitions as they are now, as far as iconik says."""
+    now = []
     secret = config.listener.webhook_secret[0] if config.listener.webhook_secret else ""
     if not secret:
         click.echo("note: no webhook_secret is set in config.ini: the webhooks are registered without", err=True)
@@ -104,12 +104,13 @@ def _save(catalog: IconikCatalog, same: list[WebhookDefinition], url: str, confi
         for existing in [webhook.fields for webhook in same if webhook.kind is kind] or [{}]:
             desired = WebhookDefinition.desired(kind, url + kind.path, secret, existing)
             changed = [key for key, value in desired.fields.items() if (existing.get(key) or "") != (value or "")]
-            if changed:
-                catalog.save_webhook(desired.fields, existing.get("id"))
-                is_changed = True
+            if changed and store:
+                forget_fingerprint(store, desired)
+            fields = catalog.save_webhook(desired.fields, existing.get("id")) if changed else existing
+            now.append(WebhookDefinition(kind, fields))
             was = f"updated (it was {one_line(str(existing.get('status')))})" if existing else "created"
             click.echo(f"{desired.url}: {was if changed else 'as it should be'}")
-    return is_changed
+    return now
 
 
 def _remove(catalog: IconikCatalog, same: list[WebhookDefinition], url: str) -> None:

@@ -1,10 +1,12 @@
 """The listener that is running, as the commands see it: through its lock and its /health."""
 
 import json
+import os
 from typing import Any
 
 from store import Store
 from system.database import listener_runs
+from system.text import in_container
 from system.transport import Transport, TransportError
 
 HEALTH_TIMEOUT = 10.0  # seconds; it waits up to 5 s for a database that somebody else holds
@@ -24,6 +26,8 @@ def running_listener(store: Store, timeout: float = HEALTH_TIMEOUT) -> dict[str,
     address = store.state("listening_at")
     if not address:
         return {"status": "unreachable", "message": "it is still starting"}
+    if in_container():  # another container may ask, for which 127.0.0.1 is not the listener's
+        address = os.environ.get("ICONIK_LISTENER_ADDRESS", address)
     address = address.replace("0.0.0.0:", "127.0.0.1:").replace("[::]:", "[::1]:")
     try:
         health = json.loads(Transport(f"http://{address}", {}, timeout).send("GET", "/health").body)

@@ -1,7 +1,6 @@
 """status: the state of the listener and its items at a glance."""
 
 import json
-import textwrap
 import time
 from contextlib import closing
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from commands.running import running_listener
 from config import load
 from limits import Limit, Limits
 from store import Rules, Status, Store
-from system.text import command, format_local, named, one_line, parse_time, pluralize
+from system.text import command, format_local, named, one_line, parse_time, pluralize, wrapped
 
 MAX_PROBLEMS = 100
 MAX_GROUPS = 10
@@ -57,8 +56,8 @@ def status(path: Path, show_all: bool, as_json: bool) -> None:
             held = f"  ({limit.held} held)" if row["status"] == Status.READY and limit.held else ""
             click.echo(f"{row['status']:15}  {row['items']:8}  {age(row['oldest'])}{held}".rstrip())
         if reason := limit.describe():
-            click.echo("\n" + textwrap.fill(reason, 100, break_on_hyphens=False))
-        click.echo("\n" + textwrap.fill(listener_line(listener), 100, break_on_hyphens=False))
+            click.echo("\n" + wrapped(reason))
+        click.echo("\n" + wrapped(listener_line(listener)))
 
 
 def problem_groups(store: Store) -> list[Group]:
@@ -111,7 +110,7 @@ def _print_groups(groups: list[Group]) -> None:
         for group in [one for one in groups if one.status == status_]:
             since = f", since {format_local(group.since)}" if group.since else ""
             click.echo(click.style(f"{pluralize(group.items, 'item')} {heading}{since}:", fg=colour))
-            click.echo(textwrap.fill(one_line(group.reason, 1000), 100, initial_indent="  ", subsequent_indent="  "))
+            click.echo(wrapped(one_line(group.reason, 1000), "  "))
             names = [one_line(title) if title else object_id for object_id, title in group.newest]
             more = f" and {group.items - len(names)} more" if group.items > len(names) else ""
             click.echo(f"  {', '.join(names)}{more}\n")
@@ -123,7 +122,7 @@ def _list_problems(store: Store) -> None:
         due = f", next attempt at {format_local(row['next_attempt_at'])}" if row["status"] == Status.READY else ""
         attempts = pluralize(row["attempts"], "attempt")
         click.echo(f"{named(row['object_id'], row['title'])}  {row['status']}, {attempts}{due}")
-        click.echo(textwrap.fill(one_line(str(row["error"]), 1000), 100, initial_indent="  ", subsequent_indent="  "))
+        click.echo(wrapped(one_line(str(row["error"]), 1000), "  "))
     if rows:
         click.echo()
 

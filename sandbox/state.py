@@ -1,5 +1,6 @@
 """What the stand-in for iconik has: assets, jobs, webhooks and profiles, and what happens to them."""
 
+import json
 import random
 import re
 import threading
@@ -275,13 +276,13 @@ class Sandbox:
         except (requests.RequestException, ValueError) as failure:
             error = type(failure).__name__
         with self.changed:
-            self._note_delivery(webhook, error)
+            self._note_delivery(webhook, event, error)
             self.deliveries.append((urlsplit(url).path, event["object_id"], status))
             self.changed.notify_all()
         if self.verbose:
             print(f"Webhook to {url}: {error or status}. It is {webhook['status']}", flush=True)
 
-    def _note_delivery(self, webhook: Json, error: str) -> None:
+    def _note_delivery(self, webhook: Json, event: Json, error: str) -> None:
         """Let a success put a webhook back to ENABLED, and failures disable it in the end."""
         if webhook["status"] not in ("ENABLED", "FAILING"):
             return  # it was disabled meanwhile
@@ -292,7 +293,8 @@ class Sandbox:
         first_failed_at = webhook.get("first_failed_at") or self.now_text()
         is_disabled = self.clock() - milliseconds(first_failed_at) / 1000 >= self.disable_after
         status = "DISABLED" if is_disabled else "FAILING"
-        webhook.update(status=status, first_failed_at=first_failed_at, last_error=error, last_payload="{}")
+        webhook.update(status=status, first_failed_at=first_failed_at, last_error=error)
+        webhook["last_payload"] = json.dumps(event)
         webhook["date_modified"] = self.now_text()
 
     def asset(self, asset_id: str) -> Json:

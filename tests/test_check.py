@@ -196,7 +196,7 @@ def test_check_finds_a_read_only_file_system(well: ListenerHere, tmp_path: Path)
 
 def test_check_tells_of_a_large_wal_file(well: ListenerHere) -> None:
     os.truncate(well.database.with_name("items.db-wal"), 70 * 2**20)
-    assert facts(well, "note")[0].startswith(f"{well.database}-wal has grown to 70 MiB: another program has been ")
+    assert facts(well, "note")[0].startswith(f"{well.database}-wal has grown to 70 MiB: another program has ")
 
 
 # The listener that is running
@@ -380,7 +380,7 @@ def test_check_tells_the_limit(listeners_here: Callable[..., ListenerHere], sand
     listener.upload(*(new_id() for _ in range(3)))
     wait_until(lambda: len(listener.rows("status = 'submitted'")) == 5)
     [fact] = wrong(listener)
-    assert fact.startswith("5 jobs started today, as many as max_per_day allows: 2 items wait until 00:00 UTC")
+    assert fact.startswith("5 jobs started today, as many as max_per_day allows: 2 items held until 00:00 UTC")
     assert listener.command("pause", "--reason", "budget").returncode == 0
     assert "paused the starting of jobs" in wrong(listener)[0]
 
@@ -418,6 +418,11 @@ def test_an_automation_of_iconiks_that_analyzes_too_is_a_note(
     sandbox.automations.append({"name": "All\nin", "status": status, "actions": actions})
     line = 'iconik\'s automation "All in" also starts jobs: some assets may be billed twice'
     assert (line in facts(well, "note")) == is_noted
+
+
+def test_an_automation_for_other_jobs_is_not_noted(well: ListenerHere, sandbox: FaultyIconik) -> None:
+    sandbox.automations.append({"name": "Faces", "status": "ACTIVE", "actions": [{"type": "EXTRACT_FACES"}]})
+    assert not any("Faces" in line for line in facts(well, "note"))
 
 
 # The webhooks

@@ -1,8 +1,6 @@
 """What no webhook told is found: the real listener after an outage, and nobody does anything."""
 
-import random
 import signal
-import socket
 import sqlite3
 from collections import Counter
 from collections.abc import Callable
@@ -12,7 +10,7 @@ import pytest
 
 from events import SECRET_HEADER
 from faulty_iconik import Fault, FaultyIconik
-from support import SECRET, Listener, wait_until
+from support import SECRET, Listener, free_port, wait_until
 
 LIST_OF_WEBHOOKS = "GET /API/notifications/v1/webhooks/?"
 SEARCH = "POST /API/search/"
@@ -41,17 +39,6 @@ def noted(listener: Listener, key: str) -> str:
     with closing(sqlite3.connect(listener.database)) as db:
         row = db.execute("SELECT value FROM state WHERE key = ?", (key,)).fetchone()
         return str(row[0]) if row else ""
-
-
-def free_port() -> int:
-    """One that no connection takes by chance before the listener has it: those are above 32767."""
-    while True:
-        with closing(socket.socket()) as one:
-            try:
-                one.bind(("127.0.0.1", random.randint(20000, 32000)))
-            except OSError:
-                continue
-            return int(one.getsockname()[1])
 
 
 def asked(sandbox: FaultyIconik, call: str) -> int:

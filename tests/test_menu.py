@@ -182,6 +182,13 @@ def test_an_odd_body_changes_nothing(listener_here: ListenerHere, body: Any, sta
     assert listener_here.rows() == []
 
 
+def test_more_assets_than_a_request_may_hold_are_refused(listener_here: ListenerHere) -> None:
+    body = {"context": "BULK", "asset_ids": [new_id() for _ in range(2000)]}
+    answer = post(listener_here, SKIP.path, body)
+    assert (answer.status_code, "too many assets were chosen" in answer.text) == (413, True)
+    assert listener_here.rows() == []
+
+
 def test_while_the_database_is_locked_the_person_is_told(registered: ListenerHere, sandbox: FaultyIconik) -> None:
     with registered.store.database.waiting_up_to(0.05), held_by_a_person(registered.database):
         answer = sandbox.run_action(sandbox.menu("ASSET")["Do not analyze"], [ASSET])

@@ -186,7 +186,6 @@ KEPT = {
     "catch_up": "",
     "checked_at": "2026-11-20T08:00:00.000Z",
     "listening_at": "127.0.0.1:5005",
-    "job_floor analyze": "",
 }
 
 
@@ -220,7 +219,7 @@ def test_a_listener_that_passed_assets_over_does_so_until_its_first_look(path: P
 def test_without_floors_none_is_made_up(path: Path) -> None:
     write(path, VERSION_1_1 + "DELETE FROM state")
     upgrade(path)
-    assert state(path) == {"job_floor analyze": ""}
+    assert state(path) == {}
 
 
 def test_a_step_to_an_imaginary_schema_4_loses_nothing(path: Path, tmp_path: Path) -> None:

@@ -300,7 +300,7 @@ def test_an_asset_is_found_and_tells_its_story(listener_here: ListenerHere, page
     for query in ("holiday in Rome.mov", "Rome", ASSET, ASSET[:8], f"{sandbox.url}/asset/{ASSET}"):
         text = page.text(f"/search?q={query}")
         assert text.count("holiday in Rome.mov") == 1
-        assert "iconik's webhook told of it." in text and "analyze: submitted" in text
+        assert "the asset was added" in text and "analyze: submitted" in text
     assert f'href="{sandbox.url}/asset/{ASSET}"' in page.get(f"/asset/{ASSET}").text
     both = page.text("/search?q=holiday")
     assert "holiday in Rome.mov" in both and "holiday in Oslo.mov" in both

@@ -52,7 +52,7 @@ def test_a_person_finds_a_failed_asset_and_retries_its_group(
     assert browser.url() == f"{page.url}/"
 
     browser.type("searchbox", "Title or id", "holiday")
-    browser.wait_for_text("It failed: Codec unknown", "iconik's webhook told of it")
+    browser.wait_for_text("It failed: Codec unknown", "the asset was added")
     assert browser.url() == f"{page.url}/asset/{ASSET}"
     assert browser.names("heading")[0] == "holiday.mov"
 

@@ -227,7 +227,7 @@ def test_an_asset_that_comes_back_with_a_backup_is_not_billed_twice(
     listener.start()
     wait_until(lambda: listener.rows("status = 'submitted'"))
     assert sandbox.jobs == [ASSET]
-    assert f'INFO iconik already has an Analyze Job for {ASSET} "a.mov"' in messages(listener)
+    assert f'INFO iconik already has the Analyze Job for {ASSET} "a.mov"' in messages(listener)
 
 
 def test_a_database_that_is_deleted_under_it_is_told_of_at_once(listener: Listener) -> None:
@@ -273,6 +273,15 @@ def test_it_ends_with_0_and_records_what_is_under_way(
     assert len(listener.rows("status = 'submitted'")) == len(listener.rows("status = 'ready'")) == 2
     assert listener.log[-1].endswith("\n")
     assert not listener.logged("Traceback")
+
+
+def test_a_second_signal_while_python_itself_ends_changes_nothing(listeners: Callable[..., Listener]) -> None:
+    late = "import os, time\nclass Late:\n    def __del__(self, os=os, time=time):"
+    late += "\n        os.write(2, b'Python ends\\n')\n        time.sleep(0.3)\nlate = Late()"
+    listener = listeners().start(prelude=late)
+    interrupt(listener, signal.SIGTERM)
+    wait_until(lambda: listener.logged("Python ends"))
+    assert listener.end() == 0
 
 
 def test_after_ctrl_c_a_webhook_under_way_is_answered_before_the_end(listener: Listener) -> None:
@@ -335,7 +344,7 @@ def test_after_a_kill_the_next_start_finishes_the_work(
     listener.start()
     wait_until(lambda: len(listener.rows("status = 'submitted'")) == 2)
     assert sorted(sandbox.jobs) == sorted(ids)
-    assert listener.logged("WARNING Under way when the listener ended: 2 items. iconik is asked first whether")
+    assert listener.logged("WARNING Under way when the listener ended: 2 items. Checking first whether")
 
 
 DYING_WORKERS = """

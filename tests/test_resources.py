@@ -20,6 +20,7 @@ from store import Store
 from submitter import Submitter
 from support import ARTICLE_CREATE, ARTICLE_PROXY, ASSET, OTHER_ASSET, create_event, proxy_event, rows, wait_until
 from system.log import LogFormatter, OnceAMinute
+from system.server import Refusal
 from version import __version__
 
 SECRET = "s3cret"
@@ -214,8 +215,8 @@ def test_a_proxy_status_that_is_not_text_is_a_400(post: Post, status: Any) -> No
         b'"text"',
         b"\xff\xfe",
         b'{"a": "\xed\xa0\x80"}',
-        b"[" * 200_000,
-        b'{"a":' * 100_000,
+        b"[" * 60_000,
+        b'{"a":' * 10_000,
         b'{"a": ' + b"9" * 10_000 + b"}",
         b"object_id=" + ASSET.encode(),
     ],
@@ -229,6 +230,22 @@ def test_a_body_that_is_not_a_json_object_is_a_400(post: Post, path: str, body: 
 @pytest.mark.parametrize("content_type", ["application/json", "text/plain", "application/x-www-form-urlencoded", ""])
 def test_json_is_read_whatever_the_content_type_says(post: Post, content_type: str) -> None:
     assert items(post("/create", create_event(), content_type=content_type)) == ["awaiting_proxy"]
+
+
+@pytest.mark.parametrize("path", ["/create", "/proxy"])
+def test_an_event_of_more_than_64_kib_is_ignored_with_a_warning(
+    post: Post, path: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    event = create_event() if path == "/create" else proxy_event()
+    answer = post(path, json.dumps(event).ljust(65_537).encode())
+    assert (answer.status_code, answer.json) == (200, {"object_id": None, "item": "ignored"})
+    assert rows(tmp_path / "items.db") == []
+    [record] = caplog.records
+    assert (record.levelname, record.getMessage()) == (
+        "WARNING",
+        f"Ignored an event of 65537 bytes at {path}: those of assets and proxies are far smaller",
+    )
+    assert items(post(path, json.dumps(event).ljust(65_536).encode())) != ["ignored"]
 
 
 def test_a_body_of_windows_is_read(post: Post) -> None:
@@ -257,6 +274,28 @@ def test_without_the_secret_nothing_is_done(post: Post, tmp_path: Path, path: st
 
 def test_the_secret_is_looked_at_before_the_body(post: Post) -> None:
     assert post("/create", b"{", headers={}).status_code == 401
+
+
+@pytest.mark.parametrize(
+    ("path", "secret", "refusal"),
+    [
+        ("/create", SECRET, None),
+        ("/proxy/", SECRET, None),
+        ("/create", "wrong", Refusal(401, "The header X-Webhook-Secret is missing or wrong")),
+        ("/proxy", "", Refusal(401, "The header X-Webhook-Secret is missing or wrong")),
+        ("/health", SECRET, Refusal(404, "Not Found")),
+        ("/", SECRET, Refusal(404, "Not Found")),
+    ],
+)
+def test_only_the_body_of_a_webhook_with_the_right_secret_is_wanted(
+    listening: Services, path: str, secret: str, refusal: Refusal | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    headers = {"X_WEBHOOK_SECRET": secret, "X_FORWARDED_FOR": "203.0.113.9"}
+    assert listening.judge(path, headers, "127.0.0.1") == refusal
+    told = [record.getMessage() for record in caplog.records]
+    assert [line.partition(":")[0] for line in told] == ["Refused a webhook from 203.0.113.9, 127.0.0.1"] * (
+        refusal is not None and refusal.code == 401
+    )
 
 
 def test_a_refused_sender_is_in_the_log_and_no_secret_is(post: Post, caplog: pytest.LogCaptureFixture) -> None:
@@ -358,6 +397,8 @@ def test_health_tells_how_it_is_without_the_secret(web: FlaskClient, store: Stor
         "paused_by_person": False,
         "last_error": None,
         "last_webhook_at": None,
+        "log_stuck_since": None,
+        "log_lines_dropped": 0,
         "held": 0,
         "jobs_today": 0,
         "max_per_day": 0,
