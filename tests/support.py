@@ -27,6 +27,7 @@ from circuit_breaker import CircuitBreaker
 from config import Config, load
 from faulty_iconik import FaultyIconik
 from iconik_client import IconikClient
+from menu import MENU
 from resources import Services, create_app
 from store import Rules, Store
 from submitter import Submitter
@@ -407,7 +408,7 @@ class ListenerHere(Listener):
         self.breaker = breaker
         services = Services(self.store, self.submitter, breaker, config.listener.webhook_secret)
         host, port = config.listener.host, config.listener.port
-        self.server = Server(create_app(services), host, port, services.judge)
+        self.server = Server(create_app(services, MENU), host, port, services.judge)
         self.store.set_state("listening_at", self.server.address)
         self.url = f"http://{self.server.address}"
         self.submitter.start()
