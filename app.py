@@ -38,6 +38,8 @@ import commands
 from circuit_breaker import CircuitBreaker
 from config import Config, load
 from iconik_client import IconikClient
+from menu import MENU
+from page.command import page
 from reconciliation.reconciler import Reconciler
 from resources import Services, create_app
 from store import Rules, Store
@@ -75,9 +77,10 @@ def serve(config: Config) -> None:
         reconciler = Reconciler(store, client, breaker, submitter, config)
         services = Services(store, submitter, breaker, config.listener.webhook_secret)
         listen_on = (config.listener.host, config.listener.port)
-        server = Server(create_app(services), *listen_on, services.judge)
+        server = Server(create_app(services, MENU), *listen_on, services.judge)
         for number in STOP_SIGNALS:
             signal.signal(number, lambda *_: server.stop())
+        server.wake_for_signals()
         submitter.start()
         reconciler.start()
         _announce(server, store, config)
@@ -134,7 +137,7 @@ def _end_process(mistake: threading.ExceptHookArgs) -> None:
     os._exit(1)
 
 
-@click.group(invoke_without_command=True, commands=commands.ALL)
+@click.group(invoke_without_command=True, commands=[*commands.ALL, page])
 @click.option("--config", "path", default="config.ini", show_default=True, help="The configuration file.")
 @click.version_option(__version__, message="iconik-listener %(version)s")
 @click.help_option("-h", "--help")

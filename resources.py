@@ -3,7 +3,7 @@
 import hmac
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NoReturn
@@ -13,7 +13,7 @@ from flask_restful import Api, Resource, abort
 from werkzeug.exceptions import HTTPException
 
 from circuit_breaker import CircuitBreaker
-from events import CREATE, PROXY, SECRET_HEADER, BadEvent, Event, EventKind
+from events import ACTIONS, CREATE, KINDS, PROXY, SECRET_HEADER, BadEvent, Event, EventKind
 from limits import Limits
 from store import UNCHANGED, Store
 from submitter import Submitter
@@ -26,6 +26,7 @@ from version import __version__
 
 log = logging.getLogger("iconik_listener")
 WRONG_SECRET = f"The header {SECRET_HEADER} is missing or wrong"
+WANTED = {part.path for part in (*KINDS, *ACTIONS)}  # the paths whose bodies are read
 LAST_WEBHOOK_AT = "last_webhook_at"  # the key in items.db's state
 WEBHOOK_NOTE_SECONDS = 60.0  # between two notes of that
 MAX_NOTED_VERSIONS = 10_000
@@ -64,7 +65,7 @@ class Services:
 
     def judge(self, path: str, headers: Mapping[str, str], address: str) -> Refusal | None:
         """Whether the body of a request is wanted: that of a webhook with the right secret. See `Server`."""
-        if path.rstrip("/") not in (CREATE.path, PROXY.path):
+        if path.rstrip("/") not in WANTED:
             return Refusal(404, "Not Found")
         secret = headers.get(SECRET_HEADER.upper().replace("-", "_"), "")
         return Refusal(401, WRONG_SECRET) if self.refuses(secret, headers.get("X_FORWARDED_FOR"), address) else None
@@ -78,21 +79,31 @@ class Services:
             self.store.set_state(LAST_WEBHOOK_AT, format_utc(now))
 
 
-class WebhookResource(Resource):
-    """POST of an event. It is answered 200 once what it says is on the disk."""
-
-    kind: EventKind
+class SecretResource(Resource):
+    """What only those may use who know the secret."""
 
     def __init__(self, services: Services) -> None:
         self.services = services
 
+    def check_secret(self) -> None:
+        """Answer the request with 401 if its secret is missing or wrong."""
+        senders = request.headers.get("X-Forwarded-For"), request.remote_addr
+        if self.services.refuses(request.headers.get(SECRET_HEADER, ""), *senders):
+            refuse(401, WRONG_SECRET)
+
+
+class WebhookResource(SecretResource):
+    """POST of an event. It is answered 200 once what it says is on the disk."""
+
+    kind: EventKind
+
     def post(self) -> Any:
-        self._check_secret()
+        self.check_secret()
         if (request.content_length or 0) > MAX_BODY:  # the server has thrown it away
             message = "Ignored an event of %d bytes at %s: those of assets and proxies are far smaller"
             log.warning(message, request.content_length, self.kind.path, extra={"topic": ("large", self.kind.path)})
             return {"object_id": None, "item": "ignored"}
-        body = _json_object(request.get_data())
+        body = json_object(request.get_data())
         if not self.kind.includes(body):  # iconik disables a webhook that keeps failing, whatever is in it
             object_id = body.get("object_id")
             return {"object_id": object_id if UUID.fullmatch(str(object_id)) else None, "item": "ignored"}
@@ -118,11 +129,6 @@ class WebhookResource(Resource):
     def store(self, event: Event) -> str:
         """Store what the event says. Returns the item's new status, or "unchanged"."""
         raise NotImplementedError
-
-    def _check_secret(self) -> None:
-        senders = request.headers.get("X-Forwarded-For"), request.remote_addr
-        if self.services.refuses(request.headers.get(SECRET_HEADER, ""), *senders):
-            refuse(401, WRONG_SECRET)
 
 
 class Create(WebhookResource):
@@ -207,12 +213,12 @@ class ListenerApi(Api):
         return super().error_router(partial(original_handler, *context), error)
 
 
-def create_app(services: Services) -> Flask:
-    """The WSGI application."""
+def create_app(services: Services, more: Iterable[tuple[type[Resource], str]] = ()) -> Flask:
+    """The WSGI application. `more`: other resources and their paths."""
     app = Flask("iconik_listener", static_folder=None)
     app.register_error_handler(HTTPException, _json_error)
     api = ListenerApi(app)
-    for resource, path in ((Create, CREATE.path), (Proxy, PROXY.path), (Health, "/health")):
+    for resource, path in ((Create, CREATE.path), (Proxy, PROXY.path), (Health, "/health"), *more):
         api.add_resource(resource, path, f"{path}/", resource_class_kwargs={"services": services})
     return app
 
@@ -223,7 +229,7 @@ def refuse(status: int, message: str) -> NoReturn:
     raise AssertionError("abort() raises")
 
 
-def _json_object(body: bytes) -> dict[str, Any]:
+def json_object(body: bytes) -> dict[str, Any]:
     """The body as JSON, whatever its Content-Type says; 400 if it is not an object."""
     try:
         event = json.loads(body.decode("utf-8-sig"))

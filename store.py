@@ -631,11 +631,14 @@ class Store:
                         + (SELECT count(*) FROM items WHERE status = 'ready' AND last_attempt_at IS NOT NULL) AS ready,
                     (SELECT count(*) FROM items WHERE status = 'submitting') AS submitting,
                     (SELECT count(*) FROM items WHERE status = 'failed') AS failed,
-                    CASE WHEN :is_held THEN
+                    CASE WHEN :is_paused THEN
+                        (SELECT count(*) FROM items WHERE status = 'ready' AND last_attempt_at IS NULL)
+                        + (SELECT count(*) FROM items WHERE status = 'ready' AND last_attempt_at IS NOT NULL)
+                    WHEN :is_held THEN
                         (SELECT count(*) FROM items WHERE status = 'ready' AND last_attempt_at IS NULL)
                         + (SELECT count(*) FROM items WHERE status = 'ready' AND last_attempt_at IS NOT NULL
-                            AND (:is_paused OR (counted_on IS NOT NULL) = 0))
-                        ELSE 0 END AS held,
+                            AND (counted_on IS NOT NULL) = 0)
+                    ELSE 0 END AS held,
                     (SELECT total(started) FROM usage WHERE day = :day) AS jobs_today,
                     (SELECT min(due) FROM (
                         SELECT min(next_attempt_at) AS due FROM items

@@ -314,15 +314,17 @@ class Submitter:
         status = status_of(job, asset, item.version_id)
         if status in UNDER_WAY and item.asked == 2 and item.submitted_at and not is_in_doubt:
             return Outcome(Status.SUBMITTED, submitted_at=item.submitted_at, job_id=item.old_job_id)  # its latest run
+        # What is in doubt is our own: the reconciler looks for its job from the request on.
+        there = Outcome(
+            Status.SUBMITTED,
+            submitted_at=item.in_doubt_since,
+            found=not is_in_doubt,
+            started_nothing=not is_in_doubt,
+        )
         if status in UNDER_WAY:
-            return Outcome(
-                Status.SUBMITTED,
-                found=not is_in_doubt,
-                started_nothing=not is_in_doubt,
-                submitted_at=item.in_doubt_since,
-            )
+            return there
         if status == FINISHED and item.asked < 2:
-            return Outcome(Status.DONE, found=not is_in_doubt, started_nothing=not is_in_doubt)
+            return replace(there, status=Status.DONE)
         if status not in (*NOT_STARTED, FINISHED, None):
             return self._refusal(item, f"iconik says {job.status_field} {one_line(str(status), 40)}")
         if is_in_doubt and (outcome := self._evidence(item, job, call)):

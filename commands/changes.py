@@ -95,8 +95,8 @@ class ManualChanges:
         """
         rows = self._database.run(
             """SELECT object_id, job FROM items
-            WHERE +status = :status AND (:job IS NULL OR job = :job) AND (:reason IS NULL OR reason IS :reason)
-                AND (object_id, job) > (:after_id, :after_job)
+            WHERE +status = :status AND (:job IS NULL OR job = :job)
+                AND (:reason IS NULL OR coalesce(reason, '') = :reason) AND (object_id, job) > (:after_id, :after_job)
             ORDER BY object_id, job LIMIT 200""",
             status=status,
             job=job,
@@ -123,17 +123,25 @@ class ManualChanges:
         """Mark items as not to be done."""
         return self._change(keys, SKIPPABLE, status, {}, SKIP, reason)
 
-    def add_again(self, object_id: str) -> bool:
-        """Add an asset that was never seen, to be done. Returns whether it was added."""
-        values = self._store.asset_values(object_id, None, Source.MENU)
+    def add(self, object_ids: Iterable[str], *, again: bool) -> list[str]:
+        """Add assets that were never seen. Returns the ids of those that were added.
+
+        :param again: they are to be done, even if iconik has done them before; otherwise they are polled for later
+        """
+        added = []
         with self._database.transaction() as db:
-            rows = db.execute(ADD_ASSET, values).fetchall()
-            for row in rows:
-                db.execute(
-                    "UPDATE items SET asked = 2, asked_at = :now WHERE object_id = :object_id AND job = :job",
-                    {**values, "job": row["job"]},
-                )
-        return bool(rows)
+            for object_id in object_ids:
+                poll_in = 0.0 if again else self._store.rules.min_age
+                values = self._store.asset_values(object_id, None, Source.MENU, poll_in)
+                rows = db.execute(ADD_ASSET, values).fetchall()
+                for row in rows if again else ():
+                    db.execute(
+                        "UPDATE items SET asked = 2, asked_at = :now WHERE object_id = :object_id AND job = :job",
+                        {**values, "job": row["job"]},
+                    )
+                if rows:
+                    added.append(object_id)
+        return added
 
     def _change(
         self,

@@ -15,11 +15,12 @@ import requests
 
 from commands.running import running_listener
 from config import Config, ConfigError, load
-from events import CREATE, KINDS, SECRET_HEADER
+from events import ACTIONS, CONTEXTS, CREATE, KINDS, SECRET_HEADER
 from iconik_client import MAX_CLOCK_DIFFERENCE, NOT_ENABLED, IconikClient, IconikError, IconikForbidden, IconikRefused
 from jobs import Job
 from limits import Limits
 from profiles import DEFAULT, Profile, list_profiles
+from reconciliation.actions import REGISTERED_ACTIONS, ActionDefinition, at
 from reconciliation.catalog import IconikCatalog
 from reconciliation.reconciler import passed_over
 from reconciliation.webhooks import REGISTERED_URL, WebhookDefinition, of_our_kinds, ours
@@ -52,6 +53,12 @@ OTHER_ROLES = {
     "can_read_automations": "check cannot tell whether an automation also starts analyses",
     "can_delete_webhooks": "register --remove cannot be used",
     "can_read_stats": "report cannot show iconik's own meters",
+}
+# What is lost without these is only iconik's menu, which few listeners use.
+MENU_ROLES = {
+    "can_read_custom_actions": "register --actions cannot be used, and check cannot see our entries in iconik's menu",
+    "can_write_custom_actions": "register --actions cannot be used",
+    "can_delete_custom_actions": "register --remove cannot remove our entries from iconik's menu",
 }
 # An event of a kind that the listener ignores. It takes the same route as iconik's events, and has no effect.
 TEST_EVENT: dict[str, object] = {
@@ -149,7 +156,7 @@ def all_facts(path: Path) -> Facts:
     if not config.warnings:
         yield ok(f"{path} is complete and private" if path.exists() else "the configuration is complete")
     database = config.listener.database
-    registered_url = None
+    registered_url = registered_actions = None
     try:
         with closing(Store(database, Rules.of(config))) as store:
             yield from _database_facts(store)
@@ -158,9 +165,10 @@ def all_facts(path: Path) -> Facts:
             yield from _limit_facts(Limits(store))
             yield from _listener_facts(config, running_listener(store))
             registered_url = store.state(REGISTERED_URL)
+            registered_actions = store.state(REGISTERED_ACTIONS)
     except ListenerError as error:
         yield wrong(str(error))
-    yield from _iconik_facts(config, registered_url)
+    yield from _iconik_facts(config, registered_url, registered_actions)
 
 
 def _database_facts(store: Store) -> Facts:
@@ -281,7 +289,7 @@ def _listener_faults(config: Config, listener: dict[str, Any]) -> list[str]:
     return faults
 
 
-def _iconik_facts(config: Config, registered_url: str | None) -> Facts:
+def _iconik_facts(config: Config, registered_url: str | None, registered_actions: str | None) -> Facts:
     client = IconikClient(config.iconik)
     catalog = IconikCatalog(client)
     try:
@@ -292,7 +300,7 @@ def _iconik_facts(config: Config, registered_url: str | None) -> Facts:
         return
     steps: list[Callable[[], Facts]] = [
         lambda: _clock_facts(client),
-        lambda: _role_facts(config, roles),
+        lambda: _role_facts(config, roles, has_menu=bool(registered_actions)),
         lambda: _profile_facts(config, client),
         lambda: _only_facts(config, client),
     ]
@@ -300,6 +308,8 @@ def _iconik_facts(config: Config, registered_url: str | None) -> Facts:
         steps.append(lambda: _automation_facts(config, catalog))
     if "can_read_webhooks" in roles:
         steps.append(lambda: _webhook_facts(config, catalog, registered_url))
+    if registered_actions and "can_read_custom_actions" in roles:
+        steps.append(lambda: _menu_facts(config, catalog, str(registered_actions)))
     for step in steps:
         try:
             yield from step()
@@ -315,14 +325,14 @@ def _clock_facts(client: IconikClient) -> Facts:
         yield wrong(f"this machine's clock is {abs(difference):.0f} s {where} iconik's. To set it: {remedy}")
 
 
-def _role_facts(config: Config, roles: set[str]) -> Facts:
+def _role_facts(config: Config, roles: set[str], *, has_menu: bool) -> Facts:
     needed = {job.role: f"no {job.name} job can be started" for job in config.jobs} | SERVICE_ROLES
     missing = [role for role in needed if role not in roles]
     for role in missing:
         yield wrong(f"the role {role} is missing: {needed[role]}")
     if not missing:
         yield ok("the credentials have all the roles that the listener needs")
-    for role, loss in OTHER_ROLES.items():
+    for role, loss in (OTHER_ROLES | (MENU_ROLES if has_menu else {})).items():
         if role not in roles:
             yield note(f"the role {role} is missing: {loss}")
 
@@ -430,13 +440,35 @@ def _webhook_fact(webhook: WebhookDefinition, secrets: tuple[str, ...]) -> Facts
     yield _route_fact(webhook)
 
 
+def _menu_facts(config: Config, catalog: IconikCatalog, url: str) -> Facts:
+    """Our entries in iconik's menu, which `register --actions` put there."""
+    found, repair = at(url, catalog.actions()), _register(url, "--actions")
+    for action in ACTIONS:
+        own = [one for one in found if one.action is action]
+        faults = [
+            f"iconik's menu has no {action.path} for {context} at {url}: {repair}"
+            for context in CONTEXTS
+            if not any(one.context == context for one in own)
+        ]
+        for one in own:
+            name = f"{one.url} for {one.context}, in iconik's menu,"
+            problems = one.problems(config.listener.webhook_secret)
+            faults += [f"{name} {problem}. Once the cause is fixed: {repair}" for problem in problems]
+        yield from map(wrong, faults)
+        if not faults:
+            titles = " and ".join(sorted({f'"{one_line(str(one.fields.get("title")), 40)}"' for one in own}))
+            yield ok(f"{titles} is in iconik's menu, for one asset and for several")
+        if own:
+            yield _route_fact(own[0])
+
+
 def _register(url: str, *options: str) -> str:
     """The command that puts the webhooks at that URL in order."""
     insecure = ("--insecure",) if url.startswith("http:") and "--remove" not in options else ()
     return command("register", *options, *insecure, url)
 
 
-def _route_fact(webhook: WebhookDefinition) -> Fact:
+def _route_fact(webhook: WebhookDefinition | ActionDefinition) -> Fact:
     """Send an event where iconik sends its own: through DNS, firewall, TLS and proxy to the listener."""
     url = webhook.url
     try:
@@ -464,7 +496,7 @@ def _route_fact(webhook: WebhookDefinition) -> Fact:
     return ok(f"{url} reaches this listener, and the secret is right")
 
 
-def _no_address(webhook: WebhookDefinition, error: Exception) -> Fact:
+def _no_address(webhook: WebhookDefinition | ActionDefinition, error: Exception) -> Fact:
     if isinstance(error, socket.gaierror) and error.errno == socket.EAI_AGAIN:
         return note(f"{webhook.url} cannot be tried: this machine cannot look up names just now")
     host, removal = urlsplit(webhook.url).hostname, _register(webhook.base_url, "--remove")

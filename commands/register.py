@@ -8,9 +8,11 @@ from urllib.parse import urlsplit
 
 import click
 
+from commands.menu import find_actions, remove_actions, save_actions
 from config import Config, load
-from events import CREATE, KINDS
+from events import ACTIONS, CREATE, KINDS
 from iconik_client import IconikClient
+from reconciliation.actions import REGISTERED_ACTIONS
 from reconciliation.catalog import IconikCatalog
 from reconciliation.reconciler import about_to_register, forget_fingerprint, registered
 from reconciliation.webhooks import REGISTERED_URL, WebhookDefinition, of_our_kinds
@@ -22,8 +24,9 @@ from system.text import one_line
 @click.argument("url")
 @click.option("--remove", is_flag=True, help="Delete the two webhooks that point at URL.")
 @click.option("--insecure", is_flag=True, help="Allow http://, over which the secret travels readable.")
+@click.option("--actions", "with_actions", is_flag=True, help="Also put our two entries into iconik's menu.")
 @click.pass_obj
-def register(path: Path, url: str, remove: bool, insecure: bool) -> None:
+def register(path: Path, url: str, remove: bool, insecure: bool, with_actions: bool) -> None:
     """Create or repair the two webhooks at iconik.
 
     URL is where iconik reaches this listener, without /create or /proxy: https://iconik-listener.example.com
@@ -31,16 +34,25 @@ def register(path: Path, url: str, remove: bool, insecure: bool) -> None:
     A webhook that is there already, by URL and kind of event, is updated if need be: it gets the secret of
     config.ini, and one that is disabled is put back in use. A query that you added to limit which assets are analyzed
     is kept.
+
+    With --actions, people can also choose "Analyze again" and "Do not analyze" for assets in iconik. Without it, such
+    entries that are there already are repaired.
     """
     url = _checked(url, insecure or remove)
     config = load(path)
+    if with_actions and (remove or not config.listener.webhook_secret):
+        reason = "--remove removes them" if remove else "set webhook_secret in config.ini first"
+        raise click.UsageError(f"--actions cannot be used: {reason}")
     catalog = IconikCatalog(IconikClient(config.iconik))
     same = [webhook for webhook in of_our_kinds(catalog.webhooks()) if webhook.url == url + webhook.kind.path]
     with _store(config, remove) as store:
+        actions = find_actions(catalog, store, url, is_needed=with_actions)
         if remove:
+            remove_actions(catalog, actions)
             _remove(catalog, same, url)
-            if store and store.state(REGISTERED_URL) == url:
-                store.set_state(REGISTERED_URL, "")
+            for key in (REGISTERED_URL, REGISTERED_ACTIONS):
+                if store and store.state(key) == url:
+                    store.set_state(key, "")
             return
         creates = [webhook for webhook in same if webhook.kind is CREATE]
         why = about_to_register(store, creates) if store else None
@@ -48,6 +60,7 @@ def register(path: Path, url: str, remove: bool, insecure: bool) -> None:
         if store:
             store.set_state(REGISTERED_URL, url)
             registered(store, catalog, [webhook for webhook in written if webhook.kind is CREATE], why)
+        save_actions(catalog, store, url, config.listener.webhook_secret, actions, may_create=with_actions)
 
 
 @contextmanager
@@ -74,7 +87,7 @@ def _checked(url: str, may_be_http: bool) -> str:
     if parts.scheme == "http" and not may_be_http:
         raise click.UsageError("with http:// the secret travels unencrypted: use https://, or add --insecure")
     path = parts.path.rstrip("/")
-    if path.endswith(tuple(kind.path for kind in KINDS)):
+    if path.endswith(tuple(part.path for part in (*KINDS, *ACTIONS))):
         raise click.UsageError("URL must be without /create or /proxy: they are added")
     return f"{parts.scheme}://{parts.netloc.lower()}{path}"
 

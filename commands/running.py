@@ -13,8 +13,8 @@ HEALTH_TIMEOUT = 10.0  # seconds; it waits up to 5 s for a database that somebod
 FIELDS = {"version", "started_at", "status", "paused_since", "last_error", "last_webhook_at", "oldest_due_at"}
 
 
-def running_listener(store: Store) -> dict[str, Any] | None:
-    """What the listener on this database says at its /health. None if none is running.
+def running_listener(store: Store, timeout: float = HEALTH_TIMEOUT) -> dict[str, Any] | None:
+    """What the listener on this database says at its /health, within `timeout` seconds. None if none is running.
 
     `{"status": "unreachable", "message": …}` if one is running and does not answer, and `{"message": …}` without a
     status if it says that it cannot use its database.
@@ -30,7 +30,7 @@ def running_listener(store: Store) -> dict[str, Any] | None:
         address = os.environ.get("ICONIK_LISTENER_ADDRESS", address)
     address = address.replace("0.0.0.0:", "127.0.0.1:").replace("[::]:", "[::1]:")
     try:
-        health = json.loads(Transport(f"http://{address}", {}, HEALTH_TIMEOUT).send("GET", "/health").body)
+        health = json.loads(Transport(f"http://{address}", {}, timeout).send("GET", "/health").body)
     except TransportError as error:
         reason = f"http://{address}/health: {error}. It may still be starting"
         return {"status": "unreachable", "message": reason}

@@ -54,11 +54,11 @@ def status(path: Path, show_all: bool, as_json: bool) -> None:
         if show_all:
             _list_problems(store)
         _print_groups(problem_groups(store))
-        click.echo(_jobs_line(store, limit, config.jobs))
+        click.echo(wrapped(jobs_line(store, limit, config.jobs)))
         _print_overview(store, overview, limit)
         if reason := limit.describe():
             click.echo("\n" + wrapped(reason))
-        click.echo("\n" + _listener_line(listener))
+        click.echo("\n" + wrapped(listener_line(listener)))
 
 
 def problem_groups(store: Store) -> list[Group]:
@@ -100,11 +100,13 @@ def jobs_on(store: Store, day: str) -> dict[str, int]:
     return {row["job"]: int(row["started"]) for row in rows}
 
 
-def _jobs_line(store: Store, limit: Limit, jobs: tuple[Job, ...]) -> str:
+def jobs_line(store: Store, limit: Limit, jobs: tuple[Job, ...]) -> str:
+    """How many jobs were started today and this month, as sentences. `jobs`: those that are configured."""
     month = jobs_since(store, limit.day[:7])
     [last] = store.database.run(
         """SELECT max(at) AS at FROM (SELECT max(submitted_at) AS at FROM items WHERE status = 'submitted'
-            UNION ALL SELECT max(submitted_at) FROM items WHERE status = 'done')"""
+            UNION ALL SELECT max(submitted_at) FROM
+                (SELECT submitted_at FROM items WHERE status = 'done' ORDER BY done_at DESC LIMIT 100))"""
     )
     of = f" of {limit.total}" if limit.max_per_day else ""
     share = f" ({limit.percent} %)" if limit.is_near else ""
@@ -114,7 +116,7 @@ def _jobs_line(store: Store, limit: Limit, jobs: tuple[Job, ...]) -> str:
     if len(jobs) > 1:
         today = jobs_on(store, limit.day)
         line += f" Today: {', '.join(f'{today.get(job.name, 0)} {job.name}' for job in jobs)}."
-    return wrapped(line)
+    return line
 
 
 def _print_overview(store: Store, overview: list[Row], limit: Limit) -> None:
@@ -128,7 +130,7 @@ def _print_overview(store: Store, overview: list[Row], limit: Limit) -> None:
     for row in overview:
         held = f"  ({limit.held} held)" if row["status"] == Status.READY and limit.held else ""
         of_each = "".join(f"{counts.get((row['status'], job), 0):12}" for job in jobs)
-        click.echo(f"{row['status']:15}  {row['items']:8}{of_each}  {_age(row['oldest'])}{held}".rstrip())
+        click.echo(f"{row['status']:15}  {row['items']:8}{of_each}  {age(row['oldest'])}{held}".rstrip())
 
 
 def _counts_by_job(store: Store) -> dict[tuple[str, str], int]:
@@ -177,11 +179,12 @@ def _print_json(store: Store, listener: dict[str, Any] | None, limit: Limit) -> 
     click.echo(json.dumps(found, indent=2))
 
 
-def _listener_line(listener: dict[str, Any] | None) -> str:
+def listener_line(listener: dict[str, Any] | None) -> str:
+    """How the listener is, in a few sentences. `listener`: what `running_listener` found."""
     if listener is None:
         return "No listener is running."
     if "version" not in listener:
-        return wrapped(f"A listener is running, and is not well: {one_line(str(listener['message']))}.")
+        return f"A listener is running, and is not well: {one_line(str(listener['message']))}."
     parts = [f"The listener ({listener['version']}) has been running since {format_local(listener['started_at'])}."]
     if listener.get("paused_since"):
         since, reason = format_local(listener["paused_since"]), one_line(str(listener["last_error"]))
@@ -191,10 +194,10 @@ def _listener_line(listener: dict[str, Any] | None) -> str:
     else:
         parts.append("No webhook has come yet.")
     parts.append(f"To check everything: {command('check')}")
-    return wrapped(" ".join(parts))
+    return " ".join(parts)
 
 
-def _age(time_text: str | None) -> str:
+def age(time_text: str | None) -> str:
     """How long ago that was: `2 d 3 h`, `5 min`."""
     since = parse_time(time_text)
     if since is None:  # none is meant, or it was written by hand

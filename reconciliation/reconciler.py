@@ -528,8 +528,9 @@ def pass_over(
     :param not_added_since: from when on missed assets have not been added, if that is before the last look
     """
     floor = max(now, parse_time(store.state(ASSETS_FLOOR)) or 0)
+    mark = max(floor, parse_time(store.state(ASSETS_SEEN_UNTIL)) or 0)
     store.set_state(ASSETS_FLOOR, format_utc(floor))
-    store.set_state(ASSETS_SEEN_UNTIL, format_utc(floor))
+    store.set_state(ASSETS_SEEN_UNTIL, format_utc(mark))
     store.set_state(FIRST_LOOK_PASSES_OVER, "")
     seen_at = parse_time(store.state(WEBHOOKS_SEEN_AT))
     if seen_at is None:

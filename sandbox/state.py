@@ -6,7 +6,7 @@ import re
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from functools import lru_cache
@@ -240,14 +240,25 @@ class Sandbox:
             if is_for(webhook, event):
                 self._deliver(webhook, event)
 
-    def run_action(self, action_id: str, asset_ids: list[str]) -> requests.Response:
-        """Start a custom action for assets, as a person does from iconik's menu. Returns the answer to it."""
+    def menu(self, context: str) -> dict[str, str]:
+        """What a person sees in iconik's menu: the ids of the custom actions by their titles."""
+        actions = self.custom_actions.values()
+        return {one["title"]: one["id"] for one in actions if one["context"] == context and not one.get("disabled")}
+
+    def run_action(
+        self, action_id: str, asset_ids: Sequence[str], collection_ids: Sequence[str] = ()
+    ) -> requests.Response:
+        """Start a custom action, as a person does from iconik's menu. Returns the answer to it."""
         action = self.custom_actions[action_id]
-        body = {"context": action["context"], "asset_ids": asset_ids, "collection_ids": [], "action_id": action_id}
-        body |= {"user_id": str(uuid.UUID(int=2)), "system_domain_id": str(uuid.UUID(int=3)), "auth_token": "person"}
+        body: Json = {"context": action["context"], "action_id": action_id, "auth_token": "a-persons-own-token"}
+        body |= {"asset_ids": list(asset_ids), "collection_ids": list(collection_ids)}
+        body |= {"user_id": str(uuid.UUID(int=2)), "system_domain_id": str(uuid.UUID(int=3))}
         with requests.Session() as session:
             session.trust_env = False
-            return session.post(action["url"], json=body, headers=action.get("headers"), timeout=DELIVERY_SECONDS)
+            answer = session.post(action["url"], json=body, headers=action.get("headers"), timeout=DELIVERY_SECONDS)
+        action["status"] = "HEALTHY" if answer.ok else "FAILING"
+        action["last_error"] = "" if answer.ok else f"{answer.status_code} {answer.reason}"
+        return answer
 
     def _deliver(self, webhook: Json, event: Json) -> None:
         url, status, error = webhook["url"], 0, ""

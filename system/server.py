@@ -9,7 +9,9 @@ coming in, at most 64 KiB for each that waits for a thread, and about 10 KB for 
 import io
 import json
 import logging
+import os
 import resource
+import signal
 import socket
 import sys
 import time
@@ -254,10 +256,22 @@ class Server:
         self._waitress.is_draining = False
         self._stopping = False
         self._next_sweep = 0.0
+        self._wakes_for_signals = False
         host = str(self._waitress.effective_host)
         self.address = (
             f"[{host}]:{self._waitress.effective_port}" if ":" in host else f"{host}:{self._waitress.effective_port}"
         )
+
+    def wake_for_signals(self) -> None:
+        """Have any signal end the wait for the network. Called by the main thread.
+
+        Without it, a signal that comes just before the wait begins, or that the system gives to another thread, is
+        noticed at the next tick only.
+        """
+        wakes = self._waitress.trigger.trigger
+        os.set_blocking(wakes, False)
+        signal.set_wakeup_fd(wakes, warn_on_full_buffer=False)
+        self._wakes_for_signals = True
 
     def run(self, on_tick: Callable[[], None], tick_seconds: float = TICK_SECONDS) -> None:
         """Serve until `stop` is called, and call `on_tick` every `tick_seconds`, or every 30 s if that is shorter."""
@@ -285,6 +299,8 @@ class Server:
         self._waitress.task_dispatcher.shutdown(timeout=1)
         for channel in self._channels():
             channel.close_now()
+        if self._wakes_for_signals:
+            signal.set_wakeup_fd(-1)
         self._waitress.trigger.close()
 
     def _channels(self) -> list[Channel]:

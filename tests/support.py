@@ -27,6 +27,7 @@ from circuit_breaker import CircuitBreaker
 from config import Config, load
 from faulty_iconik import FaultyIconik
 from iconik_client import IconikClient
+from menu import MENU
 from resources import Services, create_app
 from store import Rules, Store
 from submitter import Submitter
@@ -116,6 +117,12 @@ def wait_until(condition: Callable[[], Any], seconds: float = 20) -> None:
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.005)
+
+
+def unread_bytes(port: int) -> list[int]:
+    """What the server has not read yet, of each connection to the port."""
+    lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return [int(line[4].split(":")[1], 16) for line in lines if line[1].endswith(f":{port:04X}") and line[3] == "01"]
 
 
 def full_pipe() -> tuple[int, int]:
@@ -401,7 +408,7 @@ class ListenerHere(Listener):
         self.breaker = breaker
         services = Services(self.store, self.submitter, breaker, config.listener.webhook_secret)
         host, port = config.listener.host, config.listener.port
-        self.server = Server(create_app(services), host, port, services.judge)
+        self.server = Server(create_app(services, MENU), host, port, services.judge)
         self.store.set_state("listening_at", self.server.address)
         self.url = f"http://{self.server.address}"
         self.submitter.start()

@@ -14,6 +14,7 @@ import pytest
 
 import commands
 from faulty_iconik import Fault, FaultyIconik
+from page.command import page
 from store import Outcome, Status, Store
 from support import APP, ASSET, SECRET, ListenerHere, new_id, run
 from system import database
@@ -88,10 +89,17 @@ def is_told(result: "subprocess.CompletedProcess[str]", *words: str) -> None:
 def test_there_are_as_many_commands_as_modules_for_them() -> None:
     named = {(command.name or "").replace("-", "_") for command in commands.ALL}
     modules = {path.stem for path in Path(commands.__file__).parent.glob("*.py")}
-    assert named - {"allow", "pause", "resume"} == modules - {"__init__", "changes", "items", "limit", "running"}
+    assert named - {"allow", "pause", "resume"} == modules - {
+        "__init__",
+        "changes",
+        "items",
+        "limit",
+        "menu",
+        "running",
+    }
 
 
-@pytest.mark.parametrize("command", [command.name for command in commands.ALL])
+@pytest.mark.parametrize("command", [command.name for command in (*commands.ALL, page)])
 @pytest.mark.parametrize("option", ["-h", "--help"])
 def test_every_command_has_help_within_80_columns(
     listener: ListenerHere, monkeypatch: pytest.MonkeyPatch, command: str, option: str

@@ -1,6 +1,7 @@
 """The real `python app.py`, as a process: how it starts, what it does for the article's assets, and how it ends."""
 
 import ast
+import ctypes
 import json
 import re
 import shutil
@@ -35,6 +36,7 @@ from support import (
     new_id,
     rows,
     run,
+    unread_bytes,
     wait_until,
 )
 from test_migrations import VERSION_1_0, write
@@ -284,6 +286,17 @@ def test_a_second_signal_while_python_itself_ends_changes_nothing(listeners: Cal
     assert listener.end() == 0
 
 
+def test_a_signal_that_another_thread_gets_ends_it_at_once(listener: Listener) -> None:
+    """The main thread, which waits for the network meanwhile, is not interrupted by it."""
+    assert listener.process
+    pid = listener.process.pid
+    wait_until(lambda: answers_at_once(listener))
+    other = max(int(task.name) for task in Path(f"/proc/{pid}/task").iterdir())
+    assert other != pid
+    assert ctypes.CDLL(None).tgkill(pid, other, signal.SIGTERM) == 0
+    assert listener.process.wait(15) == 0
+
+
 def test_after_ctrl_c_a_webhook_under_way_is_answered_before_the_end(listener: Listener) -> None:
     with ThreadPoolExecutor() as pool:
         with held_by_a_person(listener.database):
@@ -324,12 +337,6 @@ def test_webhooks_that_were_read_are_answered_though_a_person_holds_the_database
         interrupt(listener, signal.SIGTERM)
         assert [webhook.recv(65536)[:12] for webhook in webhooks] == [b"HTTP/1.1 503"] * 12
         assert listener.end() == 0
-
-
-def unread_bytes(port: int) -> list[int]:
-    """What the server has not read yet, of each connection to the port."""
-    lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
-    return [int(line[4].split(":")[1], 16) for line in lines if line[1].endswith(f":{port:04X}") and line[3] == "01"]
 
 
 def test_after_a_kill_the_next_start_finishes_the_work(

@@ -455,6 +455,23 @@ def test_a_wrong_clock_of_ours_neither_loses_nor_moves_back(world: World, wrong_
     assert str(mark or "") < str(world.store.state(ASSETS_SEEN_UNTIL)) <= format_utc(iconik.now)
 
 
+def test_neither_the_floor_nor_the_mark_moves_back(world: World) -> None:
+    """Though iconik's clock does."""
+    assert world.look()
+    before = [world.store.state(key) for key in (ASSETS_FLOOR, ASSETS_SEEN_UNTIL)]
+    world.sandbox.clock = lambda: world.clock.now - 30 * DAY
+    archived = format_utc(world.clock.now - 20 * DAY)
+    world.missed(5, date_created=archived, date_imported=archived)
+    world.look()
+    world.sandbox.edit_webhook(world.create["id"], description="mine")
+    world.look()
+    assert [world.store.state(key) for key in (ASSETS_FLOOR, ASSETS_SEEN_UNTIL)] >= before
+    world.sandbox.clock = world.clock
+    for _ in range(2):
+        world.look()
+    assert world.items() == {}
+
+
 # What became of the jobs.
 
 ENDS = [
@@ -582,6 +599,21 @@ def test_a_row_that_a_trigger_protects_is_no_other_rows_trouble(
     assert set(missed) - {protected} <= set(items)
     assert set(old) & set(items) <= {protected}
     assert "hands off" in caplog.text
+
+
+def test_a_job_that_was_in_doubt_for_long_is_found(world: World) -> None:
+    """The asset says that it is under way, and nothing says its id."""
+    world.sandbox.faults.append(Fault("POST /API/transcode", cut=True, after_work=True))
+    world.sandbox.create_asset("a.mov", ASSET, send=False)
+    world.store.add_asset(ASSET, "a.mov")
+    world.store.proxy_closed(ASSET)
+    world.submitter.work_once()
+    world.clock.advance(HOUR)
+    world.submitter.work_once()
+    assert world.items()[ASSET]["status"] == Status.SUBMITTED
+    world.sandbox.finish_job(world.sandbox.latest_job[ASSET])
+    assert world.look()
+    assert world.items()[ASSET]["status"] == Status.DONE
 
 
 def test_a_failed_job_that_we_started_is_measured_too(world: World) -> None:

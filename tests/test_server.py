@@ -11,7 +11,7 @@ import pytest
 import requests
 from flask import Flask, request
 
-from support import wait_until
+from support import unread_bytes, wait_until
 from system import server as server_module
 from system.server import (
     MAX_BODY,
@@ -253,6 +253,18 @@ def test_when_too_much_is_kept_of_incomplete_requests_the_oldest_is_closed(
             assert client.recv(12) == b"HTTP/1.1 200"
         idle.sendall(b"POST / HTTP/1.1\r\nHost: x\r\n\r\n")
         assert idle.recv(12) == b"HTTP/1.1 200"
+
+
+def test_what_is_sent_behind_a_request_takes_little_of_the_kernels_memory(site: Site) -> None:
+    port = int(site.server.address.rpartition(":")[2])
+    with closing(site.connect()) as client:
+        client.sendall(b"GET /slow HTTP/1.1\r\nHost: x\r\n\r\n")
+        wait_until(lambda: site.under_way() == 1)
+        client.setblocking(False)
+        with suppress(BlockingIOError):
+            while True:
+                client.send(b"x" * 1000)
+        assert 0 < max(unread_bytes(port)) <= 2 * server_module.RECEIVE_BUFFER
 
 
 def test_urgent_data_which_would_be_reported_for_ever_ends_a_connection(site: Site) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
+from commands.status import problem_groups
 from faulty_iconik import Fault, FaultyIconik
 from sandbox import profile
 from support import ASSET, OTHER_ASSET, ListenerHere, create_event, new_id, wait_until
@@ -161,6 +162,21 @@ def test_a_title_that_is_no_text_breaks_no_command(listener_here: ListenerHere, 
     run(listener_here, "status", "--all")
     run(listener_here, "show", ASSET)
     run(listener_here, "retry", ASSET)
+
+
+def test_counting_what_waits_and_what_failed_reads_no_rows(listeners_here: Listeners) -> None:
+    """With 100,000 items that wait for the same reason, /health took a second and status eight."""
+    store = listeners_here(limits__max_per_day=1).start().store
+    statements: list[str] = []
+    with store.database.transaction() as db:
+        db.set_trace_callback(statements.append)
+    store.health()
+    problem_groups(store)
+    with store.database.transaction() as db:
+        db.set_trace_callback(None)
+        for statement in [one for one in statements if "count(*)" in one]:
+            plan = [row["detail"] for row in db.execute(f"EXPLAIN QUERY PLAN {statement}")]
+            assert [step for step in plan if " items" in step and "COVERING INDEX" not in step] == []
 
 
 # show
