@@ -120,6 +120,15 @@ def _text(text: str) -> str:
     return text
 
 
+def _addresses(text: str) -> tuple[str, ...]:
+    """Apprise's URLs. They hold passwords, so no message shows them."""
+    addresses = tuple(address.rstrip(",") for address in text.split())
+    for address in addresses:
+        if not re.fullmatch(r"[a-z][a-z0-9]*://[!-~]+", address, re.IGNORECASE):
+            raise ValueError("must be Apprise URLs like ntfy://topic, separated by spaces")
+    return addresses
+
+
 def _path(text: str) -> Path:
     return Path(_text(text))
 
@@ -195,6 +204,11 @@ class LimitsConfig:
 
 
 @dataclass(frozen=True)
+class NotifyConfig:
+    to: tuple[str, ...] = _key(_addresses, "", secret=True)
+
+
+@dataclass(frozen=True)
 class JobConfig:
     """What config.ini says of one job.
 
@@ -231,6 +245,7 @@ class Config:
     faces: FacesConfig
     limits: LimitsConfig
     reconciler: ReconcilerConfig
+    notify: NotifyConfig
     warnings: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -252,6 +267,9 @@ class Config:
         return self.analyze.skip_types
 
 
+SECTIONS = ("iconik", "listener", "submitter", "analyze", "transcribe", "faces", "limits", "reconciler", "notify")
+
+
 def load(path: Path) -> Config:
     """Read the file `path`, which is UTF-8.
 
@@ -259,18 +277,8 @@ def load(path: Path) -> Config:
     """
     parser = _parse(path)
     moved = _read_from_old_places(parser)
-    sections: dict[str, Any] = {
-        "iconik": IconikConfig,
-        "listener": ListenerConfig,
-        "submitter": SubmitterConfig,
-        "analyze": AnalyzeConfig,
-        "transcribe": TranscribeConfig,
-        "faces": FacesConfig,
-        "limits": LimitsConfig,
-        "reconciler": ReconcilerConfig,
-    }
     for name in parser.sections():
-        if name not in sections:
+        if name not in SECTIONS:
             raise ConfigError(f"{path}: [{name}]: unknown section")
     listener = _section(parser, path, moved, "listener", ListenerConfig)
     # The path may be relative to the file, or a link: the lock needs the file's one true name.
@@ -289,12 +297,23 @@ def load(path: Path) -> Config:
         faces=_section(parser, path, moved, "faces", FacesConfig),
         limits=_section(parser, path, moved, "limits", LimitsConfig),
         reconciler=_section(parser, path, moved, "reconciler", ReconcilerConfig),
+        notify=_section(parser, path, moved, "notify", NotifyConfig),
         warnings=(*_unwise(path, listener), *_unknown_types(path, analyze.skip_types)),
         notes=tuple(
             f"{path}: {old_key} of [{old_section}] is now {key} of [{section}]: move it there"
             for (section, key), (old_section, old_key) in moved.items()
         ),
     )
+
+
+def load_notify(path: Path) -> tuple[NotifyConfig, Path]:
+    """[notify] alone, and where items.db is: a mistake elsewhere in the file does not keep it from being told.
+
+    :raises ConfigError: the file cannot be read, or the mistake is there
+    """
+    parser = _parse(path)
+    database = parser.get("listener", "database", fallback="items.db")
+    return _section(parser, path, {}, "notify", NotifyConfig), (path.resolve().parent / database).resolve()
 
 
 def _parse(path: Path) -> configparser.ConfigParser:

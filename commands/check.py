@@ -1,10 +1,9 @@
 """check: verify the files, the running listener and iconik."""
 
 import json
-import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,11 @@ from urllib.parse import urlsplit, urlunsplit
 import click
 import requests
 
+from commands import notify
+from commands.route import Cause, route_fault
 from commands.running import running_listener
-from config import Config, ConfigError, load
-from events import CREATE, KINDS, SECRET_HEADER
+from config import Config, ConfigError, load, load_notify
+from events import CREATE, KINDS
 from iconik_client import MAX_CLOCK_DIFFERENCE, IconikClient, IconikError, IconikForbidden, IconikRefused
 from jobs import Job
 from limits import Limits
@@ -27,13 +28,11 @@ from store import DAY_SECONDS, Rules, Store
 from system.database import network_file_system
 from system.errors import ListenerError
 from system.text import command, format_local, one_line, parse_time, pluralize
-from system.transport import Transport, TransportError
 from version import __version__
 
 MAX_DUE_SECONDS = 15 * 60.0  # for which an item that is due may wait
 MAX_WAL_BYTES = 64 * 1024 * 1024
 MANY = 10  # items refused in the same words that are everybody's trouble
-ROUTE_TIMEOUT = 10.0
 PING_TIMEOUT = 10.0
 
 # What is lost without each role. README.md has the same table.
@@ -50,14 +49,6 @@ OTHER_ROLES = {
     "can_read_automations": "check cannot tell whether an automation also starts analyses",
     "can_delete_webhooks": "register --remove cannot be used",
     "can_read_stats": "report cannot show iconik's own meters",
-}
-# An event of a kind that the listener ignores. It takes the same route as iconik's events, and has no effect.
-TEST_EVENT: dict[str, object] = {
-    "event_type": "iconik-listener",
-    "operation": "check",
-    "realm": "check",
-    "object_id": None,
-    "data": {},
 }
 
 
@@ -102,14 +93,19 @@ def _monitor(context: click.Context, option: click.Parameter, url: str | None) -
     callback=_monitor,
     help="Tell a monitor: GET URL if all is well, else POST to URL/fail what is wrong.",
 )
+@click.option("--notify", "is_told", is_flag=True, help="Tell those in [notify] what has changed, as the timer does.")
+@click.option("--test", "is_trial", is_flag=True, help="With --notify: only send a test message.")
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 @click.pass_obj
-def check(path: Path, ping: str | None, as_json: bool) -> None:
+def check(path: Path, ping: str | None, is_told: bool, is_trial: bool, as_json: bool) -> None:
     """Check everything, one line each, and say what to do.
 
     Looks at config.ini, items.db, the running listener, iconik, the credentials and their roles, the analysis profiles,
     the two webhooks and the route from their URL to the listener. Exit code 0 if all is well, else 1.
     """
+    if is_trial:
+        _send_trial(path, is_told)
+        return
     facts = []
     for fact in all_facts(path):
         facts.append(fact)
@@ -121,6 +117,8 @@ def check(path: Path, ping: str | None, as_json: bool) -> None:
         click.echo(json.dumps(found, indent=2))
     if ping:
         _ping(ping, faults)
+    if is_told:
+        _tell(path, faults)
     raise SystemExit(1 if faults else 0)
 
 
@@ -155,6 +153,7 @@ def all_facts(path: Path) -> Facts:
             registered_url = store.state(REGISTERED_URL)
     except ListenerError as error:
         yield wrong(str(error))
+    yield from _notify_facts(config)
     yield from _iconik_facts(config, registered_url)
 
 
@@ -251,6 +250,20 @@ def _listener_faults(config: Config, listener: dict[str, Any]) -> list[str]:
     if due and time.time() - due > MAX_DUE_SECONDS:
         faults.append(f"an item has been due since {format_local(listener['oldest_due_at'])}: {command('status')}")
     return faults
+
+
+def _notify_facts(config: Config) -> Facts:
+    addresses = config.notify.to
+    if not addresses:
+        return
+    try:
+        faults = notify.not_understood(addresses)
+    except notify.NotInstalled as error:
+        yield wrong(str(error))
+        return
+    yield from map(wrong, faults)
+    if not faults:
+        yield ok(f"what is wrong is sent to the {pluralize(len(addresses), 'address', 'addresses')} of [notify] to")
 
 
 def _iconik_facts(config: Config, registered_url: str | None) -> Facts:
@@ -408,68 +421,17 @@ def _register(url: str, *options: str) -> str:
 
 
 def _route_fact(webhook: WebhookDefinition) -> Fact:
-    """Send an event where iconik sends its own: through DNS, firewall, TLS and proxy to the listener."""
-    url = webhook.url
-    try:
-        parts = urlsplit(url)
-        host, port = str(parts.hostname), parts.port or (443 if parts.scheme == "https" else 80)
-        addresses = {str(entry[4][0]) for entry in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)}
-    except (socket.gaierror, ValueError) as error:  # UnicodeError is a ValueError
-        return _no_address(webhook, error)
-    try:
-        socket.create_connection((host, port), ROUTE_TIMEOUT).close()
-    except OSError as error:
-        return _no_connection(url, host, port, addresses, error)
-    try:
-        # All of its headers, because a gateway on the way may want them.
-        headers = {**webhook.headers, "Content-Type": "application/json"}
-        transport = Transport(f"{parts.scheme}://{parts.netloc}", headers, ROUTE_TIMEOUT)
-        answer = transport.send("POST", url.removeprefix(f"{parts.scheme}://{parts.netloc}"), json=TEST_EVENT)
-    except TransportError as error:
-        return _no_tls(url, host, str(error)) if parts.scheme == "https" else wrong(f"{url}: {error}")
-    if answer.status == 401 and SECRET_HEADER.encode() in answer.body:
-        again = _register(webhook.base_url)
-        return wrong(f"{url}: the listener there does not accept the secret that iconik sends: restart it, or {again}")
-    if answer.status != 200 or b'"ignored"' not in answer.body:
-        return wrong(f"{url}: something other than this listener answers there ({answer.status})")
-    return ok(f"{url} reaches this listener, and the secret is right")
-
-
-def _no_address(webhook: WebhookDefinition, error: Exception) -> Fact:
-    if isinstance(error, socket.gaierror) and error.errno == socket.EAI_AGAIN:
-        return note(f"{webhook.url} cannot be tried: this machine cannot look up names just now")
-    host, removal = urlsplit(webhook.url).hostname, _register(webhook.base_url, "--remove")
-    remedy = f"create its DNS entry or, if the name is wrong, register the right one and remove this: {removal}"
-    return wrong(f"{host} is not in DNS: {remedy}")
-
-
-def _no_connection(url: str, host: str, port: int, addresses: set[str], error: OSError) -> Fact:
-    reason = one_line(error.strerror or str(error))
-    if isinstance(error, ConnectionRefusedError) and addresses & _addresses_here():
-        remedy = "sudo systemctl status caddy" if port in (80, 443) else "start what listens there"
-        return wrong(f"{url}: nothing listens on port {port} of this machine: {remedy}")
-    return note(f"{url} cannot be reached from this machine ({reason}): try it from another one")
-
-
-def _addresses_here() -> set[str]:
-    """The addresses of this machine, as far as it knows them."""
-    found = {"127.0.0.1", "127.0.1.1", "::1"}
-    for family, target in ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1")):
-        try:
-            with socket.socket(family, socket.SOCK_DGRAM) as probe:
-                probe.connect((target, 9))  # sends nothing: the system only chooses the address to send from
-                found.add(str(probe.getsockname()[0]))
-        except OSError:
-            continue
-    return found
-
-
-def _no_tls(url: str, host: str, reason: str) -> Fact:
-    if "certificate" in reason or "TLS" in reason:
-        cause = "Caddy requests one when the name points to this VM and ports 80 and 443 are open"
-        remedy = "sudo journalctl -u caddy -n 20"
-        return wrong(f"{url}: {reason}. {host} may have no valid certificate yet. {cause}: {remedy}")
-    return wrong(f"{url}: {reason}")
+    """Whether iconik's events reach this listener on the way that they take."""
+    fault = route_fault(webhook.url, webhook.headers)
+    if fault is None:
+        return ok(f"{webhook.url} reaches this listener, and the secret is right")
+    text = fault.text
+    if fault.cause is Cause.NAME:
+        removal = _register(webhook.base_url, "--remove")
+        text = f"{text} or, if the name is wrong, register the right one and remove this: {removal}"
+    elif fault.cause is Cause.SECRET:
+        text = f"{text} that iconik sends: restart it, or {_register(webhook.base_url)}"
+    return wrong(text) if fault.is_certain else note(text)
 
 
 def _ping(url: str, faults: list[str]) -> None:
@@ -485,3 +447,28 @@ def _ping(url: str, faults: list[str]) -> None:
             click.echo(f"The monitor at {parts.hostname} answered {answer.status_code}", err=True)
     except (requests.RequestException, OSError, ValueError) as error:
         click.echo(f"The monitor at {urlsplit(url).hostname} cannot be reached: {type(error).__name__}", err=True)
+
+
+def _tell(path: Path, faults: list[str]) -> None:
+    """Tell people, if they want to be told. If that fails, that is a line, no more."""
+    with suppress(ConfigError):  # which is one of the faults, and says where
+        settings, database = load_notify(path)
+        if settings.to:
+            notify.tell(settings.to, database, faults, lambda line: click.echo(line, err=True))
+
+
+def _send_trial(path: Path, is_told: bool) -> None:
+    if not is_told:
+        raise click.UsageError("--test needs --notify")
+    settings, _ = load_notify(path)
+    if not settings.to:
+        raise click.ClickException(f"{path}: [notify] to is empty, so nobody is told")
+    try:
+        failures = notify.send(settings.to, notify.trial())
+    except notify.NotInstalled as error:
+        raise click.ClickException(str(error)) from None
+    for failure in failures:
+        click.echo(failure, err=True)
+    taken = len(settings.to) - len(failures)
+    click.echo(f"{pluralize(taken, 'address', 'addresses')} of {len(settings.to)} took the message.")
+    raise SystemExit(1 if failures else 0)

@@ -20,9 +20,9 @@ def one_line(text: object, max_length: int = 200) -> str:
     return line if len(line) <= max_length else line[: max_length - 1] + "…"
 
 
-def pluralize(count: int, noun: str) -> str:
-    """`1 item`, `2 items`."""
-    return f"{count} {noun}{'' if count == 1 else 's'}"
+def pluralize(count: int, noun: str, plural: str = "") -> str:
+    """`1 item`, `2 items`; `plural` is for a noun that takes no s."""
+    return f"{count} {noun if count == 1 else plural or noun + 's'}"
 
 
 def named(object_id: str, title: object) -> str:

@@ -22,7 +22,7 @@ NOBODY = 65534
 PUBLIC = "https://127.0.0.1:1"
 EACH = [
     ["check"],
-    ["register", PUBLIC],
+    ["register", "--yes", PUBLIC],
     ["register", "--remove", PUBLIC],
     ["status"],
     ["status", "--json"],
@@ -88,7 +88,8 @@ def is_told(result: "subprocess.CompletedProcess[str]", *words: str) -> None:
 def test_there_are_as_many_commands_as_modules_for_them() -> None:
     named = {(command.name or "").replace("-", "_") for command in commands.ALL}
     modules = {path.stem for path in Path(commands.__file__).parent.glob("*.py")}
-    assert named - {"allow", "pause", "resume"} == modules - {"__init__", "changes", "items", "limit", "running"}
+    helpers = {"__init__", "changes", "items", "limit", "notify", "route", "running"}
+    assert named - {"allow", "pause", "resume"} == modules - helpers
 
 
 @pytest.mark.parametrize("command", [command.name for command in commands.ALL])
@@ -243,7 +244,7 @@ def test_nothing_that_iconik_answers_is_a_traceback(
 
 def test_an_iconik_that_cannot_be_reached_is_told(listener: ListenerHere, sandbox: FaultyIconik) -> None:
     listener.config.write_text(listener.config.read_text().replace(sandbox.url, "http://127.0.0.1:1"))
-    for command in (["check"], ["register", PUBLIC], ["catch-up", "--since", "2020-01-01", "--yes"]):
+    for command in (["check"], ["register", "--yes", PUBLIC], ["catch-up", "--since", "2020-01-01", "--yes"]):
         is_told(listener.command(*command), "iconik cannot be reached: the connection was refused")
 
 

@@ -22,6 +22,7 @@ from config import (
     IconikConfig,
     LimitsConfig,
     ListenerConfig,
+    NotifyConfig,
     ReconcilerConfig,
     SubmitterConfig,
     TranscribeConfig,
@@ -47,6 +48,7 @@ SECTIONS: dict[str, Any] = {
     "faces": FacesConfig,
     "limits": LimitsConfig,
     "reconciler": ReconcilerConfig,
+    "notify": NotifyConfig,
 }
 LINK = re.compile(r"\]\(([^()\s]+)\)")
 
