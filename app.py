@@ -51,7 +51,7 @@ from version import __version__
 log = logging.getLogger("iconik_listener")
 
 MAX_CALL_EXCESS = 120.0  # seconds beyond its timeout after which a call hangs: the system's resolver may take a minute
-STARTING_SECONDS = 300.0  # that systemd is asked for each time that a long start shows progress
+STARTING_SECONDS = 300.0  # added to systemd's start timeout with each progress line
 
 
 def serve(config: Config) -> None:

@@ -332,9 +332,9 @@ def _parse(path: Path) -> configparser.ConfigParser:
     except UnicodeDecodeError:
         raise ConfigError(f"{path}: is not UTF-8 text") from None
     except configparser.DuplicateOptionError as error:
-        raise ConfigError(f"{path}: [{error.section}] {error.option}: is there twice") from None
+        raise ConfigError(f"{path}: [{error.section}] {error.option}: is defined twice") from None
     except configparser.DuplicateSectionError as error:
-        raise ConfigError(f"{path}: [{error.section}]: is there twice") from None
+        raise ConfigError(f"{path}: [{error.section}]: is defined twice") from None
     except configparser.Error as error:
         # Their own messages quote the line, and a secret with it.
         line = getattr(error, "lineno", None) or getattr(error, "errors", [("?",)])[0][0]

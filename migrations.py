@@ -1,4 +1,4 @@
-"""The way from each older form of items.db to today's schema, and which files are ours at all."""
+"""The way from each older form of items.db to today's schema, and which files belong to the listener."""
 
 import os
 import re
@@ -166,7 +166,7 @@ class Migrations:
 
         :param connection: in autocommit mode
         :param may_write: False for the operator's commands, which leave an upgrade to the listener
-        :param progress: is told in a line what takes long, and every few seconds that it goes on
+        :param progress: called with one-line progress messages, every few seconds
         :raises MigrationError: the file is not ours or cannot be upgraded; it was left as it was
         :raises OSError, sqlite3.Error: it cannot be read or written; it was left as it was
         """

@@ -622,7 +622,8 @@ POLL = """SELECT object_id, job, next_attempt_at FROM items WHERE status = 'awai
 ORDER BY next_attempt_at, created_at LIMIT 1"""
 
 # Due later than its own delay allows, or iconik's Retry-After: the clock was wrong when that was written.
-MISDATED_POLL = """SELECT object_id, job, next_attempt_at FROM items WHERE status = 'awaiting_proxy' AND next_attempt_at > :now
+MISDATED_POLL = """SELECT object_id, job, next_attempt_at FROM items
+WHERE status = 'awaiting_proxy' AND next_attempt_at > :now
     AND (julianday(next_attempt_at) - julianday(:now)) * 86400 > max(waited, 3600) + 60
     AND object_id || ' ' || job NOT IN (SELECT value FROM json_each(:left_alone))
 LIMIT 1"""

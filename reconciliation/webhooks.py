@@ -135,7 +135,7 @@ class WebhookDefinition:
         return is_written and not is_failing
 
     def problems(self, secrets: tuple[str, ...]) -> list[str]:
-        """What keeps events from us, each as half a sentence about this webhook; an empty list if all is well."""
+        """Reasons why events do not reach us, as predicates such as "is DISABLED (…)"; empty if there are none."""
         problems = []
         if self.status != "ENABLED":
             problems.append(f"is {self.status} ({self.last_error})")

@@ -11,7 +11,7 @@ from system.text import one_line
 
 OUR_LOGGER = "iconik_listener"
 REPEAT_SECONDS = 60
-MAX_TOPICS = 20  # of one kind that are told of in a minute, such as the senders of refused webhooks
+MAX_TOPICS = 20  # of one kind that are logged per minute, such as the senders of refused webhooks
 MAX_LINE = 1000
 # How journald, syslog and `journalctl -p err` call the levels.
 PRIORITIES = {logging.CRITICAL: 2, logging.ERROR: 3, logging.WARNING: 4, logging.INFO: 6, logging.DEBUG: 7}

@@ -1,4 +1,4 @@
-"""Messages to systemd, if that runs us: sd_notify(3) without a library."""
+"""sd_notify(3): readiness, watchdog and status, without a dependency."""
 
 import math
 import os

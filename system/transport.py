@@ -149,7 +149,7 @@ class Transport:
             with closing(response):
                 body, fault = _body(response, self._timeout)
             if fault or response.status_code < 200:
-                session.close()  # what may still come is not the next request's answer
+                session.close()  # leftover bytes must not be read as the next request's answer
             return Answer(response.status_code, response.reason or "", response.headers, body, fault)
 
     @contextmanager
@@ -224,7 +224,7 @@ def _unzip(body: bytes, encoding: str, limit: int) -> tuple[bytes, str | None]:
 
 
 def _proxies(url: str) -> dict[str, str]:
-    """The environment's proxy for https. Plain http goes to this machine, or shows our secrets to the proxy."""
+    """The environment's proxy for https. Plain http is never proxied: a proxy would see our secrets."""
     proxy = os.environ.get("https_proxy") or os.environ.get("HTTPS_PROXY")
     return {"https": proxy} if proxy and _is_https(url) and not should_bypass_proxies(url, no_proxy=None) else {}
 

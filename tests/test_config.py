@@ -330,9 +330,9 @@ NO_INI = "is not a [section], key = value, or # comment"
         ("[iconik]\nauth_token hush\n", f"line 2: {NO_INI}"),
         ("[iconik]\napp_id = a\nhush\nhush\n", f"line 3: {NO_INI}"),
         ("[iconik]\n= hush\n", f"line 2: {NO_INI}"),
-        ("[iconik]\napp_id = a\napp_id = hush\n", "[iconik] app_id: is there twice"),
-        ("[iconik]\napp_id = a\nAPP_ID = hush\n", "[iconik] app_id: is there twice"),
-        ("[iconik]\n[iconik]\n", "[iconik]: is there twice"),
+        ("[iconik]\napp_id = a\napp_id = hush\n", "[iconik] app_id: is defined twice"),
+        ("[iconik]\napp_id = a\nAPP_ID = hush\n", "[iconik] app_id: is defined twice"),
+        ("[iconik]\n[iconik]\n", "[iconik]: is defined twice"),
     ],
 )
 def test_a_file_that_cannot_be_read_as_ini_is_refused_without_quoting_it(

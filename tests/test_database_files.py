@@ -181,6 +181,18 @@ def test_a_reader_who_holds_up_checkpoints_is_no_alarm(store: Store, tmp_path: P
         store.add_asset(ASSET, None)
 
 
+def test_a_file_that_is_copied_into_in_part_is_no_alarm(store: Store, tmp_path: Path) -> None:
+    """While a person reads, items.db may get its new first page, which counts pages that it does not have yet."""
+    for _ in range(30):
+        store.add_asset(new_id(), None)
+    with closing(sqlite3.connect(tmp_path / "items.db", isolation_level=None)) as person:
+        person.execute("BEGIN")
+        person.execute("SELECT * FROM items").fetchall()
+        for number in range(450):  # changes the last pages, and not the first
+            store.database.run("UPDATE items SET title = :number", number=number)
+    assert store.database.error is None
+
+
 # What is found at a start
 
 
