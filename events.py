@@ -75,8 +75,13 @@ class Event:
     @property
     def version_id(self) -> str | None:
         """The version of the asset that a proxy is of; None if the event does not say."""
-        version_id = self.data.get("version_id")
-        return version_id.lower() if isinstance(version_id, str) and UUID.fullmatch(version_id) else None
+        return version_of(self.data)
+
+
+def version_of(proxy: Mapping[str, object]) -> str | None:
+    """The version of the asset that a proxy of iconik's is of; None if it does not say."""
+    version_id = proxy.get("version_id")
+    return version_id.lower() if isinstance(version_id, str) and UUID.fullmatch(version_id) else None
 
 
 def title_of(asset: Mapping[str, object]) -> str | None:

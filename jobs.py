@@ -19,8 +19,8 @@ class Job:
     :ivar path: where it is started, under /API/; `{asset}` and `{version}` are ids, `{profile}` a part of the path
     :ivar status_field: the field of an asset and of its versions that says how far it is
     :ivar iconik_type: the type of iconik's jobs
-    :ivar media_types: those that it serves
-    :ivar profile_types: the media type of the profile that serves it, by the media type of the asset
+    :ivar automation_action: what iconik's automations call it
+    :ivar profile_types: the media type of the profile that serves it, by the media types of the assets that it serves
     :ivar has_profile: whether its section in config.ini has a profile
     :ivar takes_query: whether its options travel in the query of the URL; in the body otherwise
     :ivar is_answered_without_id: whether iconik accepts it with a 202 that does not name the job
@@ -32,7 +32,7 @@ class Job:
     path: str
     status_field: str
     iconik_type: str
-    media_types: tuple[str, ...]
+    automation_action: str
     profile_types: dict[str, str]
     has_profile: bool = True
     takes_query: bool = False
@@ -45,7 +45,7 @@ class Job:
 
     def serves(self, media_type: str) -> bool:
         """Whether iconik can do it for assets of that media type."""
-        return media_type in self.media_types
+        return media_type in self.profile_types
 
 
 ANALYZE = Job(
@@ -55,7 +55,7 @@ ANALYZE = Job(
     path="transcode/v1/analyze/assets/{asset}/{profile}",
     status_field="analyze_status",
     iconik_type="ANALYZE",
-    media_types=("image", "video"),
+    automation_action="ANALYZE",
     profile_types={"image": "image", "video": "video"},
 )
 TRANSCRIBE = Job(
@@ -65,7 +65,7 @@ TRANSCRIBE = Job(
     path="transcode/v1/transcribe/assets/{asset}/profiles/default/",
     status_field="transcribe_status",
     iconik_type="TRANSCRIPTION",
-    media_types=("video", "audio"),
+    automation_action="TRANSCRIBE",
     profile_types={"video": "transcription", "audio": "transcription"},
 )
 FACES = Job(
@@ -75,7 +75,7 @@ FACES = Job(
     path="ml/v1/face_recognition/extract/assets/{asset}/versions/{version}/",
     status_field="face_recognition_status",
     iconik_type="FACE_RECOGNITION",
-    media_types=("image", "video"),
+    automation_action="EXTRACT_FACES",
     profile_types={"image": "face_image", "video": "face_video"},
     has_profile=False,
     takes_query=True,

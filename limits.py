@@ -3,6 +3,7 @@
 import json
 import logging
 from dataclasses import dataclass
+from threading import Lock
 
 from store import ALLOWED, PAUSED, Store
 from system.text import command, pluralize
@@ -62,7 +63,7 @@ class Limit:
             why = f" ({self.pause.reason})" if self.pause.reason else ""
             return f"{self.pause.by} paused the starting of jobs at {self.pause.since}{why}: {command('resume')}"
         if self.is_reached:
-            held = f"{pluralize(self.held, 'item')} wait until 00:00 UTC"
+            held = f"{pluralize(self.held, 'item')} held until 00:00 UTC"
             started = f"{pluralize(self.started, 'job')} started today, as many as max_per_day allows"
             return f"{started}: {held}. To let more through now: {command('allow', '100')}"
         return ""
@@ -73,6 +74,7 @@ class Limits:
 
     def __init__(self, store: Store) -> None:
         self._store = store
+        self._lock = Lock()
         self._logged = ""
 
     def now(self) -> Limit:
@@ -128,10 +130,8 @@ class Limits:
         """Log once when the limit is reached, when a person pauses, and when it goes on."""
         limit = self.now()
         state = "paused" if limit.pause else f"reached {limit.day}" if limit.is_reached and limit.held else ""
-        if state == self._logged:
-            return
-        if state:
-            log.warning("%s", limit.describe())
-        else:
-            log.warning("Jobs are started again: %s are ready", pluralize(limit.held, "item"))
-        self._logged = state
+        with self._lock:
+            if state == self._logged:
+                return
+            self._logged = state
+        log.warning("%s", limit.describe() if state else "Jobs are started again")

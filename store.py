@@ -528,6 +528,15 @@ class Store:
         """Remember a value."""
         self.database.run(SET_STATE, key=key, value=value)
 
+    def forget_job_floors(self) -> None:
+        """Forget since when the jobs are configured that are not configured any more."""
+        self.database.run(
+            """DELETE FROM state WHERE key LIKE :prefix || '%'
+            AND substr(key, length(:prefix) + 1) NOT IN (SELECT value FROM json_each(:jobs))""",
+            prefix=JOB_FLOOR,
+            jobs=json.dumps(self.rules.jobs),
+        )
+
     def overview(self) -> list[Row]:
         """For each status that there is: how many `items`, and since when the `oldest` of them is here."""
         return self.database.run("SELECT * FROM summary")

@@ -4,11 +4,12 @@ import logging
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 
 from circuit_breaker import CircuitBreaker, Permission
 from config import Config
+from events import version_of
 from iconik_client import (
     IconikClient,
     IconikDenied,
@@ -187,14 +188,14 @@ class Submitter:
     def _start_new(self, permission: Permission) -> bool:
         item = self._store.claim_new()
         if item:
-            self._record(item, self._attempt(item, permission))
+            self._try(item, permission)
         return item is not None
 
     def _start_retry(self, permission: Permission) -> bool:
         with self._retry_slot() as has_slot:
             item = self._store.claim_retry() if has_slot else None
             if item:
-                self._record(item, self._attempt(item, permission))
+                self._try(item, permission)
             return item is not None
 
     @contextmanager
@@ -217,6 +218,12 @@ class Submitter:
 
     # One attempt.
 
+    def _try(self, item: Item, permission: Permission) -> None:
+        outcome = self._attempt(item, permission)
+        self._record(item, outcome)
+        if outcome.status == Status.SUBMITTED and not outcome.found:
+            self._release_refused(item)
+
     def _attempt(self, item: Item, permission: Permission) -> Outcome:
         """One attempt at starting an item's job.
 
@@ -237,19 +244,10 @@ class Submitter:
         log.info("Submitting %s Job for %s", job.label, named(item.object_id, item.title))  # as the article logs it
         call = Call(item.object_id)
         try:
-            asset = self._read_asset(item)
-            outcome = self._outcome_without_job(item, job, asset, call)
-            if outcome is None:
-                facts = self._find_facts(item, job, call)
-                call.source = item.object_id
-                outcome = self._start(item, job, asset, facts, call)
-        except NotNow as reason:
-            outcome = reason.outcome
-        except IconikError as error:
-            outcome = self._after_error(item, job, error, permission, call)
+            outcome = self._ask_iconik(item, job, permission, call)
         except StoreUnavailable as error:
             log.error("%s. No job can be started", error, extra={"topic": ("claim", str(error))})
-            outcome = Outcome(Status.READY, delay=self._config.submitter.retry_delay, is_attempt=False)
+            outcome = self._store_failed(error, call)
         except StoreRefused:
             raise
         except Exception as mistake:
@@ -260,6 +258,28 @@ class Submitter:
             outcome = replace(outcome, in_doubt=True, started_nothing=False)  # the earlier request is still in doubt
         self._note_doubt(item, outcome, call)
         return outcome
+
+    def _store_failed(self, error: StoreUnavailable, call: Call) -> Outcome:
+        """The outcome if the database could not be read or written at some point of the attempt."""
+        if not call.is_sent:
+            return Outcome(Status.READY, delay=self._config.submitter.retry_delay, is_attempt=False)
+        delay = self._store.rules.doubt_delay
+        return Outcome(Status.READY, str(error), without_ids(str(error)), delay=delay, in_doubt=True)
+
+    def _ask_iconik(self, item: Item, job: Job, permission: Permission, call: Call) -> Outcome:
+        """Steps 2 to 5 of an attempt."""
+        try:
+            asset = self._read_asset(item)
+            outcome = self._outcome_without_job(item, job, asset, call)
+            if outcome is None:
+                facts = self._find_facts(item, job, call)
+                call.source = item.object_id
+                outcome = self._start(item, job, asset, facts, call)
+            return outcome
+        except NotNow as reason:
+            return reason.outcome
+        except IconikError as error:
+            return self._after_error(item, job, error, permission, call)
 
     def _read_asset(self, item: Item) -> Json:
         asset = self._client.asset(item.object_id)
@@ -283,7 +303,12 @@ class Submitter:
         status = status_of(job, asset, item.version_id)
         is_in_doubt = item.in_doubt_since is not None
         if status in UNDER_WAY:
-            return Outcome(Status.SUBMITTED, found=not is_in_doubt, started_nothing=not is_in_doubt)
+            return Outcome(
+                Status.SUBMITTED,
+                found=not is_in_doubt,
+                started_nothing=not is_in_doubt,
+                submitted_at=item.in_doubt_since,
+            )
         if status == FINISHED and item.asked < 2:
             return Outcome(Status.DONE, found=not is_in_doubt, started_nothing=not is_in_doubt)
         if status == "FAILED" and not item.asked:
@@ -301,13 +326,18 @@ class Submitter:
         return item.source == Source.WEBHOOK and (item.proxy_closed_at or "") >= self._started_at_text
 
     def _second_source(self, item: Item, job: Job, call: Call) -> Outcome | None:
-        """The asset does not say whether the job was started: ask iconik's list of jobs."""
+        """The asset does not say whether the job was started: ask iconik's list of jobs.
+
+        Who wants the job done again does not mind one that is finished.
+        """
         call.source = "jobs"
-        found = [one for one in self._client.jobs_of(item.object_id, job, 0) if one.status not in JOB_FAILED]
-        if not found:
+        listed = self._client.jobs_of(item.object_id, job, 0)
+        done = [one for one in listed if one.status in JOB_DONE and item.asked < 2]
+        under_way = [one for one in listed if one.status not in (*JOB_DONE, *JOB_FAILED)]
+        if not done and not under_way:
             return None
-        is_done = any(one.status in JOB_DONE for one in found)
-        return Outcome(Status.DONE if is_done else Status.SUBMITTED, found=True, job_id=found[-1].id)
+        status, found = (Status.DONE, done) if done else (Status.SUBMITTED, under_way)
+        return Outcome(status, found=True, started_nothing=True, job_id=found[-1].id)
 
     # Doubt: evidence before money.
 
@@ -355,7 +385,8 @@ class Submitter:
     def _list_unreadable(self, item: Item, job: Job, error: IconikError, in_doubt_since: float) -> Outcome:
         if self._client.now() - in_doubt_since > MAX_DOUBT_SECONDS:
             message = f"the {job.name} job may have been started: iconik did not answer, and its list of jobs"
-            return replace(_final(Status.FAILED, f"{message} cannot be read: {error}"), in_doubt=True)
+            failed = _final(Status.FAILED, f"{message} cannot be read: {error}", started_nothing=False)
+            return replace(failed, in_doubt=True)
         message = f"iconik's list of jobs cannot be read: {error}"
         delay = self._backoff(item, self._config.submitter.max_retry_delay)
         delay = max(delay, error.retry_after or 0)
@@ -406,8 +437,10 @@ class Submitter:
 
         :raises NotNow: it does not match, or not yet
         """
+        key = item.object_id, item.job
         try:
             if self._client.document(item.object_id, only):
+                self._missed_by_only.pop(key, None)
                 return
             is_useful = self._finds_something(only)
         except IconikForbidden:
@@ -416,7 +449,6 @@ class Submitter:
             raise NotNow(self._not_yet(item, f"iconik refuses the query in [{job.name}] only: {error}")) from None
         if not is_useful:
             raise NotNow(self._not_yet(item, f"the query in [{job.name}] only finds no asset at all"))
-        key = item.object_id, item.job
         now = self._runtime.monotonic()
         missed_at = self._missed_by_only.setdefault(key, now)
         if (seconds := missed_at + self._config.reconciler.min_age - now) > 0:
@@ -458,7 +490,6 @@ class Submitter:
         job_id = self._client.start(job, asset, version_id=version_id, options=options, profile=path)
         self._breaker.succeeded()
         self.last_error = None
-        self._release_refused(item)
         return Outcome(
             Status.SUBMITTED,
             submitted_at=format_utc(self._client.now()),
@@ -468,12 +499,16 @@ class Submitter:
         )
 
     def _release_refused(self, item: Item) -> None:
-        """A job was accepted: what was refused in the same words as its item before is due, and one of each other."""
-        if item.refused and item.reason:
-            self._store.release_refused(item.reason)
-        if self._runtime.monotonic() - self._probed_at > PROBE_SECONDS / 10:
-            self._probed_at = self._runtime.monotonic()
-            self._store.probe_refused(PROBE_SECONDS)
+        """A job was accepted: make due what was refused in the same words as its item, and one of each other reason.
+
+        If that fails, the next acceptance does it, or the items' own backoff.
+        """
+        with suppress(StoreUnavailable):
+            if item.refused and item.reason:
+                self._store.release_refused(item.reason)
+            if self._runtime.monotonic() - self._probed_at > PROBE_SECONDS / 10:
+                self._probed_at = self._runtime.monotonic()
+                self._store.probe_refused(PROBE_SECONDS)
 
     # What went wrong.
 
@@ -600,8 +635,7 @@ class Submitter:
                 self._store.postpone_poll(item.object_id, delay)
                 return True
             if proxy:
-                version_id = proxy.get("version_id")
-                self._store.proxy_closed(item.object_id, version_id if isinstance(version_id, str) else None)
+                self._store.proxy_closed(item.object_id, version_of(proxy))
                 log.info("Found object %s in finished proxy queue: the webhook for its proxy was missed", name)
             return True
 
@@ -662,7 +696,7 @@ def _log_outcome(item: Item, outcome: Outcome) -> None:
     if not outcome.is_attempt:
         return
     if outcome.status in (Status.SUBMITTED, Status.DONE) and outcome.found:
-        log.info("iconik already has an %s Job for %s", label, name)
+        log.info("iconik already has the %s Job for %s", label, name)
     elif outcome.status in (Status.SUBMITTED, Status.DONE):
         log.info("Submitted %s Job for %s", label, name)
     elif outcome.status == Status.SKIPPED:

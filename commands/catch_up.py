@@ -151,10 +151,13 @@ def _measure(asset: FoundAsset, jobs: tuple[Job, ...], estimate: Estimate) -> No
 
 
 def _show(estimate: Estimate, limits: Limits, jobs_each: int) -> None:
-    if not estimate.new:
+    if not estimate.new and not estimate.failed:
         click.echo("All of them are in items.db already." if estimate.known else "No asset was created then.")
         return
-    click.echo(f"{pluralize(estimate.new, 'asset')} would be added. {estimate.describe()}")
+    if estimate.new:
+        click.echo(f"{pluralize(estimate.new, 'asset')} would be added. {estimate.describe()}")
+    else:
+        click.echo("No asset would be added.")
     if estimate.known:
         verb = "is" if estimate.known == 1 else "are"
         click.echo(f"{pluralize(estimate.known, 'asset')} of that time {verb} in items.db already.")
@@ -162,7 +165,7 @@ def _show(estimate: Estimate, limits: Limits, jobs_each: int) -> None:
         verb, whose = ("is", "its job") if estimate.failed == 1 else ("are", "their jobs")
         click.echo(f"{pluralize(estimate.failed, 'asset')} {verb} left out, because {whose} failed at iconik.")
     limit = limits.now()
-    if limit.max_per_day:
+    if limit.max_per_day and estimate.new:
         jobs = estimate.new * jobs_each
         click.echo(
             f"At {limit.max_per_day} jobs a day, that takes {pluralize(math.ceil(jobs / limit.max_per_day), 'day')}."

@@ -178,6 +178,7 @@ RETRY = """UPDATE items SET
     asked = max(asked, 1), attempts = 0, backoff = 0, waited = 0, refused = 0, absent_since = NULL,
     counted_on = CASE WHEN in_doubt_since IS NOT NULL THEN counted_on END,
     old_job_id = coalesce(job_id, old_job_id), job_id = NULL,
+    error = coalesce('retried: ' || :reason, error),
     next_attempt_at = CASE WHEN in_doubt_since IS NULL THEN :now
         ELSE max(:now, coalesce(later(CAST(last_attempt_at AS BLOB), :doubt_delay), :now)) END
 WHERE object_id = :object_id AND job = :job AND status IN ('failed', 'skipped')"""
@@ -185,6 +186,7 @@ WHERE object_id = :object_id AND job = :job AND status IN ('failed', 'skipped')"
 # What is due already keeps its place, and what is in doubt keeps its delay.
 MAKE_DUE = """UPDATE items SET
     waited = 0, backoff = 0, asked = CASE WHEN status = 'ready' THEN max(asked, 1) ELSE asked END,
+    error = coalesce('retried: ' || :reason, error),
     next_attempt_at = CASE WHEN in_doubt_since IS NULL THEN min(coalesce(next_attempt_at, :now), :now)
         ELSE next_attempt_at END
 WHERE object_id = :object_id AND job = :job AND status IN ('ready', 'awaiting_proxy')"""

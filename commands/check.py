@@ -282,7 +282,7 @@ def _iconik_facts(config: Config, registered_url: str | None) -> Facts:
         lambda: _only_facts(config, client),
     ]
     if "can_read_automations" in roles:
-        steps.append(lambda: _automation_facts(catalog))
+        steps.append(lambda: _automation_facts(config, catalog))
     if "can_read_webhooks" in roles:
         steps.append(lambda: _webhook_facts(config, catalog, registered_url))
     for step in steps:
@@ -366,13 +366,13 @@ def _only_facts(config: Config, client: IconikClient) -> Facts:
             yield wrong(f"the query in [{job.name}] only finds no asset at all, so no {job.name} job is started")
 
 
-def _automation_facts(catalog: IconikCatalog) -> Facts:
-    ours_too = {"ANALYZE": "analyze", "TRANSCRIBE": "transcribe", "EXTRACT_FACES": "faces"}
+def _automation_facts(config: Config, catalog: IconikCatalog) -> Facts:
+    ours_too = {job.automation_action for job in config.jobs}
     for automation in catalog.automations():
         actions = automation.get("actions")
         known = [action for action in actions if isinstance(action, dict)] if isinstance(actions, list) else []
         types = {action.get("type") for action in known}
-        if automation.get("status") == "ACTIVE" and types & set(ours_too):
+        if automation.get("status") == "ACTIVE" and types & ours_too:
             name = one_line(str(automation.get("name")))
             yield note(f'iconik\'s automation "{name}" also starts jobs: some assets may be billed twice')
 

@@ -10,7 +10,7 @@ import click
 from config import load
 from limits import Limits
 from store import Rules, Store
-from system.text import format_local, pluralize
+from system.text import command, format_local, pluralize
 
 
 @click.command()
@@ -50,7 +50,7 @@ def pause(path: Path, reason: str) -> None:
             click.echo(f"{before.by} paused it already, at {format_local(before.since)}.")
             return
         limits.pause(getpass.getuser(), reason)
-        click.echo("No more jobs are started until you run: resume")
+        click.echo(f"No more jobs are started until you run: {command('resume')}")
 
 
 @click.command()

@@ -1,7 +1,9 @@
 """report: what was started, in iconik's units."""
 
 import csv
+import re
 import sys
+from calendar import monthrange
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass, fields
@@ -88,10 +90,10 @@ def _period(store: Store, month: str | None, days: int | None) -> tuple[str, str
     if days:
         return store.now(-(days - 1) * DAY_SECONDS)[:10], store.today()
     month = month or store.today()[:7]
-    year, _, number = month.partition("-")
-    if not (len(year) == 4 and year.isdigit() and number.isdigit() and 1 <= int(number) <= 12):
+    if not re.fullmatch("[0-9]{4}-(0[1-9]|1[0-2])", month):
         raise click.UsageError(f"--month: {one_line(month, 20)} is not a month like 2026-11")
-    return f"{month}-01", f"{month}-31"
+    last = monthrange(int(month[:4]), int(month[5:]))[1]
+    return f"{month}-01", f"{month}-{last}"
 
 
 def _table(found: list[Line], with_job: bool) -> None:

@@ -1,6 +1,5 @@
 """show: what happened to an asset, and what is next."""
 
-import textwrap
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -13,7 +12,7 @@ from commands.items import one_asset
 from config import load
 from jobs import JOBS
 from store import Rules, Source, Status, Store
-from system.text import format_local, one_line, pluralize
+from system.text import format_local, one_line, pluralize, wrapped
 
 FOUND = {
     Source.WEBHOOK: "iconik's webhook told of it",
@@ -48,7 +47,7 @@ def show(path: Path, assets: tuple[str, ...], job: str | None) -> None:
             click.echo(f"{one_line(match.title or 'without a title')}\n  {config.iconik.url}/asset/{match.object_id}")
             for row in rows:
                 for line in story(dict(row), is_one_of_many=len(rows) > 1):
-                    click.echo(textwrap.fill(line, 100, initial_indent="  ", subsequent_indent="    "))
+                    click.echo(wrapped(line, "  ", "    "))
     raise SystemExit(0 if is_found else 1)
 
 

@@ -1,7 +1,6 @@
 """status: the state of the listener and its items at a glance."""
 
 import json
-import textwrap
 import time
 from contextlib import closing
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from commands.running import running_listener
 from config import load
 from limits import Limit, Limits
 from store import Rules, Status, Store
-from system.text import command, format_local, named, one_line, parse_time, pluralize
+from system.text import command, format_local, named, one_line, parse_time, pluralize, wrapped
 
 MAX_PROBLEMS = 100
 MAX_GROUPS = 10
@@ -57,7 +56,7 @@ def status(path: Path, show_all: bool, as_json: bool) -> None:
             held = f"  ({limit.held} held)" if row["status"] == Status.READY and limit.held else ""
             click.echo(f"{row['status']:15}  {row['items']:8}  {_age(row['oldest'])}{held}".rstrip())
         if reason := limit.describe():
-            click.echo("\n" + textwrap.fill(reason, 100, break_on_hyphens=False))
+            click.echo("\n" + wrapped(reason))
         click.echo("\n" + _listener_line(listener))
 
 
@@ -109,7 +108,7 @@ def _print_groups(groups: list[Group]) -> None:
         for group in [one for one in groups if one.status == status_]:
             since = f", since {format_local(group.since)}" if group.since else ""
             click.echo(click.style(f"{pluralize(group.items, 'item')} {heading}{since}:", fg=colour))
-            click.echo(textwrap.fill(one_line(group.reason, 1000), 100, initial_indent="  ", subsequent_indent="  "))
+            click.echo(wrapped(one_line(group.reason, 1000), "  "))
             names = [one_line(title) if title else object_id for object_id, title in group.newest]
             more = f" and {group.items - len(names)} more" if group.items > len(names) else ""
             click.echo(f"  {', '.join(names)}{more}\n")
@@ -121,7 +120,7 @@ def _list_problems(store: Store) -> None:
         due = f", next attempt at {format_local(row['next_attempt_at'])}" if row["status"] == Status.READY else ""
         attempts = pluralize(row["attempts"], "attempt")
         click.echo(f"{named(row['object_id'], row['title'])}  {row['status']}, {attempts}{due}")
-        click.echo(textwrap.fill(one_line(str(row["error"]), 1000), 100, initial_indent="  ", subsequent_indent="  "))
+        click.echo(wrapped(one_line(str(row["error"]), 1000), "  "))
     if rows:
         click.echo()
 
@@ -146,7 +145,7 @@ def _listener_line(listener: dict[str, Any] | None) -> str:
     if listener is None:
         return "No listener is running."
     if "version" not in listener:
-        return textwrap.fill(f"A listener is running, and is not well: {one_line(str(listener['message']))}.", 100)
+        return wrapped(f"A listener is running, and is not well: {one_line(str(listener['message']))}.")
     parts = [f"The listener ({listener['version']}) has been running since {format_local(listener['started_at'])}."]
     if listener.get("paused_since"):
         since, reason = format_local(listener["paused_since"]), one_line(str(listener["last_error"]))
@@ -156,7 +155,7 @@ def _listener_line(listener: dict[str, Any] | None) -> str:
     else:
         parts.append("No webhook has come yet.")
     parts.append(f"To check everything: {command('check')}")
-    return textwrap.fill(" ".join(parts), 100, break_on_hyphens=False)
+    return wrapped(" ".join(parts))
 
 
 def _age(time_text: str | None) -> str:

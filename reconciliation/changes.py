@@ -116,12 +116,14 @@ class ReconciledChanges:
             submitted_at=item.submitted_at,
         )
 
-    def unmeasured(self, since: float) -> list[str]:
-        """Up to 100 assets with a job that was done since then, whose media type is not known."""
+    def unmeasured(self, after: str, since: float) -> list[str]:
+        """Up to 100 assets with a job that was done since then, whose media type is not known: ids after `after`."""
         rows = self._database.run(
             """SELECT DISTINCT +object_id AS object_id FROM items  -- the + keeps it from the primary key
-            WHERE status = 'done' AND media_type IS NULL AND done_at > :since LIMIT 100""",
+            WHERE status = 'done' AND media_type IS NULL AND done_at > :since AND +object_id > :after
+            ORDER BY +object_id LIMIT 100""",
             since=format_utc(since),
+            after=after,
         )
         return [row["object_id"] for row in rows]
 

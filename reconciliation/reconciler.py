@@ -87,6 +87,7 @@ class Reconciler:
         self._changes = ReconciledChanges(store)
         self._stopping = self._runtime.event()
         self._logged: set[str] = set()  # what is logged once in a process
+        self._listed_until = "", ""  # the item whose jobs the latest look listed last
         self._started_at = self._runtime.monotonic()
         self._thread = self._runtime.thread(self._run)
 
@@ -197,24 +198,18 @@ class Reconciler:
         if not creates:
             return Wanted.UNKNOWN
         open_ones = [webhook for webhook in creates if webhook.lets_all_through and not self._is_left_disabled(webhook)]
+        now = self._catalog.now()
+        is_first = bool(self._store.state(FIRST_LOOK_PASSES_OVER))
         if not open_ones:
-            self._note_fingerprint(creates[0])
-            pass_over(self._store, self._catalog.now(), "a person has the /create webhook disabled or filtered")
-            return Wanted.NO
-        if self._was_otherwise(open_ones[0]):
-            pass_over(self._store, self._catalog.now(), "a person had the /create webhook otherwise meanwhile")
-        self._note_fingerprint(open_ones[0])
-        return Wanted.YES
-
-    def _was_otherwise(self, webhook: WebhookDefinition) -> bool:
-        if self._store.state(FIRST_LOOK_PASSES_OVER):
+            pass_over(self._store, now, "a person has the /create webhook disabled or filtered")
+        elif is_first or was_otherwise(self._store, open_ones[0]):
+            pass_over(self._store, now, "a person had the /create webhook otherwise meanwhile")
+        # Only now: what is passed over twice does no harm, and what is forgotten is billed.
+        self._store.set_state(FINGERPRINT, json.dumps((open_ones or creates)[0].fingerprint()))
+        self._store.set_state(WEBHOOKS_SEEN_AT, format_utc(now))
+        if is_first:
             self._store.set_state(FIRST_LOOK_PASSES_OVER, "")
-            return True
-        return was_otherwise(self._store, webhook)
-
-    def _note_fingerprint(self, webhook: WebhookDefinition) -> None:
-        self._store.set_state(FINGERPRINT, json.dumps(webhook.fingerprint()))
-        self._store.set_state(WEBHOOKS_SEEN_AT, format_utc(self._catalog.now()))
+        return Wanted.YES if open_ones else Wanted.NO
 
     def _forget_look(self) -> bool:
         """With an interval of 0 nobody looks: the time until the next look is passed over."""
@@ -320,22 +315,26 @@ class Reconciler:
         """Find out how the jobs ended that iconik accepted in the last 7 days.
 
         1. Those whose ids are known are asked for by id, 100 in a request.
-        2. The others are asked for by asset and kind of job, a request each.
+        2. The others are asked for by asset and kind of job, a request each, and up to 200 in a look. The next look
+           goes on after the last of them.
         3. The media types and durations of what is done are asked of the search, 100 in a request.
         """
         since = self._catalog.now() - OUTCOME_SECONDS
-        after, listed = ("", ""), 0
+        after, listed, listed_after = ("", ""), 0, self._listed_until
         while items := self._changes.submitted(after, since):
             after = items[-1].object_id, items[-1].job
-            by_id = {item.job_id: item for item in items if item.job_id}
-            found = {job.id: job for job in self._jobs_by_id(list(by_id))}
+            found = {job.id: job for job in self._jobs_by_id([item.job_id for item in items if item.job_id])}
             for item in items:
                 job = found.get(item.job_id or "")
-                if job is None and listed < MAX_LISTED:
+                key = item.object_id, item.job
+                if job is None and listed < MAX_LISTED and key > listed_after:
                     listed += 1
+                    self._listed_until = key
                     job = self._newest_job(item)
                 if job:
                     self._end_job(item, job)
+        if listed < MAX_LISTED:
+            self._listed_until = "", ""
         self._measure(since)
         return True
 
@@ -386,14 +385,12 @@ class Reconciler:
             log.error("%s failed: %s. Once the cause is fixed: %s", name, outcome.error, remedy)
 
     def _measure(self, since: float) -> None:
-        asked: set[str] = set()
-        while object_ids := [one for one in self._changes.unmeasured(since) if one not in asked]:
-            asked |= set(object_ids)
-            measured = [asset for asset in self._ask(lambda: self._catalog.measures(object_ids)) if asset.media_type]
-            for asset in measured:
-                self._changes.measure(asset)
-            if not measured:
-                return
+        after = ""
+        while object_ids := self._changes.unmeasured(after, since):
+            after = object_ids[-1]
+            for asset in self._ask(lambda: self._catalog.measures(object_ids)):
+                if asset.media_type:
+                    self._changes.measure(asset)
 
     # Step 4: old rows.
 
@@ -427,7 +424,11 @@ class Reconciler:
 
 
 def note_job_floors(store: Store, client: IconikClient) -> None:
-    """At a start: note for each job that is new in the configuration that older assets do not get it by themselves."""
+    """At a start: note for each job that is new in the configuration that older assets do not get it by themselves.
+
+    A job that is not in the configuration any more will be new when it comes back.
+    """
+    store.forget_job_floors()
     new = [job for job in store.rules.jobs if store.state(JOB_FLOOR + job) is None]
     if not new:
         return

@@ -3,6 +3,7 @@
 import os
 import re
 import shlex
+import textwrap
 from contextlib import suppress
 from datetime import datetime, timezone
 
@@ -18,6 +19,17 @@ def one_line(text: object, max_length: int = 200) -> str:
     printable = "".join(char if char.isprintable() else " " for char in text[: 4 * max_length])
     line = " ".join(printable.split())
     return line if len(line) <= max_length else line[: max_length - 1] + "…"
+
+
+def wrapped(text: str, indent: str = "", hanging: str | None = None) -> str:
+    """A paragraph of lines of up to 100 characters. Ids and commands are not cut at their hyphens.
+
+    :param hanging: the indent of all lines but the first; None for the same
+    """
+    rest = indent if hanging is None else hanging
+    return textwrap.fill(
+        text, 100, initial_indent=indent, subsequent_indent=rest, break_on_hyphens=False, break_long_words=False
+    )
 
 
 def pluralize(count: int, noun: str, plural: str = "") -> str:

@@ -166,6 +166,8 @@ def test_only_a_query_and_failed_jobs_leave_assets_out(
     assert known(listener) == {wanted}
     assert other not in known(listener)
     assert "1 asset is left out, because its job failed at iconik." in result.stdout
+    result = listener.command("catch-up", *OF_2020, "--query", f"id:{failed}", "--dry-run")
+    assert "No asset would be added.\n1 asset is left out" in result.stdout
 
 
 def test_it_says_how_many_days_the_limit_makes_of_it(

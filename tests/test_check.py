@@ -380,7 +380,7 @@ def test_check_tells_the_limit(listeners_here: Callable[..., ListenerHere], sand
     listener.upload(*(new_id() for _ in range(3)))
     wait_until(lambda: len(listener.rows("status = 'submitted'")) == 5)
     [fact] = wrong(listener)
-    assert fact.startswith("5 jobs started today, as many as max_per_day allows: 2 items wait until 00:00 UTC")
+    assert fact.startswith("5 jobs started today, as many as max_per_day allows: 2 items held until 00:00 UTC")
     assert listener.command("pause", "--reason", "budget").returncode == 0
     assert "paused the starting of jobs" in wrong(listener)[0]
 
@@ -418,6 +418,11 @@ def test_an_automation_of_iconiks_that_analyzes_too_is_a_note(
     sandbox.automations.append({"name": "All\nin", "status": status, "actions": actions})
     line = 'iconik\'s automation "All in" also starts jobs: some assets may be billed twice'
     assert (line in facts(well, "note")) == is_noted
+
+
+def test_an_automation_for_other_jobs_is_not_noted(well: ListenerHere, sandbox: FaultyIconik) -> None:
+    sandbox.automations.append({"name": "Faces", "status": "ACTIVE", "actions": [{"type": "EXTRACT_FACES"}]})
+    assert not any("Faces" in line for line in facts(well, "note"))
 
 
 # The webhooks

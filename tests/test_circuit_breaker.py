@@ -119,12 +119,17 @@ def test_a_429_counts_when_two_items_or_kinds_of_calls_got_one(breaker: CircuitB
     assert clock.monotonic - opened == 77
 
 
-def test_a_success_does_not_end_a_pause_that_iconik_asked_for(breaker: CircuitBreaker) -> None:
+def test_a_success_does_not_end_a_pause_that_iconik_asked_for(
+    breaker: CircuitBreaker, caplog: pytest.LogCaptureFixture
+) -> None:
     limited = IconikRateLimited("iconik answered 429", retry_after=77)
     for item in ("a", "b"):
         breaker.failed(permission(breaker), limited, item)
-    breaker.succeeded()
+    with caplog.at_level("INFO"):
+        breaker.succeeded()
     assert breaker.is_open
+    assert breaker.opened_at is not None
+    assert "closes" not in caplog.text
 
 
 def test_failures_of_other_calls_do_not_count(breaker: CircuitBreaker) -> None:

@@ -227,7 +227,7 @@ def test_an_asset_that_comes_back_with_a_backup_is_not_billed_twice(
     listener.start()
     wait_until(lambda: listener.rows("status = 'submitted'"))
     assert sandbox.jobs == [ASSET]
-    assert f'INFO iconik already has an Analyze Job for {ASSET} "a.mov"' in messages(listener)
+    assert f'INFO iconik already has the Analyze Job for {ASSET} "a.mov"' in messages(listener)
 
 
 def test_a_database_that_is_deleted_under_it_is_told_of_at_once(listener: Listener) -> None:

@@ -1,5 +1,6 @@
 """The comparison with iconik, one look at a time, on the stand-in over HTTP, by a clock of the test's."""
 
+import json
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ from reconciliation.webhooks import REGISTERED_URL
 from store import JOB_FLOOR, Rules, Status, Store
 from submitter import Submitter
 from support import ASSET, SECRET, Clock, ManualRuntime, make_config, new_id
-from system.text import format_utc
+from system.text import format_utc, parse_time
 
 HOUR, DAY = 3600.0, 86400.0
 URL = "http://127.0.0.1:1"  # where the webhooks point, and nothing listens
@@ -130,6 +131,17 @@ def test_a_webhook_edited_and_put_back_passes_over(
     assert line.levelno == logging.WARNING
     assert "catch-up" in line.getMessage()
     assert world.store.state(PASSED_OVER)
+
+
+def test_the_time_that_is_passed_over_grows_and_is_logged_once(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    assert world.look()
+    begun = world.clock.now
+    world.sandbox.edit_webhook(world.create["id"], query="x")
+    for _ in range(3):
+        assert world.look()
+    period = json.loads(world.store.state(PASSED_OVER) or "")
+    assert [parse_time(period[key]) for key in ("since", "until")] == pytest.approx([begun, world.clock.now], abs=2)
+    assert caplog.text.count("are passed over") == 1
 
 
 def test_an_outage_in_which_iconik_writes_the_webhook_loses_nothing(world: World) -> None:
@@ -264,6 +276,32 @@ def test_a_failure_of_before_a_retry_is_not_this_runs(worlds: Callable[..., Worl
     assert world.items()[ASSET]["status"] == Status.SUBMITTED
 
 
+def test_items_whose_jobs_are_listed_one_by_one_take_turns(world: World) -> None:
+    """However many there are whose job iconik does not show, each is asked about."""
+    ids = sorted(new_id() for _ in range(250))
+    for object_id in ids:
+        world.store.add_asset(object_id, "a.mov")
+    world.store.database.run(
+        "UPDATE items SET status = 'submitted', submitted_at = :now, counted_on = '2026-01-01'", now=world.store.now()
+    )
+    for _ in range(2):
+        assert world.look()
+    requests = "\n".join(world.sandbox.requests)
+    assert [object_id for object_id in ids if object_id not in requests] == []
+
+
+def test_assets_without_a_media_type_keep_no_other_from_being_measured(world: World) -> None:
+    world.submitted()
+    world.sandbox.finish_job(world.sandbox.latest_job[ASSET])
+    for _ in range(150):
+        world.store.add_asset(f"0{new_id()[1:]}", "gone.mov")
+    world.store.database.run(
+        "UPDATE items SET status = 'done', done_at = :now WHERE object_id < '1'", now=world.store.now()
+    )
+    assert world.look()
+    assert world.items()[ASSET]["media_type"] == "video"
+
+
 # Old rows, and no looks.
 
 
@@ -288,3 +326,6 @@ def test_a_job_that_is_new_in_the_configuration_gets_a_floor(worlds: Callable[..
     world.submitted()
     note_job_floors(world.store, world.client)
     assert world.store.state(f"{JOB_FLOOR}analyze") == format_utc(world.client.now())
+    world.store.set_state(f"{JOB_FLOOR}transcribe", "2020-01-01T00:00:00.000Z")
+    note_job_floors(world.store, world.client)
+    assert world.store.state(f"{JOB_FLOOR}transcribe") is None, "when it comes back, it is new"

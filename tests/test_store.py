@@ -355,7 +355,7 @@ def test_every_query_of_the_service_uses_an_index(stores: Stores, clock: Clock, 
     store.skip_other_jobs()
     changes = ReconciledChanges(store)
     changes.submitted(("", ""), 0)
-    changes.unmeasured(0)
+    changes.unmeasured("", 0)
     changes.delete_awaiting_create()
     changes.delete_old_usage()
     connection.set_trace_callback(None)

@@ -14,6 +14,7 @@ from sandbox import profile
 from store import Rules, Source, Status, Store
 from submitter import Submitter
 from support import ASSET, Clock, ManualRuntime, make_config, new_id
+from system.database import StoreUnavailable
 from system.text import format_utc
 
 LIST_OF_JOBS = "GET /API/jobs/v1/jobs/"
@@ -587,6 +588,7 @@ def test_a_list_that_cannot_be_read_ends_after_a_week_as_failed(world: World) ->
     world.work_for(2 * 24 * 3600, step=900)
     assert world.status() == Status.FAILED
     assert "may have been started" in world.row()["error"]
+    assert world.row()["counted_on"], "it may be billed, so it counts"
     assert world.sandbox.jobs == []
 
 
@@ -851,3 +853,61 @@ def test_no_content_of_a_row_stops_a_worker_or_a_start(world: World, column: str
     world.work_for(120)
     assert other in world.sandbox.jobs
     assert world.sandbox.jobs.count(ASSET) <= 1
+
+
+# The database fails in the middle of an attempt.
+
+
+def unavailable(*_: Any, **__: Any) -> Any:
+    raise StoreUnavailable("database is locked")
+
+
+def test_an_accepted_job_is_recorded_whatever_follows(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(world.store, "probe_refused", unavailable)
+    world.sandbox.read_lag = 60
+    world.ready()
+    world.work()
+    assert world.status() == Status.SUBMITTED
+    world.work_for(600)
+    assert world.sandbox.jobs == [ASSET]
+    assert world.started_today() == 1
+
+
+def test_a_refusal_is_recorded_though_the_database_is_busy(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as busy:
+        busy.setattr(world.store, "is_refused_alone", unavailable)
+        world.sandbox.faults.append(Fault(ANALYZE, status=400))
+        world.ready()
+        world.work()
+    assert world.status() == Status.READY
+    world.work_for(1200)
+    assert world.status() == Status.SUBMITTED
+    assert world.sandbox.jobs == [ASSET]
+
+
+def test_a_job_found_after_a_kill_has_the_time_of_its_request(world: World) -> None:
+    """Otherwise its end is looked for among later jobs only, and it stays submitted for ever."""
+    world.sandbox.faults.append(Fault(ANALYZE, after_work=True, **NO_ANSWER))
+    world.ready()
+    world.work()
+    since = world.row()["in_doubt_since"]
+    world.clock.advance(3600)
+    world.restart()
+    world.work_for(60)
+    assert world.status() == Status.SUBMITTED
+    assert world.row()["submitted_at"] == since
+
+
+def test_again_needs_no_status_field(world: World) -> None:
+    world.ready()
+    world.work()
+    world.sandbox.finish_job(world.sandbox.latest_job[ASSET])
+    for holder in (world.sandbox.assets[ASSET], *world.sandbox.assets[ASSET]["versions"]):
+        holder.pop("analyze_status", None)
+    world.store.database.run(
+        """UPDATE items SET status = 'ready', asked = 2, old_job_id = job_id, job_id = NULL, counted_on = NULL,
+        source = 'search', next_attempt_at = :now""",
+        now=world.store.now(),
+    )
+    world.work()
+    assert world.sandbox.forced == [ASSET]
