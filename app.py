@@ -36,6 +36,7 @@ except ImportError as missing:
 
 import commands
 from circuit_breaker import CircuitBreaker
+from commands.help import Program
 from config import Config, load
 from iconik_client import IconikClient
 from reconciliation.reconciler import Reconciler, note_job_floors
@@ -44,7 +45,7 @@ from store import Rules, Store
 from submitter import Submitter
 from system import systemd
 from system.errors import ListenerError
-from system.log import set_up_logging
+from system.log import set_up_logging, stderr_is_the_journal
 from system.server import Server
 from version import __version__
 
@@ -117,7 +118,7 @@ def _end_process(mistake: threading.ExceptHookArgs) -> None:
     os._exit(1)
 
 
-@click.group(invoke_without_command=True, commands=commands.ALL)
+@click.group(cls=Program, invoke_without_command=True, commands=commands.ALL)
 @click.option("--config", "path", default="config.ini", show_default=True, help="The configuration file.")
 @click.version_option(__version__, message="iconik-listener %(version)s")
 @click.help_option("-h", "--help")
@@ -125,7 +126,7 @@ def _end_process(mistake: threading.ExceptHookArgs) -> None:
 def cli(context: click.Context, path: str) -> None:
     """Start an analysis in iconik for every new asset, once, as soon as its proxy is ready.
 
-    Without a command, it listens for iconik's webhooks.
+    `serve` listens for iconik's webhooks, and so does app.py without a command.
     """
     # How this program is to be called is printed where a person has to do something.
     this_command = shlex.join([sys.executable, os.path.abspath(__file__), "--config", os.path.abspath(path)])  # noqa: PTH100
@@ -167,8 +168,12 @@ def main() -> None:
 
 
 def _end(message: str, exit_code: int) -> None:
-    with suppress(OSError):
-        click.echo(f"Error: {message}", err=True)
+    if stderr_is_the_journal():  # as a line of the log, with its time and priority
+        set_up_logging()
+        log.critical("%s", message)
+    else:
+        with suppress(OSError):
+            click.echo(f"Error: {message}", err=True)
     sys.exit(exit_code)
 
 

@@ -6,9 +6,10 @@ import os
 import re
 import shlex
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -65,8 +66,16 @@ def _plain(text: str) -> str:
     return text
 
 
+def _without_comment(text: str) -> None:
+    if re.search(r"\s[#;]", text):
+        raise ValueError("is followed by a comment, which needs a line of its own")
+
+
 def _header_value(text: str) -> str:
     """A secret that travels as an HTTP header: visible ASCII."""
+    _without_comment(text)
+    if re.match("[\u2018-\u201f\u00ab\u00bb\u2039\u203a]", text):  # those of word processors
+        raise ValueError("is in quotes: write it without them")
     if not re.fullmatch(r"[!-~]*", text):
         raise ValueError("may consist of visible ASCII characters only, without spaces")
     return text
@@ -79,6 +88,8 @@ def _credential(text: str) -> str:
 
 
 def _secrets(text: str) -> tuple[str, ...]:
+    if len(text.split()) > MAX_SECRETS:
+        _without_comment(text)
     secrets = tuple(_header_value(_plain(secret)) for secret in text.split(" ") if secret)
     if len(secrets) > MAX_SECRETS:
         raise ValueError("may hold two secrets at most, separated by a space")
@@ -135,6 +146,7 @@ def _path(text: str) -> Path:
 
 def _number(parse: Callable[[str], Any], lowest: float, highest: float, unit: str = "") -> Callable[[str], Any]:
     def read(text: str) -> Any:
+        _without_comment(text)
         try:
             value = parse(text)
         except ValueError:
@@ -279,7 +291,7 @@ def load(path: Path) -> Config:
     moved = _read_from_old_places(parser)
     for name in parser.sections():
         if name not in SECTIONS:
-            raise ConfigError(f"{path}: [{name}]: unknown section")
+            raise ConfigError(f"{path}: [{name}]: unknown section{_did_you_mean(name, SECTIONS, '[{}]')}")
     listener = _section(parser, path, moved, "listener", ListenerConfig)
     # The path may be relative to the file, or a link: the lock needs the file's one true name.
     listener = replace(listener, database=(path.resolve().parent / listener.database).resolve())
@@ -330,7 +342,7 @@ def _parse(path: Path) -> configparser.ConfigParser:
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
-        raise ConfigError(f"{path}: is not UTF-8 text") from None
+        raise ConfigError(f"{path}: is not UTF-8 text: save it as UTF-8") from None
     except configparser.DuplicateOptionError as error:
         raise ConfigError(f"{path}: [{error.section}] {error.option}: is defined twice") from None
     except configparser.DuplicateSectionError as error:
@@ -340,6 +352,11 @@ def _parse(path: Path) -> configparser.ConfigParser:
         line = getattr(error, "lineno", None) or getattr(error, "errors", [("?",)])[0][0]
         raise ConfigError(f"{path}: line {line}: is not a [section], key = value, or # comment") from None
     return parser
+
+
+def _did_you_mean(word: str, known: Iterable[str], form: str) -> str:
+    close = get_close_matches(word[:40].lower(), list(known), n=1, cutoff=0.6)
+    return f". Did you mean {form.format(close[0])}?" if close else ""
 
 
 def _read_from_old_places(parser: configparser.ConfigParser) -> Moved:
@@ -365,7 +382,8 @@ def _section(
     written = dict(parser[name]) if parser.has_section(name) else {}
     keys = fields(section)  # type: ignore[arg-type]
     for unknown in written.keys() - {key.name for key in keys}:
-        raise ConfigError(f"{path}: [{name}] {unknown[:40]}: unknown key")
+        known = _did_you_mean(unknown, [key.name for key in keys], "{}")
+        raise ConfigError(f"{path}: [{name}] {unknown[:40]}: unknown key{known}")
     values = {}
     for key in keys:
         text = written.get(key.name, key.metadata["default"])

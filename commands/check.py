@@ -15,9 +15,16 @@ import requests
 from commands import notify
 from commands.route import Cause, route_fault
 from commands.running import running_listener
-from config import Config, ConfigError, load, load_notify
+from config import THIS_MACHINE, Config, ConfigError, load, load_notify
 from events import CREATE, KINDS
-from iconik_client import MAX_CLOCK_DIFFERENCE, IconikClient, IconikError, IconikForbidden, IconikRefused
+from iconik_client import (
+    MAX_CLOCK_DIFFERENCE,
+    IconikClient,
+    IconikDenied,
+    IconikError,
+    IconikForbidden,
+    IconikRefused,
+)
 from jobs import Job
 from limits import Limits
 from profiles import DEFAULT, Profile, list_profiles
@@ -25,13 +32,18 @@ from reconciliation.catalog import IconikCatalog
 from reconciliation.reconciler import passed_over
 from reconciliation.webhooks import REGISTERED_URL, WebhookDefinition, of_our_kinds, ours
 from store import DAY_SECONDS, Rules, Store
-from system.database import network_file_system
+from system.database import listener_runs, network_file_system
 from system.errors import ListenerError
-from system.text import command, format_local, one_line, parse_time, pluralize
+from system.text import UUID, command, format_local, one_line, parse_time, pluralize, restart_it, start_it
 from version import __version__
 
 MAX_DUE_SECONDS = 15 * 60.0  # for which an item that is due may wait
 MAX_WAL_BYTES = 64 * 1024 * 1024
+PASSED_OVER_SECONDS = 7 * DAY_SECONDS  # for which it is told that assets were passed over
+IN_A_CONTAINER = (
+    Path("/.dockerenv"),
+    Path("/run/.containerenv"),
+)  # where the port is open to the proxy's container only
 MANY = 10  # items refused in the same words that are everybody's trouble
 PING_TIMEOUT = 10.0
 
@@ -130,7 +142,15 @@ def _print(fact: Fact) -> None:
 
 
 def all_facts(path: Path) -> Facts:
-    """Everything that check knows."""
+    """Everything that check knows, each fact once: both webhooks may have the same fault."""
+    known = set()
+    for fact in _facts(path):
+        if fact not in known:
+            known.add(fact)
+            yield fact
+
+
+def _facts(path: Path) -> Facts:
     try:
         config = load(path)
     except ConfigError as error:
@@ -153,6 +173,9 @@ def all_facts(path: Path) -> Facts:
             registered_url = store.state(REGISTERED_URL)
     except ListenerError as error:
         yield wrong(str(error))
+        with suppress(ListenerError):
+            if not listener_runs(database):
+                yield _no_listener(config)
     yield from _notify_facts(config)
     yield from _iconik_facts(config, registered_url)
 
@@ -170,7 +193,8 @@ def _database_facts(store: Store) -> Facts:
         )
     if kind := network_file_system(database):
         yield wrong(f"{database} is on {kind}, where SQLite files are damaged sooner or later: move it to a local disk")
-    if period := passed_over(store):
+    period = passed_over(store)
+    if period and (parse_time(period["until"]) or 0) > time.time() - PASSED_OVER_SECONDS:
         remedy = command("catch-up", "--since", period["since"], "--until", period["until"])
         times = f"from {format_local(period['since'])} to {format_local(period['until'])}"
         yield note(f"assets created {times} were passed over, because {period['why']}. To add them: {remedy}")
@@ -221,9 +245,13 @@ def _limit_facts(limits: Limits) -> Facts:
         yield note("no limit is set (max_per_day): a bulk import would be analyzed, and billed, as a whole")
 
 
+def _no_listener(config: Config) -> Fact:
+    return wrong(f"no listener is running on {config.listener.database}: {start_it()}")
+
+
 def _listener_facts(config: Config, listener: dict[str, Any] | None) -> Facts:
     if listener is None:
-        yield wrong(f"no listener is running on {config.listener.database}: start it")
+        yield _no_listener(config)
         return
     if "version" not in listener:
         message = one_line(str(listener["message"]))
@@ -233,6 +261,10 @@ def _listener_facts(config: Config, listener: dict[str, Any] | None) -> Facts:
     yield from map(wrong, faults)
     if not faults:
         yield ok(f"the listener has been running since {format_local(listener['started_at'])}")
+    listening = config.listener
+    if not THIS_MACHINE.fullmatch(listening.host) and not any(file.exists() for file in IN_A_CONTAINER):
+        remedy = f"Behind Caddy, set host = 127.0.0.1 in {config.path}, and {restart_it()}"
+        yield note(f"port {listening.port} is open to the network ({listening.host}), without encryption. {remedy}")
     last = listener.get("last_webhook_at")
     yield note(f"the last webhook came at {format_local(last)}" if last else "no webhook has come yet")
 
@@ -240,9 +272,9 @@ def _listener_facts(config: Config, listener: dict[str, Any] | None) -> Facts:
 def _listener_faults(config: Config, listener: dict[str, Any]) -> list[str]:
     faults = []
     if listener["version"] != __version__:
-        faults.append(f"version {listener['version']} is running, and {__version__} is installed: restart the listener")
+        faults.append(f"version {listener['version']} is running, and {__version__} is installed: {restart_it()}")
     if config.path.stat().st_mtime > (parse_time(listener.get("started_at")) or 0):
-        faults.append(f"{config.path} was changed after the listener was started: restart the listener")
+        faults.append(f"{config.path} was changed after the listener was started: {restart_it()}")
     if listener.get("paused_since"):
         since, reason = format_local(listener["paused_since"]), one_line(str(listener["last_error"]))
         faults.append(f"the listener has been paused since {since}: {reason}")
@@ -272,6 +304,9 @@ def _iconik_facts(config: Config, registered_url: str | None) -> Facts:
     try:
         yield ok(f"iconik answers at {config.iconik.url}, and accepts the credentials ({catalog.user()})")
         roles = catalog.roles()
+    except IconikDenied as error:
+        yield wrong(f"{config.iconik.url}: {error}. Correct them in {config.path}, and {restart_it()}")
+        return
     except IconikError as error:
         yield wrong(f"{config.iconik.url}: {error}")
         return
@@ -397,7 +432,7 @@ def _webhook_facts(config: Config, catalog: IconikCatalog, registered_url: str |
     for other in of_our_kinds(found):
         if secrets and other.secret in secrets and other not in shown:
             removal = _register(other.base_url, "--remove")
-            yield note(f"another webhook sends our secret, to {other.url}. If nobody listens there: {removal}")
+            yield note(f"another webhook sends our secret, to {other.base_url}. If nobody listens there: {removal}")
     for webhook in shown:
         yield from _webhook_fact(webhook, secrets)
 
@@ -411,7 +446,7 @@ def _webhook_fact(webhook: WebhookDefinition, secrets: tuple[str, ...]) -> Facts
         only = f", for events with {webhook.query}" if webhook.query else ""
         lost = "; so missed assets are not found" if webhook.query and webhook.kind is CREATE else ""
         yield ok(f"{name} is ENABLED{only}{lost}")
-    yield _route_fact(webhook)
+    yield _route_fact(webhook, secrets)
 
 
 def _register(url: str, *options: str) -> str:
@@ -420,7 +455,7 @@ def _register(url: str, *options: str) -> str:
     return command("register", *options, *insecure, url)
 
 
-def _route_fact(webhook: WebhookDefinition) -> Fact:
+def _route_fact(webhook: WebhookDefinition, secrets: tuple[str, ...]) -> Fact:
     """Whether iconik's events reach this listener on the way that they take."""
     fault = route_fault(webhook.url, webhook.headers)
     if fault is None:
@@ -430,7 +465,8 @@ def _route_fact(webhook: WebhookDefinition) -> Fact:
         removal = _register(webhook.base_url, "--remove")
         text = f"{text} or, if the name is wrong, register the right one and remove this: {removal}"
     elif fault.cause is Cause.SECRET:
-        text = f"{text} that iconik sends: restart it, or {_register(webhook.base_url)}"
+        remedy = restart_it() if webhook.secret in secrets else _register(webhook.base_url)
+        text = f"{text} that iconik sends: {remedy}"
     return wrong(text) if fault.is_certain else note(text)
 
 
@@ -439,6 +475,7 @@ def _ping(url: str, faults: list[str]) -> None:
     try:
         parts = urlsplit(url)
         if faults:
+            faults = [UUID.sub("…", fault) for fault in faults]
             fail = urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/fail"))
             answer = requests.post(fail, data="\n".join(faults).encode(), timeout=PING_TIMEOUT)
         else:

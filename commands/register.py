@@ -17,7 +17,7 @@ from reconciliation.catalog import IconikCatalog
 from reconciliation.reconciler import about_to_register, forget_fingerprint
 from reconciliation.webhooks import REGISTERED_URL, WebhookDefinition, of_our_kinds
 from store import Rules, Store
-from system.text import one_line
+from system.text import one_line, restart_it
 
 
 @click.command()
@@ -97,7 +97,7 @@ def _check_route(same: list[WebhookDefinition], url: str, config: Config) -> Non
         if fault and fault.cause is Cause.NAME:
             faults.append(f"{fault.text} or correct the name")
         elif fault and fault.cause is Cause.SECRET:
-            faults.append(f"{fault.text} of config.ini: restart it")
+            faults.append(f"{fault.text} of config.ini: {restart_it()}")
         elif fault:
             faults.append(fault.text)
     if not faults:

@@ -50,20 +50,23 @@ def route_fault(url: str, headers: Mapping[str, str]) -> RouteFault | None:
     """
     try:
         parts = urlsplit(url)
+    except ValueError:
+        return RouteFault(f"{url} is not a URL")
+    base = f"{parts.scheme}://{parts.netloc}"
+    try:
         host, port = str(parts.hostname), parts.port or (443 if parts.scheme == "https" else 80)
         addresses = {str(entry[4][0]) for entry in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)}
     except (socket.gaierror, ValueError) as error:  # UnicodeError is a ValueError
-        return _no_address(url, error)
+        return _no_address(base, error)
     try:
         socket.create_connection((host, port), TIMEOUT).close()
     except OSError as error:
-        return _no_connection(url, port, addresses, error)
-    base = f"{parts.scheme}://{parts.netloc}"
+        return _no_connection(base, port, addresses, error)
     try:
         transport = Transport(base, {**headers, "Content-Type": "application/json"}, TIMEOUT)
         answer = transport.send("POST", url.removeprefix(base), json=TEST_EVENT)
     except TransportError as error:
-        return _no_answer(url, host, str(error)) if parts.scheme == "https" else RouteFault(f"{url}: {error}")
+        return _no_answer(base, host, str(error)) if parts.scheme == "https" else RouteFault(f"{base}: {error}")
     return _of_answer(url, answer)
 
 
@@ -76,10 +79,17 @@ def _no_address(url: str, error: Exception) -> RouteFault:
 def _no_connection(url: str, port: int, addresses: set[str], error: OSError) -> RouteFault:
     reason = one_line(error.strerror or str(error))
     if isinstance(error, ConnectionRefusedError) and (addresses & _addresses_here() or _is_caddy_stopped(port)):
-        remedy = "start Caddy: sudo systemctl start caddy" if port in (80, 443) else "start what listens there"
-        return RouteFault(f"{url}: nothing listens on port {port} of this machine: {remedy}")
+        return RouteFault(f"{url}: nothing listens on port {port} of this machine: {_remedy_for(port)}")
     text = f"{url} cannot be reached from this machine ({reason}): try it from another one"
     return RouteFault(text, is_certain=False)
+
+
+def _remedy_for(port: int) -> str:
+    if port not in (80, 443):
+        return "start what listens there"
+    if shutil.which("caddy"):
+        return "start Caddy: sudo systemctl start caddy"
+    return 'install Caddy, as the README has it under "TLS", or what else is to listen there'
 
 
 def _addresses_here() -> set[str]:
@@ -123,4 +133,8 @@ def _of_answer(url: str, answer: Answer) -> RouteFault | None:
         return None
     if answer.status == 401 and SECRET_HEADER.encode() in answer.body:
         return RouteFault(f"{url}: the listener there does not accept the secret", Cause.SECRET)
-    return RouteFault(f"{url}: something other than this listener answers there ({answer.status})")
+    if answer.status in (502, 503, 504):
+        text = f"the proxy there does not reach the listener ({answer.status}): start it, or correct the proxy's target"
+        return RouteFault(f"{url}: {text}")
+    hint = ". If it is Caddy, its Caddyfile has to pass this path on" if answer.status == 404 else ""
+    return RouteFault(f"{url}: something other than this listener answers there ({answer.status}){hint}")

@@ -179,6 +179,11 @@ class Reconciler:
         """
         found = self._ask(self._catalog.webhooks)
         own = webhooks.ours(found, self._store.state(REGISTERED_URL), self._config.listener.webhook_secret)
+        if not own and not self._has_registered(found):
+            self._log_once(
+                logging.INFO, f"No webhooks of this listener are at iconik yet: {command('register', 'URL')}"
+            )
+            return Wanted.UNKNOWN
         if not own:
             line = "Cannot tell which of iconik's webhooks belong to this listener, so missed assets are not added"
             self._log_once(logging.WARNING, f"{line}: {command('register', 'URL')}")
@@ -193,6 +198,12 @@ class Reconciler:
         if failure:
             raise failure
         return wanted
+
+    def _has_registered(self, found: list[dict[str, Any]]) -> bool:
+        """Whether iconik has, or had, webhooks that may be ours. At a first start it has none, and all is well."""
+        secrets = self._config.listener.webhook_secret
+        with_our_secret = (webhook.secret in secrets for webhook in webhooks.of_our_kinds(found))
+        return bool(self._store.state(REGISTERED_URL)) or not secrets or any(with_our_secret)
 
     def _are_assets_wanted(self, creates: list[WebhookDefinition]) -> Wanted:
         if not creates:

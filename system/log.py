@@ -73,14 +73,14 @@ def set_up_logging() -> None:
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     logging._srcfile = None
     handler = logging.StreamHandler()
-    handler.setFormatter(LogFormatter(with_priority=_stderr_is_the_journal()))
+    handler.setFormatter(LogFormatter(with_priority=stderr_is_the_journal()))
     handler.addFilter(OnceAMinute())
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # it warns at each request that waits
     logging.getLogger("urllib3").setLevel(logging.ERROR)
 
 
-def _stderr_is_the_journal() -> bool:
+def stderr_is_the_journal() -> bool:
     """As systemd.exec(5) says: JOURNAL_STREAM holds the device and inode of the stream that leads to the journal."""
     try:
         stderr = os.fstat(sys.stderr.fileno())

@@ -1,5 +1,6 @@
 """The HTTP server: waitress in this process, with settings for a port that faces the internet, and its draining."""
 
+import errno
 import json
 import resource
 import socket
@@ -34,6 +35,9 @@ SETTINGS = {
     "ident": None,
     "clear_untrusted_proxy_headers": False,  # X-Forwarded-For, for the log only
 }
+
+
+NO_SUCH_HOST = (socket.EAI_NONAME, socket.EAI_AGAIN, socket.EAI_FAIL)
 
 
 class CannotListen(ListenerError):
@@ -78,6 +82,13 @@ class Channel(HTTPChannel):
         return bool(self.requests or self.total_outbufs_len)
 
 
+def _host_remedy(error: OSError) -> str:
+    """What to do about a host that is no address of this machine's, such as the public one of a VM."""
+    if error.errno not in (errno.EADDRNOTAVAIL, *NO_SUCH_HOST):
+        return ""
+    return ". host must be an address of this machine: 127.0.0.1 behind Caddy, 0.0.0.0 for all"
+
+
 class Server:
     """Listens from its construction on, and answers while `run` runs.
 
@@ -94,7 +105,7 @@ class Server:
             listening = socket.create_server((host, port), family=family, backlog=1024)
         except OSError as error:
             reason = str(error.strerror).partition(" (while")[0]
-            raise CannotListen(f"cannot listen on {host}, port {port}: {reason}") from None
+            raise CannotListen(f"cannot listen on {host}, port {port}: {reason}{_host_remedy(error)}") from None
         self._waitress: Any = create_server(app, sockets=[listening], connection_limit=_connection_limit(), **SETTINGS)
         self._waitress.channel_class = Channel
         self._waitress.is_draining = False

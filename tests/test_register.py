@@ -164,11 +164,12 @@ def test_where_the_route_leads_to_another_listener_nothing_is_registered(
     listener_here.config.write_text(listener_here.config.read_text().replace(SECRET, "new"))
     result = listener_here.command("register", "--insecure", listener_here.url)
     assert (result.returncode, result.stdout) == (1, "")
-    assert result.stderr == (
-        f"{listener_here.url}/create: the listener there does not accept the secret of config.ini: restart it\n"
-        f"{listener_here.url}/proxy: the listener there does not accept the secret of config.ini: restart it\n"
-        "Error: nothing was registered. If iconik reaches this listener there all the same, add --yes\n"
-    )
+    words = "the listener there does not accept the secret of config.ini: restart the listener"
+    assert result.stderr.splitlines() == [
+        f"{listener_here.url}/create: {words}",
+        f"{listener_here.url}/proxy: {words}",
+        "Error: nothing was registered. If iconik reaches this listener there all the same, add --yes",
+    ]
     assert (changes(sandbox), sandbox.webhooks, store.state("registered_url")) == ([], {}, None)
 
 
