@@ -180,9 +180,8 @@ class Reconciler:
         found = self._ask(self._catalog.webhooks)
         own = webhooks.ours(found, self._store.state(REGISTERED_URL), self._config.listener.webhook_secret)
         if not own and not self._has_registered(found):
-            self._log_once(
-                logging.INFO, f"No webhooks of this listener are at iconik yet: {command('register', 'URL')}"
-            )
+            line = "iconik has no webhooks of this listener yet"
+            self._log_once(logging.INFO, f"{line}: {command('register', 'URL')}")
             return Wanted.UNKNOWN
         if not own:
             line = "Cannot tell which of iconik's webhooks belong to this listener, so missed assets are not added"

@@ -239,6 +239,15 @@ def test_an_item_that_has_been_due_for_over_a_quarter_of_an_hour_is_wrong(
         assert all(line.endswith(": iconik-listener status") for line in lines)
 
 
+def test_assets_that_were_passed_over_are_a_note_for_a_week(well: ListenerHere) -> None:
+    for days, is_noted in ((6.9, True), (7.1, False)):
+        until = well.store.now(-days * 86400)
+        since = well.store.now(-8 * 86400)
+        period = {"since": since, "until": until, "why": "there was no /create webhook at that URL"}
+        well.store.set_state("passed_over", json.dumps(period))
+        assert any("were passed over" in note for note in facts(well, "note")) == is_noted
+
+
 def test_failed_items_are_wrong_for_a_day(well: ListenerHere, sandbox: FaultyIconik) -> None:
     well.upload(ASSET)
     wait_until(lambda: well.rows("status = 'submitted'"))
@@ -283,6 +292,24 @@ def test_a_listener_on_all_addresses_is_asked_on_this_machine(
     except Exception:
         pytest.skip("there is no IPv6 here")
     assert any(fact.startswith("the listener has been running since ") for fact in facts(listener, "ok"))
+
+
+def test_plain_http_that_is_open_to_the_network_is_a_note(
+    listeners_here: Callable[..., ListenerHere], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """N9."""
+    monkeypatch.setattr(sys.modules["commands.check"], "IN_A_CONTAINER", ())
+    listener = listeners_here(listener__host="0.0.0.0").start()
+    [note] = [note for note in facts(listener, "note") if "open to the network" in note]
+    remedy = f"Behind Caddy, set host = 127.0.0.1 in {listener.config}, and {RESTART}"
+    assert note == f"port 0 is open to the network (0.0.0.0), without encryption. {remedy}"
+
+
+def test_that_no_listener_runs_is_told_where_the_database_cannot_be_opened(well: ListenerHere) -> None:
+    """N16."""
+    well.end()
+    well.database.write_bytes(b"Dear diary" * 1000)
+    assert f"no listener is running on {well.database}: sudo systemctl start iconik-listener" in wrong(well)
 
 
 # iconik, the credentials and what they may
@@ -626,6 +653,13 @@ def test_a_monitor_is_told_what_is_wrong(well: ListenerHere, sandbox: FaultyIcon
     lines = facts(well, "WRONG", "--ping", f"{recorder.url}/abc?create=1")
     assert len(lines) == 2
     assert recorder.requests == [("POST /abc/fail?create=1", "\n".join(lines).encode())]
+
+
+def test_a_monitor_is_told_no_ids(well: ListenerHere, sandbox: FaultyIconik, recorder: Recorder) -> None:
+    next(iter(sandbox.webhooks.values()))["object_id"] = ASSET
+    assert any(ASSET in line for line in facts(well, "WRONG", "--ping", f"{recorder.url}/abc"))
+    [(_, body)] = recorder.requests
+    assert b"is for one asset only (\xe2\x80\xa6)" in body
 
 
 @pytest.mark.parametrize(
