@@ -113,7 +113,7 @@ def _starting(line: str) -> None:
 
 
 def _end_process(mistake: threading.ExceptHookArgs) -> None:
-    """The service would go on without one of its threads, and nobody would notice. A restart loses nothing."""
+    """Otherwise the service would keep running with a thread missing, unnoticed. A restart loses nothing."""
     log.critical("Ending", exc_info=(mistake.exc_type, mistake.exc_value or mistake.exc_type(), mistake.exc_traceback))
     os._exit(1)
 

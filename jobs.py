@@ -1,4 +1,4 @@
-"""The kinds of jobs that iconik can do for an asset. Nothing else in the code knows a job by its name.
+"""The kinds of jobs that iconik can do for an asset. What the service knows about each is in one table here.
 
 Where each fact is from is in docs/iconik.md.
 """

@@ -110,7 +110,7 @@ ITEM_COLUMNS = tuple(field.name for field in fields(Item))
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of an attempt.
+    """The result of an attempt.
 
     :ivar status: the item's next status: submitted, done, skipped, failed, or ready for another attempt
     :ivar error: why it is skipped, failed or has to wait
@@ -416,7 +416,10 @@ class Store:
         if row["is_due"]:
             return 0.0
         due = parse_time(row["due"])  # a person may have written something else there
-        return due - self._clock() if due and due > self._clock() else None
+        if due is None:
+            return None
+        seconds = due - self._clock()
+        return max(0.0, seconds) if seconds > -1 else None  # it may have become due a moment ago
 
     def reserve(self, item: Item, iconik_now: float, profile: str) -> bool:
         """Count the item's job against today's limit, and note that from now on it may be started.
@@ -477,7 +480,7 @@ class Store:
             self._left_alone.add((item.object_id, item.job))
             raise
 
-    # What was refused for everybody, such as for want of credits.
+    # Refusals that affect every item, such as insufficient credits.
 
     def is_refused_alone(self, item: Item, reason: str) -> bool:
         """Whether no other item was refused in the same words and is due within `max_retry_delay`.
@@ -517,7 +520,7 @@ class Store:
             since=self.now(-seconds),
         )
 
-    # What must be remembered, and what is asked.
+    # Persistent state and queries.
 
     def state(self, key: str) -> str | None:
         """What was remembered under that key."""

@@ -119,7 +119,7 @@ class Submitter:
         """
         if interrupted := self._store.recover():
             log.warning(
-                "Under way when the listener ended: %s. iconik is asked first whether it took them",
+                "Under way when the listener ended: %s. Checking first whether iconik accepted them",
                 pluralize(interrupted, "item"),
             )
         if skipped := self._store.skip_other_jobs():
@@ -378,7 +378,7 @@ class Submitter:
         if now - noted >= seconds:
             del self._absences[key]
             return None
-        so_far = f"iconik did not answer when the {job.name} job was started, and shows none so far"
+        so_far = f"iconik did not answer when the {job.name} job was started, and does not list the job yet"
         delay = seconds - (now - noted)
         return Outcome(Status.READY, so_far, so_far, delay=delay, in_doubt=True, is_absent=True)
 
@@ -559,7 +559,7 @@ class Submitter:
                 pass  # it is asked again at the next refusal
         profile_type = self._profiles.media_type_of(facts.profile)
         if media_type and not job.serves(media_type):
-            outcome = _final(Status.SKIPPED, f"{job.name} is not for {media_type}")
+            outcome = _final(Status.SKIPPED, f"{job.name} does not support {media_type}")
         elif media_type and profile_type and profile_type != job.profile_types[media_type]:
             outcome = _final(Status.SKIPPED, f"no profile in [{job.name}] is for {media_type}")
         else:

@@ -91,7 +91,7 @@ class ManualChanges:
     def next_keys(self, status: str, after: Key, *, job: str | None = None, reason: str | None = None) -> list[Key]:
         """Up to 200 items of that status (and job, and reason), in the order of their ids: those after `after`.
 
-        Whatever becomes of the items meanwhile, who asks on and on gets each once.
+        Repeated calls return each item exactly once, even if items change in between.
         """
         rows = self._database.run(
             """SELECT object_id, job FROM items
@@ -116,7 +116,7 @@ class ManualChanges:
         return self._change(keys, RETRYABLE, status, {Status.FAILED: RETRY, Status.SKIPPED: RETRY}, MAKE_DUE, reason)
 
     def again(self, keys: Iterable[Key]) -> list[Change]:
-        """Have iconik do jobs again that are done. Without effect within ten minutes of the last time."""
+        """Run finished jobs again. Without effect within ten minutes of the last time."""
         return self._change(keys, REPEATABLE, None, {}, AGAIN, "")
 
     def skip(self, keys: Iterable[Key], *, status: str | None = None, reason: str = "") -> list[Change]:

@@ -189,7 +189,7 @@ def _database_facts(store: Store) -> Facts:
     if wal.exists() and wal.stat().st_size > MAX_WAL_BYTES:
         size = wal.stat().st_size // 2**20
         yield note(
-            f"{wal} has grown to {size} MiB: another program has been reading items.db for long. Quit that program"
+            f"{wal} has grown to {size} MiB: another program has kept items.db open for a long time. Quit that program"
         )
     if kind := network_file_system(database):
         yield wrong(f"{database} is on {kind}, where SQLite files are damaged sooner or later: move it to a local disk")
@@ -201,7 +201,7 @@ def _database_facts(store: Store) -> Facts:
 
 
 def _item_facts(store: Store) -> Facts:
-    """What failed is wrong for a day, and a note after that. What waits is told by reason."""
+    """What failed is wrong for a day, and a note after that. Waiting items are grouped by reason."""
     since = store.now(-DAY_SECONDS)
     [failed] = store.database.run(
         "SELECT count(*) AS items, total(last_attempt_at > :since) AS recent FROM items WHERE status = 'failed'",

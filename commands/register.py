@@ -33,8 +33,8 @@ def register(path: Path, url: str, remove: bool, insecure: bool, yes: bool) -> N
     Before anything is changed, the URL is asked whether this listener answers there.
 
     A webhook that is there already, by URL and kind of event, is updated if need be: it gets the secret of
-    config.ini, and one that is disabled is put back in use. A query that you gave it to have only some assets
-    analyzed stays.
+    config.ini, and one that is disabled is put back in use. A query that you added to limit which assets are analyzed
+    is kept.
     """
     url = _checked(url, insecure or remove)
     config = load(path)

@@ -15,7 +15,7 @@ from store import Rules, Source, Status, Store
 from system.text import command, format_local, one_line, pluralize, wrapped
 
 FOUND = {
-    Source.WEBHOOK: "iconik's webhook told of it",
+    Source.WEBHOOK: "reported by iconik's webhook",
     Source.SEARCH: "its webhook was missed, and the listener found it at iconik",
     Source.CATCH_UP: "catch-up added it",
     Source.MENU: "a person added it from iconik's menu",

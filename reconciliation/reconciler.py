@@ -313,7 +313,7 @@ class Reconciler:
         number, looks = _numbers(self._store.state(ASSETS_SHORT))
         looks = looks + 1 if number == read else 1
         if looks >= MAX_LOOKS:
-            log.warning("iconik's search shows %d of %s assets again and again: the rest are passed over", read, total)
+            log.warning("iconik's search keeps returning only %d of %s assets: skipping the rest", read, total)
             self._store.set_state(ASSETS_SHORT, "")
             return True
         self._store.set_state(ASSETS_SHORT, json.dumps([read, looks]))
@@ -415,7 +415,10 @@ class Reconciler:
             self._changes.delete_old_usage()
         finally:
             if deleted:
-                log.info("Deleted %s whose create has not come for a day after the proxy", pluralize(deleted, "item"))
+                log.info(
+                    "Deleted %s whose create webhook did not arrive within a day of the proxy",
+                    pluralize(deleted, "item"),
+                )
         return True
 
     def _compare_clocks(self) -> None:

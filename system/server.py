@@ -126,7 +126,7 @@ class Server:
             self._serve_once(tick_seconds)
 
     def stop(self) -> None:
-        """Have `run` return. May be called from a signal handler, and again when all is closed already."""
+        """Make `run` return. May be called from a signal handler, and again when all is closed already."""
         if not self._stopping:
             self._stopping = True
             self._waitress.pull_trigger()

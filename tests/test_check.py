@@ -197,7 +197,7 @@ def test_check_finds_a_read_only_file_system(well: ListenerHere, tmp_path: Path)
 
 def test_check_tells_of_a_large_wal_file(well: ListenerHere) -> None:
     os.truncate(well.database.with_name("items.db-wal"), 70 * 2**20)
-    assert facts(well, "note")[0].startswith(f"{well.database}-wal has grown to 70 MiB: another program has been ")
+    assert facts(well, "note")[0].startswith(f"{well.database}-wal has grown to 70 MiB: another program has ")
 
 
 # The listener that is running

@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -84,3 +85,35 @@ def test_a_demo_whose_listener_does_not_start_says_so_at_once(tmp_path: Path) ->
     assert (done.returncode, done.stderr) == (1, "Error: the listener did not start\n")
     assert "No such file or directory" in done.stdout
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.long
+def test_the_lines_to_try_it_work_as_they_stand_in_the_readme(tmp_path: Path) -> None:
+    """N11: but for the two ports, which may be taken here, and the virtual environment."""
+    readme = (APP.parent / "README.md").read_text(encoding="utf-8")
+    [block] = re.findall(r"paste this into a terminal.*?^```\n(.*?)^```$", readme, re.MULTILINE | re.DOTALL)
+    assert block.count("\n") == 5
+    iconik, port = free_port(), free_port()
+    script = block.replace("9000", str(iconik)).replace("'host = 127.0.0.1'", f"'host = 127.0.0.1' 'port = {port}'")
+    script = script.replace(":8000", f":{port}").replace(".venv/bin/python app.py", f"{sys.executable} {APP}")
+    script = script.replace(".venv/bin/python", sys.executable)
+    until = 'until grep -q "Submitted.*interview" try/listener.log; do sleep 0.1; done;'
+    script = script.replace("sleep 5;", until)
+    done = subprocess.run(
+        ["bash", "-mc", f"{script}\nkill %1 %2; wait"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(APP.parent)},
+        capture_output=True,
+        text=True,
+        timeout=55,
+        check=False,
+    )
+    assert f"http://127.0.0.1:{port}/create: created\n" in done.stdout, done
+    assert "holiday.mov\n" in done.stdout and "iconik accepted the job" in done.stdout
+    assert "2 analyses were started today" in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])

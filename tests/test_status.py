@@ -179,7 +179,7 @@ def test_show_tells_an_assets_story(listeners_here: Listeners, sandbox: FaultyIc
     wait_until(lambda: listener.rows("status = 'submitted'"))
     text = " ".join(run(listener, "show", "1_zps7uj5xqff.jpg").split())
     assert f"{sandbox.url}/asset/{ASSET}" in text
-    assert "the asset was added: iconik's webhook told of it." in text
+    assert "the asset was added: reported by iconik's webhook." in text
     assert "its proxy was ready" in text
     assert f"iconik accepted the job with the profile Clips (job {sandbox.latest_job[ASSET]})" in text
     assert "Its media type is video, 1.0 minutes." in text

@@ -129,6 +129,24 @@ def test_new_items_are_claimed_in_order_and_under_a_limit_the_newest(stores: Sto
     assert claimed(store).object_id == ids[2]
 
 
+def test_what_becomes_due_during_the_look_is_due_at_once(tmp_path: Path) -> None:
+    """Otherwise every worker would wait half a minute for it."""
+    seconds_per_look = 0.0
+    now = 1_795_000_000.0
+
+    def clock() -> float:
+        nonlocal now
+        now += seconds_per_look
+        return now
+
+    store = Store(tmp_path / "items.db", listener=True, clock=clock)
+    ready(store)
+    store.end_attempt(claimed(store), Outcome(Status.READY, "no", delay=0.5))
+    seconds_per_look = 0.3
+    assert store.seconds_until_due() == 0
+    store.close()
+
+
 def test_a_retry_is_claimed_when_it_is_due(store: Store, clock: Clock) -> None:
     ready(store)
     store.end_attempt(claimed(store), Outcome(Status.READY, "no", delay=10))

@@ -335,7 +335,7 @@ def test_a_media_type_that_the_job_cannot_serve_is_skipped(world: World, title: 
     world.ready(title=title)
     world.work()
     assert world.status() == Status.SKIPPED
-    assert world.row()["error"].startswith("analyze is not for")
+    assert world.row()["error"].startswith("analyze does not support")
     assert world.row()["media_type"] in ("audio", "document")
 
 
