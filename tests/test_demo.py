@@ -95,23 +95,25 @@ def test_the_lines_to_try_it_work_as_they_stand_in_the_readme(tmp_path: Path) ->
     assert block.count("\n") == 5
     iconik, port = free_port(), free_port()
     script = block.replace("9000", str(iconik)).replace("'host = 127.0.0.1'", f"'host = 127.0.0.1' 'port = {port}'")
-    script = script.replace(":8000", f":{port}").replace(".venv/bin/python app.py", f"{sys.executable} {APP}")
-    script = script.replace(".venv/bin/python", sys.executable)
+    script = script.replace(":8000", f":{port}").replace(".venv/bin/python", sys.executable)
+    script = script.replace(" app.py", f" {APP}")
     until = 'until grep -q "Submitted.*interview" try/listener.log; do sleep 0.1; done;'
     script = script.replace("sleep 5;", until)
-    done = subprocess.run(
-        ["bash", "-mc", f"{script}\nkill %1 %2; wait"],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(APP.parent)},
-        capture_output=True,
-        text=True,
-        timeout=55,
-        check=False,
-    )
-    assert f"http://127.0.0.1:{port}/create: created\n" in done.stdout, done
-    assert "holiday.mov\n" in done.stdout and "iconik accepted the job" in done.stdout
-    assert "2 analyses were started today" in done.stdout
-    assert "Traceback" not in done.stdout + done.stderr
+    output = tmp_path / "output"
+    with output.open("w") as file:
+        environment = {**os.environ, "PYTHONPATH": str(APP.parent)}
+        shell = subprocess.Popen(
+            ["bash", "-c", script], cwd=tmp_path, env=environment, stdout=file, stderr=file, start_new_session=True
+        )
+        try:
+            shell.wait(50)
+        finally:
+            os.killpg(shell.pid, signal.SIGTERM)  # and what it has left in the background
+    printed = output.read_text()
+    assert f"http://127.0.0.1:{port}/create: created\n" in printed
+    assert "holiday.mov\n" in printed and "iconik accepted the job" in printed
+    assert "2 analyses were started today" in printed
+    assert "Traceback" not in printed
 
 
 def free_port() -> int:
