@@ -67,7 +67,7 @@ def route_fault(url: str, headers: Mapping[str, str]) -> RouteFault | None:
         answer = transport.send("POST", url.removeprefix(base), json=TEST_EVENT)
     except TransportError as error:
         return _no_answer(base, host, str(error)) if parts.scheme == "https" else RouteFault(f"{base}: {error}")
-    return _of_answer(url, answer)
+    return _of_answer(url, base, answer)
 
 
 def _no_address(url: str, error: Exception) -> RouteFault:
@@ -128,13 +128,13 @@ def _no_answer(url: str, host: str, reason: str) -> RouteFault:
     return RouteFault(f"{url}: {reason}")
 
 
-def _of_answer(url: str, answer: Answer) -> RouteFault | None:
+def _of_answer(url: str, base: str, answer: Answer) -> RouteFault | None:
     if answer.status == 200 and b'"ignored"' in answer.body:
         return None
     if answer.status == 401 and SECRET_HEADER.encode() in answer.body:
         return RouteFault(f"{url}: the listener there does not accept the secret", Cause.SECRET)
     if answer.status in (502, 503, 504):
-        text = f"the proxy there does not reach the listener ({answer.status}): start it, or correct the proxy's target"
-        return RouteFault(f"{url}: {text}")
+        remedy = "start the listener, or correct its address in the proxy's configuration"
+        return RouteFault(f"{base}: the proxy there does not reach the listener ({answer.status}): {remedy}")
     hint = ". If it is Caddy, its Caddyfile has to pass this path on" if answer.status == 404 else ""
     return RouteFault(f"{url}: something other than this listener answers there ({answer.status}){hint}")
