@@ -295,7 +295,7 @@ def _notify_facts(config: Config) -> Facts:
         return
     yield from map(wrong, faults)
     if not faults:
-        yield ok(f"what is wrong is sent to the {pluralize(len(addresses), 'address', 'addresses')} of [notify] to")
+        yield ok(f"[notify] to has {pluralize(len(addresses), 'address', 'addresses')} that check --notify tells")
 
 
 def _iconik_facts(config: Config, registered_url: str | None) -> Facts:
