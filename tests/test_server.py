@@ -297,10 +297,17 @@ def test_an_address_of_ipv6_is_written_as_in_a_url() -> None:
 
 
 @pytest.mark.parametrize(
-    ("host", "reason"), [("192.0.2.1", "Cannot assign requested address"), ("no..host", "Name or service not known")]
+    ("host", "reason"),
+    [
+        ("198.51.100.1", "Cannot assign requested address"),
+        ("no..host", "Name or service not known"),
+        ("https://a.example.com", "Name or service not known"),
+    ],
 )
 def test_an_address_that_cannot_be_had_is_named(host: str, reason: str) -> None:
-    with pytest.raises(CannotListen, match=f"cannot listen on {host}, port 0: {reason}$"):
+    """N23: what a new user writes there is the VM's public address, or the host's name."""
+    remedy = "host must be an address of this machine: 127.0.0.1 behind Caddy, 0.0.0.0 for all$"
+    with pytest.raises(CannotListen, match=rf"cannot listen on {host}, port 0: {reason}\. {remedy}"):
         Server(Flask("test"), host, 0)
 
 
