@@ -40,6 +40,7 @@ from system.text import (
     UUID,
     command,
     format_local,
+    in_container,
     one_line,
     parse_time,
     pluralize,
@@ -51,10 +52,6 @@ from version import __version__
 MAX_DUE_SECONDS = 15 * 60.0  # for which an item that is due may wait
 MAX_WAL_BYTES = 64 * 1024 * 1024
 PASSED_OVER_SECONDS = 7 * DAY_SECONDS  # for which it is told that assets were passed over
-IN_A_CONTAINER = (
-    Path("/.dockerenv"),
-    Path("/run/.containerenv"),
-)  # where the port is open to the proxy's container only
 MANY = 10  # items refused in the same words that are everybody's trouble
 PING_TIMEOUT = 10.0
 
@@ -304,7 +301,7 @@ def _listener_facts(config: Config, listener: dict[str, Any] | None) -> Facts:
     if not faults:
         yield ok(f"the listener has been running since {format_local(listener['started_at'])}")
     listening = config.listener
-    if not THIS_MACHINE.fullmatch(listening.host) and not any(file.exists() for file in IN_A_CONTAINER):
+    if not THIS_MACHINE.fullmatch(listening.host) and not in_container():
         remedy = f"Behind Caddy, set host = 127.0.0.1 in {config.path}, and {restart_it()}"
         yield note(f"port {listening.port} is open to the network ({listening.host}), without encryption. {remedy}")
     last = listener.get("last_webhook_at")

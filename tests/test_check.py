@@ -297,12 +297,13 @@ def test_a_listener_on_all_addresses_is_asked_on_this_machine(
 def test_plain_http_that_is_open_to_the_network_is_a_note(
     listeners_here: Callable[..., ListenerHere], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """N9."""
-    monkeypatch.setattr(sys.modules["commands.check"], "IN_A_CONTAINER", ())
+    """N9. In a container, only the proxy's container reaches the port."""
     listener = listeners_here(listener__host="0.0.0.0").start()
     [note] = [note for note in facts(listener, "note") if "open to the network" in note]
     remedy = f"Behind Caddy, set host = 127.0.0.1 in {listener.config}, and {RESTART}"
     assert note == f"port 0 is open to the network (0.0.0.0), without encryption. {remedy}"
+    monkeypatch.setenv("ICONIK_LISTENER_CONTAINER", "1")
+    assert not any("open to the network" in note for note in facts(listener, "note"))
 
 
 def test_that_no_listener_runs_is_told_where_the_database_cannot_be_opened(well: ListenerHere) -> None:

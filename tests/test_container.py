@@ -301,7 +301,7 @@ def test_the_image_has_every_file_of_the_service_and_no_other() -> None:
     copied_files = {file for file in tracked if is_copied(file)}
     assert sorted(of_the_service - copied_files) == []
     others = copied_files - of_the_service
-    assert others == {"LICENSE", "requirements.txt", "constraints.txt", "deploy/backup.py"}
+    assert others == {"LICENSE", "requirements.txt", "requirements-notify.txt", "constraints.txt", "deploy/backup.py"}
     assert not any(is_copied(file) for file in ("config.ini", "items.db", "deploy/secrets/auth_token", ".git/config"))
 
 
