@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 from circuit_breaker import CircuitBreaker, Permission
 from config import Config
+from events import version_of
 from iconik_client import (
     IconikClient,
     IconikDenied,
@@ -19,7 +20,7 @@ from iconik_client import (
     IconikRefused,
     IconikUnavailable,
 )
-from jobs import FINISHED, JOBS, NOT_STARTED, UNDER_WAY, Job, Json, newest_version, status_of
+from jobs import FINISHED, JOBS, NOT_STARTED, UNDER_WAY, Job, Json, status_of, version_for
 from limits import Limits
 from profiles import DEFAULT, Profile, ProfileMissing, ProfileNotForMediaType, Profiles
 from store import DAY_SECONDS, Item, Outcome, Source, Status, Store
@@ -118,7 +119,7 @@ class Submitter:
         """
         if interrupted := self._store.recover():
             log.warning(
-                "Under way when the listener ended: %s. iconik is asked first whether it took them",
+                "Under way when the listener ended: %s. Checking first whether iconik accepted them",
                 pluralize(interrupted, "item"),
             )
         if skipped := self._store.skip_other_jobs():
@@ -171,8 +172,8 @@ class Submitter:
     def work_once(self) -> float:
         """Do what is due next, if anything is. Returns the seconds until it is worth looking again.
 
-        New items go first, then retries, then polls. Under a limit retries go before new items, because some of them
-        hold reservations.
+        New items go first, then retries, then polls. Under a limit retries are asked for before new items, because some
+        of them hold reservations, or are of newer assets.
         """
         permission = self._breaker.wait()
         if permission is None or self._stopping.is_set():
@@ -187,14 +188,14 @@ class Submitter:
     def _start_new(self, permission: Permission) -> bool:
         item = self._store.claim_new()
         if item:
-            self._record(item, self._attempt(item, permission))
+            self._work_on(item, permission)
         return item is not None
 
     def _start_retry(self, permission: Permission) -> bool:
         with self._retry_slot() as has_slot:
             item = self._store.claim_retry() if has_slot else None
             if item:
-                self._record(item, self._attempt(item, permission))
+                self._work_on(item, permission)
             return item is not None
 
     @contextmanager
@@ -217,6 +218,12 @@ class Submitter:
 
     # One attempt.
 
+    def _work_on(self, item: Item, permission: Permission) -> None:
+        outcome = self._attempt(item, permission)
+        self._record(item, outcome)
+        if outcome.status == Status.SUBMITTED and not outcome.found:
+            self._release_refused(item)
+
     def _attempt(self, item: Item, permission: Permission) -> Outcome:
         """One attempt at starting an item's job.
 
@@ -231,9 +238,10 @@ class Submitter:
         """
         if (seconds := self._seconds_in_doubt(item)) > 0:
             return Outcome(Status.READY, delay=seconds, is_attempt=False, in_doubt=True)
-        job = JOBS.get(item.job)
-        if job is None:
-            return _final(Status.SKIPPED, f"{one_line(item.job)} is no job of iconik's")
+        job = JOBS.get(item.job) if item.job in self._store.rules.jobs else None
+        if job is None:  # a person has retried it
+            is_in_doubt = item.in_doubt_since is not None
+            return _final(Status.SKIPPED, f"{one_line(item.job)} is not in jobs", started_nothing=not is_in_doubt)
         log.info("Submitting %s Job for %s", job.label, named(item.object_id, item.title))  # as the article logs it
         call = Call(item.object_id)
         try:
@@ -292,27 +300,38 @@ class Submitter:
         1. A deleted asset and one of a type in skip_types are skipped.
         2. A job that is under way or finished was started by others or by an earlier request of ours. Who wants it
            done again (`retry --again`) does not mind one that is finished.
-        3. A job that failed at iconik is started again only if a person asked for that.
-        4. An item in doubt needs evidence, and so does an asset without the status, unless it is known to be new: a
-           field that is missing does not say that nothing was started.
+        3. An item in doubt needs evidence. What became of its own request is in iconik's list of jobs.
+        4. A job that failed at iconik is started again only if a person asked for that.
+        5. An asset without the status needs evidence, too, unless it is known to be new: a field that is missing does
+           not say that nothing was started.
         """
-        if asset.get("status") == "DELETED":
-            return _final(Status.SKIPPED, "the asset is deleted")
-        if str(asset.get("type")) in self._config.skip_types and item.asked < 2:
-            return _final(Status.SKIPPED, f"assets of type {asset['type']} are skipped (skip_types in config.ini)")
-        status = status_of(job, asset, item.version_id)
         is_in_doubt = item.in_doubt_since is not None
+        if asset.get("status") == "DELETED":
+            return _final(Status.SKIPPED, "the asset is deleted", started_nothing=not is_in_doubt)
+        if str(asset.get("type")) in self._config.skip_types and item.asked < 2:
+            error = f"assets of type {asset['type']} are skipped (skip_types in config.ini)"
+            return _final(Status.SKIPPED, error, started_nothing=not is_in_doubt)
+        status = status_of(job, asset, item.version_id)
+        if status in UNDER_WAY and item.asked == 2 and item.submitted_at and not is_in_doubt:
+            return Outcome(Status.SUBMITTED, submitted_at=item.submitted_at, job_id=item.old_job_id)  # its latest run
+        # What is in doubt is our own: the reconciler looks for its job from the request on.
+        there = Outcome(
+            Status.SUBMITTED,
+            submitted_at=item.in_doubt_since,
+            found=not is_in_doubt,
+            started_nothing=not is_in_doubt,
+        )
         if status in UNDER_WAY:
-            return Outcome(Status.SUBMITTED, found=not is_in_doubt, started_nothing=not is_in_doubt)
+            return there
         if status == FINISHED and item.asked < 2:
-            return Outcome(Status.DONE, found=not is_in_doubt, started_nothing=not is_in_doubt)
-        if status == "FAILED" and not item.asked:
-            return _final(Status.FAILED, f"iconik's {job.name} job failed", started_nothing=not is_in_doubt)
+            return replace(there, status=Status.DONE)
         if status not in (*NOT_STARTED, FINISHED, None):
             return self._refusal(item, f"iconik says {job.status_field} {one_line(str(status), 40)}")
-        if is_in_doubt:
-            return self._evidence(item, job, call)
-        if status is None and not self._is_new(item):
+        if is_in_doubt and (outcome := self._evidence(item, job, call)):
+            return outcome
+        if status == "FAILED" and not item.asked:
+            return _final(Status.FAILED, f"iconik's {job.name} job failed", started_nothing=not is_in_doubt)
+        if status is None and not is_in_doubt and not self._is_new(item):
             return self._second_source(item, job, call)
         return None
 
@@ -322,13 +341,18 @@ class Submitter:
         return item.source == Source.WEBHOOK and self._started_at_text <= closed_at <= self._store.now()
 
     def _second_source(self, item: Item, job: Job, call: Call) -> Outcome | None:
-        """The asset does not say whether the job was started: ask iconik's list of jobs."""
+        """The asset does not say whether the job was started: ask iconik's list of jobs.
+
+        Who wants the job done again does not mind one that is finished.
+        """
         call.source = "jobs"
-        found = [one for one in self._client.jobs_of(item.object_id, job, 0) if one.status not in JOB_FAILED]
-        if not found:
+        listed = self._client.jobs_of(item.object_id, job, 0)
+        done = [one for one in listed if one.status in JOB_DONE and item.asked < 2]
+        under_way = [one for one in listed if one.status not in (*JOB_DONE, *JOB_FAILED)]
+        if not done and not under_way:
             return None
-        is_done = any(one.status in JOB_DONE for one in found)
-        return Outcome(Status.DONE if is_done else Status.SUBMITTED, found=True, job_id=found[-1].id)
+        status, found = (Status.DONE, done) if done else (Status.SUBMITTED, under_way)
+        return Outcome(status, found=True, started_nothing=True, job_id=found[-1].id)
 
     # Doubt: evidence before money.
 
@@ -369,14 +393,15 @@ class Submitter:
         if now - noted >= seconds:
             del self._absences[key]
             return None
-        so_far = f"iconik did not answer when the {job.name} job was started, and shows none so far"
+        so_far = f"iconik did not answer when the {job.name} job was started, and does not list the job yet"
         delay = seconds - (now - noted)
         return Outcome(Status.READY, so_far, so_far, delay=delay, in_doubt=True, is_absent=True)
 
     def _list_unreadable(self, item: Item, job: Job, error: IconikError, in_doubt_since: float) -> Outcome:
         if self._client.now() - in_doubt_since > MAX_DOUBT_SECONDS:
             message = f"the {job.name} job may have been started: iconik did not answer, and its list of jobs"
-            return replace(_final(Status.FAILED, f"{message} cannot be read: {error}"), in_doubt=True)
+            failed = _final(Status.FAILED, f"{message} cannot be read: {error}", started_nothing=False)
+            return replace(failed, in_doubt=True)
         message = f"iconik's list of jobs cannot be read: {error}"
         delay = self._backoff(item, self._config.submitter.max_retry_delay)
         delay = max(delay, error.retry_after or 0)
@@ -428,8 +453,10 @@ class Submitter:
 
         :raises NotNow: it does not match, or not yet
         """
+        key = item.object_id, item.job
         try:
             if self._client.document(item.object_id, only):
+                self._missed_by_only.pop(key, None)
                 return
             is_useful = self._finds_something(only)
         except IconikForbidden:
@@ -438,7 +465,6 @@ class Submitter:
             raise NotNow(self._not_yet(item, f"iconik refuses the query in [{job.name}] only: {error}")) from None
         if not is_useful:
             raise NotNow(self._not_yet(item, f"the query in [{job.name}] only finds no asset at all"))
-        key = item.object_id, item.job
         now = self._runtime.monotonic()
         missed_at = self._missed_by_only.setdefault(key, now)
         if (seconds := missed_at + self._config.reconciler.min_age - now) > 0:
@@ -464,6 +490,9 @@ class Submitter:
 
     def _start(self, item: Item, job: Job, asset: Json, facts: Facts, call: Call) -> Outcome:
         call.facts = facts
+        version_id = version_for(asset, item.version_id if item.asked < 2 else None)
+        if job.needs_version and version_id is None:
+            raise NotNow(self._refusal(item, "iconik shows no version of the asset that is ACTIVE"))
         if not self._store.reserve(item, self._client.now(), facts.profile.name or facts.profile.id):
             is_in_doubt = item.in_doubt_since is not None
             return Outcome(Status.READY, is_attempt=False, in_doubt=is_in_doubt)
@@ -476,11 +505,9 @@ class Submitter:
             options["profile_id"] = facts.profile.id
         if language := self._config.of(job).language:
             options["language"] = language
-        version_id = item.version_id if job.needs_version and item.asked < 2 else newest_version(asset)
         job_id = self._client.start(job, asset, version_id=version_id, options=options, profile=path)
         self._breaker.succeeded()
         self.last_error = None
-        self._release_refused(item)
         return Outcome(
             Status.SUBMITTED,
             submitted_at=format_utc(self._client.now()),
@@ -552,7 +579,7 @@ class Submitter:
                 pass  # it is asked again at the next refusal
         profile_type = self._profiles.media_type_of(facts.profile)
         if media_type and not job.serves(media_type):
-            outcome = _final(Status.SKIPPED, f"{job.name} is not for {media_type}")
+            outcome = _final(Status.SKIPPED, f"{job.name} does not support {media_type}")
         elif media_type and profile_type and profile_type != job.profile_types[media_type]:
             outcome = _final(Status.SKIPPED, f"no profile in [{job.name}] is for {media_type}")
         else:
@@ -628,8 +655,7 @@ class Submitter:
                 self._store.postpone_poll(item.object_id, delay)
                 return True
             if proxy:
-                version_id = proxy.get("version_id")
-                self._store.proxy_closed(item.object_id, version_id if isinstance(version_id, str) else None)
+                self._store.proxy_closed(item.object_id, version_of(proxy))
                 log.info("Found object %s in finished proxy queue: the webhook for its proxy was missed", name)
             return True
 
@@ -637,7 +663,7 @@ class Submitter:
 
     def _record(self, item: Item, outcome: Outcome) -> None:
         """Write an outcome. While that is impossible, keep it and write it again."""
-        _log_outcome(item, outcome)
+        _log_outcome(item, outcome, with_job=len(self._store.rules.jobs) > 1)
         while True:
             was_stopping = self._stopping.is_set()
             try:
@@ -684,19 +710,24 @@ def _duration(document: Json | None) -> float | None:
     return milliseconds / 1000 if isinstance(milliseconds, int | float) else None
 
 
-def _log_outcome(item: Item, outcome: Outcome) -> None:
+def _log_outcome(item: Item, outcome: Outcome, *, with_job: bool) -> None:
+    """Log what became of an attempt. `with_job`: whether several jobs are to be told apart."""
     name = named(item.object_id, item.title)
     label = JOBS[item.job].label if item.job in JOBS else item.job
     if not outcome.is_attempt:
         return
-    if outcome.status in (Status.SUBMITTED, Status.DONE) and outcome.found:
-        log.info("iconik already has an %s Job for %s", label, name)
-    elif outcome.status in (Status.SUBMITTED, Status.DONE):
-        log.info("Submitted %s Job for %s", label, name)
-    elif outcome.status == Status.SKIPPED:
+    if outcome.status in (Status.SUBMITTED, Status.DONE):
+        if outcome.found:
+            log.info("iconik already has the %s Job for %s", label, name)
+        else:
+            log.info("Submitted %s Job for %s", label, name)
+        return
+    if with_job:
+        name = f"{name} ({item.job})"
+    if outcome.status == Status.SKIPPED:
         log.info("Skipped %s: %s", name, outcome.error)
     elif outcome.status == Status.FAILED:
-        remedy = command("retry", item.object_id)
+        remedy = command("retry", *(("--job", item.job) if with_job else ()), item.object_id)
         log.error("%s failed: %s. Once the cause is fixed: %s", name, outcome.error, remedy)
     else:
         log.warning("%s: %s. Next attempt in %.0f s", name, outcome.error, outcome.delay)

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
-from events import title_of
+from events import CONTEXTS, title_of
 from iconik_client import MAX_PAGES, IconikClient, IconikJob, IconikRefused, IconikUnavailable, search_body
 from jobs import JOBS, Json
 from system.text import UUID, one_line
 
 MAX_IDS = 100  # in one request
+ACTIONS = "assets/v1/custom_actions/"
 
 
 @dataclass(frozen=True)
@@ -200,6 +201,22 @@ class IconikCatalog:
         """Delete a webhook definition."""
         path = f"notifications/v1/webhooks/{quote(webhook_id, safe='')}/"
         self._client.call("DELETE", path, "can_delete_webhooks", may_be_empty=True)
+
+    def actions(self) -> list[Json]:
+        """The custom actions of iconik's menu for one asset and for several, as in iconik's CustomActionSchema."""
+        found = [self._all(f"{ACTIONS}{context}/", "can_read_custom_actions") for context in CONTEXTS]
+        return [{"context": context, **action} for context, of_context in zip(CONTEXTS, found) for action in of_context]
+
+    def save_action(self, action: Json, action_id: str | None = None) -> None:
+        """Create a custom action, or update the one with that id."""
+        method, path = ("PUT", f"{quote(action_id, safe='')}/") if action_id else ("POST", "")
+        path = f"{ACTIONS}{action['context']}/{path}"
+        self._client.call(method, path, "can_write_custom_actions", body=action, may_be_empty=True)
+
+    def delete_action(self, context: str, action_id: str) -> None:
+        """Delete a custom action."""
+        path = f"{ACTIONS}{context}/{quote(action_id, safe='')}/"
+        self._client.call("DELETE", path, "can_delete_custom_actions", may_be_empty=True)
 
     def _all(self, path: str, role: str) -> list[Json]:
         found: dict[str, Json] = {}

@@ -88,6 +88,7 @@ class Reconciler:
         self._changes = ReconciledChanges(store)
         self._stopping = self._runtime.event()
         self._logged: set[str] = set()  # what is logged once in a process
+        self._listed_until = "", ""  # the item whose jobs the latest look listed last
         self._started_at = self._runtime.monotonic()
         self._has_looked = False  # at our webhooks, in this process
         self._failed_creates = 0  # how many creates had been answered with an error at the last look
@@ -184,6 +185,10 @@ class Reconciler:
         """
         found = self._ask("webhooks", self._catalog.webhooks)
         own = webhooks.ours(found, self._store.state(REGISTERED_URL), self._config.listener.webhook_secret)
+        if not own and not self._has_registered(found):
+            line = "iconik has no webhooks of this listener yet"
+            self._log_once(logging.INFO, f"{line}: {command('register', 'URL')}")
+            return Wanted.UNKNOWN
         if not own:
             line = "Cannot tell which of iconik's webhooks belong to this listener, so missed assets are not added"
             self._log_once(logging.WARNING, f"{line}: {command('register', 'URL')}")
@@ -198,6 +203,12 @@ class Reconciler:
         if failure:
             raise failure
         return wanted
+
+    def _has_registered(self, found: list[dict[str, Any]]) -> bool:
+        """Whether iconik has, or had, webhooks that may be ours. At a first start it has none, and all is well."""
+        secrets = self._config.listener.webhook_secret
+        with_our_secret = (webhook.secret in secrets for webhook in webhooks.of_our_kinds(found))
+        return bool(self._store.state(REGISTERED_URL)) or not secrets or any(with_our_secret)
 
     def _are_assets_wanted(self, creates: list[WebhookDefinition]) -> Wanted:
         if not creates or not self._catalog.knows_time:
@@ -347,7 +358,7 @@ class Reconciler:
         number, looks = _numbers(self._store.state(ASSETS_SHORT))
         looks = looks + 1 if number == read else 1
         if looks >= MAX_LOOKS:
-            log.warning("iconik's search shows %d of %s assets again and again: the rest are passed over", read, total)
+            log.warning("iconik's search keeps returning only %d of %s assets: skipping the rest", read, total)
             self._store.set_state(ASSETS_SHORT, "")
             return True
         self._store.set_state(ASSETS_SHORT, json.dumps([read, looks]))
@@ -359,22 +370,26 @@ class Reconciler:
         """Find out how the jobs ended that iconik accepted in the last 7 days.
 
         1. Those whose ids are known are asked for by id, 100 in a request.
-        2. The others are asked for by asset and kind of job, a request each.
+        2. The others are asked for by asset and kind of job, a request each, and up to 200 in a look. The next look
+           goes on after the last of them.
         3. The media types and durations of what is done are asked of the search, 100 in a request.
         """
         since = self._catalog.now() - OUTCOME_SECONDS
-        after, listed = ("", ""), 0
+        after, listed, listed_after = ("", ""), 0, self._listed_until
         while items := self._changes.submitted(after, since):
             after = items[-1].object_id, items[-1].job
-            by_id = {item.job_id: item for item in items if item.job_id}
-            found = {job.id: job for job in self._jobs_by_id(list(by_id))}
+            found = {job.id: job for job in self._jobs_by_id([item.job_id for item in items if item.job_id])}
             for item in items:
                 job = found.get(item.job_id or "")
-                if job is None and listed < MAX_LISTED:
+                key = item.object_id, item.job
+                if job is None and listed < MAX_LISTED and key > listed_after:
                     listed += 1
+                    self._listed_until = key
                     job = self._newest_job(item)
                 if job:
                     self._end_job(item, job)
+        if listed < MAX_LISTED:
+            self._listed_until = "", ""
         self._measure(since)
         return True
 
@@ -425,18 +440,16 @@ class Reconciler:
             log.error("%s failed: %s. Once the cause is fixed: %s", name, outcome.error, remedy)
 
     def _measure(self, since: float) -> None:
-        asked: set[str] = set()
-        while object_ids := [one for one in self._changes.unmeasured(since) if one not in asked]:
-            asked |= set(object_ids)
+        after = ""
+        while object_ids := self._changes.unmeasured(after, since):
+            after = object_ids[-1]
             found = self._ask("search", lambda: self._catalog.measures(object_ids))
-            measured = [asset for asset in found if asset.media_type]
-            for asset in measured:
+            for asset in found:
                 try:
-                    self._changes.measure(asset)
+                    if asset.media_type:
+                        self._changes.measure(asset)
                 except StoreRefused as error:
                     log.error("%s: %s", asset.object_id, error, extra={"topic": ("measure", asset.object_id)})
-            if not measured:
-                return
 
     # Step 4: old rows.
 
@@ -451,7 +464,10 @@ class Reconciler:
             self._changes.delete_old_usage()
         finally:
             if deleted:
-                log.info("Deleted %s whose create has not come for a day after the proxy", pluralize(deleted, "item"))
+                log.info(
+                    "Deleted %s whose create webhook did not arrive within a day of the proxy",
+                    pluralize(deleted, "item"),
+                )
         return True
 
     def _compare_clocks(self) -> None:

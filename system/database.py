@@ -81,7 +81,7 @@ class Database:
         """
         :param schema: what creates the tables, or brings an older file to them
         :param listener: be the one listener on this file: create it or migrate it if need be, and keep all others out
-        :param progress: is told in a line what takes long
+        :param progress: called with a one-line message during slow operations
         :raises StoreError: the file is not ours or is damaged, or another listener runs on it; it was left as it was
         """
         self.path = Path(os.path.realpath(path))  # SQLite's own files are beside the target of a link, so ours are, too

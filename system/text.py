@@ -3,6 +3,7 @@
 import os
 import re
 import shlex
+import textwrap
 from contextlib import suppress
 from datetime import datetime, timezone
 
@@ -21,9 +22,20 @@ def one_line(text: object, max_length: int = 200) -> str:
     return line if len(line) <= max_length else line[: max_length - 1] + "…"
 
 
-def pluralize(count: int, noun: str) -> str:
-    """`1 item`, `2 items`."""
-    return f"{count} {noun}{'' if count == 1 else 's'}"
+def wrapped(text: str, indent: str = "", hanging: str | None = None) -> str:
+    """A paragraph of lines of up to 100 characters. Ids and commands are not cut at their hyphens.
+
+    :param hanging: the indent of all lines but the first; None for the same
+    """
+    rest = indent if hanging is None else hanging
+    return textwrap.fill(
+        text, 100, initial_indent=indent, subsequent_indent=rest, break_on_hyphens=False, break_long_words=False
+    )
+
+
+def pluralize(count: int, noun: str, plural: str = "") -> str:
+    """`1 item`, `2 items`; `plural` is for a noun that takes no s."""
+    return f"{count} {noun if count == 1 else plural or noun + 's'}"
 
 
 def named(object_id: str, title: object) -> str:
@@ -68,6 +80,31 @@ def parse_time(text: object, *, local: bool = False) -> float | None:
         return None
 
 
+def in_container() -> bool:
+    """Whether this is the image. There, whoever runs it restarts what ends, and people's own commands are elsewhere."""
+    return os.environ.get("ICONIK_LISTENER_CONTAINER") == "1"
+
+
+def service_command(action: str) -> str:
+    """The command that starts, stops or restarts the service; empty where install.sh has not installed it."""
+    words = os.environ.get("ICONIK_LISTENER_COMMAND", "").split()
+    if words[:1] != ["iconik-listener"]:
+        return ""
+    name = f"@{words[2]}" if words[1:2] == ["--system"] and len(words) > 2 else ""
+    return f"sudo systemctl {action} iconik-listener{name}"
+
+
+def restart_it() -> str:
+    """What a person has to do so that the listener reads config.ini again."""
+    remedy = service_command("restart")
+    return f"restart the listener: {remedy}" if remedy else "restart the listener"
+
+
+def start_it() -> str:
+    """What a person has to do so that a listener runs."""
+    return service_command("start") or "start it"
+
+
 def command(*words: str) -> str:
     """A command of this program, as a line that can be pasted on this machine: `iconik-listener retry --all`."""
-    return f"{os.environ.get('ICONIK_LISTENER_COMMAND', 'python app.py')} {shlex.join(words)}"
+    return f"{os.environ.get('ICONIK_LISTENER_COMMAND', 'python app.py')} {shlex.join(words)}".rstrip()

@@ -14,7 +14,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, redirect_stderr, redirect_stdout
+from contextlib import closing, contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -27,6 +27,7 @@ from circuit_breaker import CircuitBreaker
 from config import Config, load
 from faulty_iconik import FaultyIconik
 from iconik_client import IconikClient
+from menu import MENU
 from resources import Services, create_app
 from store import Rules, Store
 from submitter import Submitter
@@ -118,6 +119,24 @@ def wait_until(condition: Callable[[], Any], seconds: float = 20) -> None:
         time.sleep(0.005)
 
 
+def unread_bytes(port: int) -> list[int]:
+    """What the server has not read yet, of each connection to the port."""
+    lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return [int(line[4].split(":")[1], 16) for line in lines if line[1].endswith(f":{port:04X}") and line[3] == "01"]
+
+
+def full_pipe() -> tuple[int, int]:
+    """The descriptors of a pipe's two ends. It has taken full stops until it was full."""
+    read_end, write_end = os.pipe()
+    os.set_blocking(write_end, False)
+    for size in (1000, 1):
+        with suppress(BlockingIOError):
+            while True:
+                os.write(write_end, b"." * size)
+    os.set_blocking(write_end, True)
+    return read_end, write_end
+
+
 def let_everybody_in(folder: Path) -> None:
     """Open a folder of a test's, and those of pytest's around it, to a user without rights."""
     for closed in (folder, *folder.parents):
@@ -188,6 +207,7 @@ def write_config(folder: Path, **values: object) -> Path:
         "faces",
         "limits",
         "reconciler",
+        "notify",
         "sweep",
     ):
         if section in ("iconik", "listener", "submitter", "reconciler") or any(
@@ -236,7 +256,7 @@ class Listener:
         self.config = write_sandbox_config(folder, sandbox, **values)
         self.log: list[str] = []
         self.url = ""
-        self.env: dict[str, str] = {}  # what its processes get beside this one's
+        self.environment: dict[str, str] = {}  # on top of this process's
         self.process: subprocess.Popen[str] | None = None
 
     def start(self, preexec_fn: Callable[[], None] | None = None, prelude: str = "") -> "Listener":
@@ -248,7 +268,7 @@ class Listener:
             text=True,
             preexec_fn=preexec_fn,
             cwd=self.config.parent,
-            env={**os.environ, "PYTHONPATH": str(APP.parent), **self.env},
+            env={**os.environ, "PYTHONPATH": str(APP.parent), **self.environment},
         )
         begin = len(self.log)
         self._reader = threading.Thread(target=self._read, args=(self.process,))
@@ -297,7 +317,7 @@ class Listener:
 
     def run(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
         """Another `python app.py` with the same configuration, until its end."""
-        return run("--config", str(self.config), *arguments, cwd=self.config.parent, env=self.env)
+        return run("--config", str(self.config), *arguments, cwd=self.config.parent, env=self.environment)
 
     def command(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
         """The same without a process of its own, which is faster."""
@@ -387,8 +407,9 @@ class ListenerHere(Listener):
         breaker, client = CircuitBreaker(config.submitter), IconikClient(config.iconik)
         self.submitter = Submitter(self.store, client, breaker, config)
         self.breaker = breaker
-        app = create_app(Services(self.store, self.submitter, breaker, config.listener.webhook_secret))
-        self.server = Server(app, config.listener.host, config.listener.port)
+        services = Services(self.store, self.submitter, breaker, config.listener.webhook_secret)
+        host, port = config.listener.host, config.listener.port
+        self.server = Server(create_app(services, MENU), host, port, services.judge)
         self.store.set_state("listening_at", self.server.address)
         self.url = f"http://{self.server.address}"
         self.submitter.start()

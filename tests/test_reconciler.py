@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from circuit_breaker import CircuitBreaker
+from commands.changes import ManualChanges
 from config import load
 from faulty_iconik import Fault, FaultyIconik
 from iconik_client import IconikClient
@@ -21,7 +22,7 @@ from store import Rules, Status, Store
 from submitter import Submitter
 from support import ASSET, SECRET, Clock, Listener, ManualRuntime, new_id
 from system.database import StoreRefused
-from system.text import format_utc
+from system.text import format_utc, parse_time
 
 HOUR, DAY = 3600.0, 86400.0
 URL = "http://127.0.0.1:1"  # where the webhooks point, and nothing listens
@@ -232,6 +233,17 @@ def test_a_person_who_disables_a_webhook_that_once_failed_is_heeded(world: World
     assert world.command("register", "--insecure", URL).returncode == 0
     assert world.look()
     assert world.items() == {}
+
+
+def test_the_time_that_is_passed_over_grows_and_is_logged_once(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    assert world.look()
+    begun = world.clock.now
+    world.sandbox.edit_webhook(world.create["id"], query="x")
+    for _ in range(3):
+        assert world.look()
+    period = json.loads(world.store.state(PASSED_OVER) or "")
+    assert [parse_time(period[key]) for key in ("since", "until")] == pytest.approx([begun, world.clock.now], abs=2)
+    assert caplog.text.count("are passed over") == 1
 
 
 RECOVERED = {"status": "ENABLED", "first_failed_at": None, "last_error": None}
@@ -522,6 +534,32 @@ def test_a_failure_of_before_a_retry_is_not_this_runs(worlds: Callable[..., Worl
     assert world.items()[ASSET]["status"] == Status.SUBMITTED
 
 
+def test_items_whose_jobs_are_listed_one_by_one_take_turns(world: World) -> None:
+    """However many there are whose job iconik does not show, each is asked about."""
+    ids = sorted(new_id() for _ in range(250))
+    for object_id in ids:
+        world.store.add_asset(object_id, "a.mov")
+    world.store.database.run(
+        "UPDATE items SET status = 'submitted', submitted_at = :now, counted_on = '2026-01-01'", now=world.store.now()
+    )
+    for _ in range(2):
+        assert world.look()
+    requests = "\n".join(world.sandbox.requests)
+    assert [object_id for object_id in ids if object_id not in requests] == []
+
+
+def test_assets_without_a_media_type_keep_no_other_from_being_measured(world: World) -> None:
+    world.submitted()
+    world.sandbox.finish_job(world.sandbox.latest_job[ASSET])
+    for _ in range(150):
+        world.store.add_asset(f"0{new_id()[1:]}", "gone.mov")
+    world.store.database.run(
+        "UPDATE items SET status = 'done', done_at = :now WHERE object_id < '1'", now=world.store.now()
+    )
+    assert world.look()
+    assert world.items()[ASSET]["media_type"] == "video"
+
+
 @pytest.mark.parametrize(
     "event",
     [
@@ -561,6 +599,48 @@ def test_a_row_that_a_trigger_protects_is_no_other_rows_trouble(
     assert set(missed) - {protected} <= set(items)
     assert set(old) & set(items) <= {protected}
     assert "hands off" in caplog.text
+
+
+def test_a_job_that_was_in_doubt_for_long_is_found(world: World) -> None:
+    """The asset says that it is under way, and nothing says its id."""
+    world.sandbox.faults.append(Fault("POST /API/transcode", cut=True, after_work=True))
+    world.sandbox.create_asset("a.mov", ASSET, send=False)
+    world.store.add_asset(ASSET, "a.mov")
+    world.store.proxy_closed(ASSET)
+    world.submitter.work_once()
+    world.clock.advance(HOUR)
+    world.submitter.work_once()
+    assert world.items()[ASSET]["status"] == Status.SUBMITTED
+    world.sandbox.finish_job(world.sandbox.latest_job[ASSET])
+    assert world.look()
+    assert world.items()[ASSET]["status"] == Status.DONE
+
+
+def test_a_failed_job_that_we_started_is_measured_too(world: World) -> None:
+    """The report says what was started, in iconik's units."""
+    world.sandbox.fail_job(world.submitted())
+    assert world.look()
+    row = world.items()[ASSET]
+    assert (row["status"], row["media_type"], row["duration"]) == ("failed", "video", 60.0)
+
+
+@pytest.mark.parametrize("lags_behind", [False, True])
+def test_a_failure_of_faces_before_a_retry_is_not_this_runs(worlds: Callable[..., World], lags_behind: bool) -> None:
+    """Its answer names no job, and the list may not show the new one yet."""
+    world = worlds(submitter__jobs="faces")
+    world.sandbox.fail_job(world.submitted("faces"))
+    assert world.look()
+    assert world.items()[ASSET]["status"] == Status.FAILED
+    ManualChanges(world.store).retry([(ASSET, "faces")])
+    world.sandbox.read_lag = 120.0 if lags_behind else 0.0
+    while world.submitter.work_once() == 0:
+        pass
+    assert world.sandbox.started == [("faces", ASSET)] * 2
+    assert world.look(60)
+    assert world.items()[ASSET]["status"] == Status.SUBMITTED
+    world.sandbox.finish_job(list(world.sandbox.job_details)[-1])
+    assert world.look()
+    assert world.items()[ASSET]["status"] == Status.DONE
 
 
 # Old rows, and no looks.

@@ -3,6 +3,7 @@
 import json
 import logging
 import random
+import re
 import statistics
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -46,6 +47,10 @@ class Iconik:
     def send(self, method: str, path: str, *, query: Mapping[str, str] | None = None, json: object = None) -> Answer:
         if "/jobs/" in path:
             return self._list_jobs((query or {})["object_id"])
+        if "/search/" in path:  # after a refusal: what media type is the asset of?
+            self._simulation.sleep(LATENCY)
+            [asset_id] = re.findall("[a-z0-9]+-[0-9]{6}", str(json))
+            return _json_answer(200, {"objects": [{"id": asset_id, "media_type": "video"}], "total": 1})
         if "/proxies/" in path:
             self.polls += 1
             self._simulation.sleep(LATENCY)

@@ -11,15 +11,16 @@ from typing import Any
 import pytest
 
 from circuit_breaker import CircuitBreaker
+from commands.changes import ManualChanges
 from config import Config
 from faulty_iconik import Fault, FaultyIconik
 from iconik_client import IconikClient
 from reconciliation.reconciler import Reconciler
 from sandbox import profile
-from store import Rules, Source, Status, Store
+from store import Outcome, Rules, Source, Status, Store
 from submitter import Submitter
 from support import ASSET, SECRET, Clock, ManualRuntime, make_config, new_id
-from system.database import StoreRefused
+from system.database import StoreRefused, StoreUnavailable
 from system.text import format_utc
 
 LIST_OF_JOBS = "GET /API/jobs/v1/jobs/"
@@ -367,7 +368,7 @@ def test_a_media_type_that_the_job_cannot_serve_is_skipped(world: World, title: 
     world.ready(title=title)
     world.work()
     assert world.status() == Status.SKIPPED
-    assert world.row()["error"].startswith("analyze is not for")
+    assert world.row()["error"].startswith("analyze does not support")
     assert world.row()["media_type"] in ("audio", "document")
 
 
@@ -591,6 +592,41 @@ def test_what_became_of_the_request_in_doubt_counts(world: World, end: str, expe
     assert world.row()["job_id"] == job_id
 
 
+def test_a_job_that_failed_without_an_answer_is_known_by_its_id(world: World) -> None:
+    """So a retry can tell it from its own run."""
+    world.sandbox.faults.append(Fault(ANALYZE, after_work=True, **NO_ANSWER))
+    world.ready()
+    world.work()
+    job_id = world.sandbox.latest_job[ASSET]
+    world.sandbox.fail_job(job_id)
+    world.work_for(120)
+    assert world.status() == Status.FAILED
+    assert world.row()["job_id"] == job_id
+    assert "The file cannot be decoded" in world.row()["error"]
+    assert world.started_today() == 1
+
+
+def test_a_deleted_asset_in_doubt_keeps_its_reservation(world: World) -> None:
+    """Its job may have been started."""
+    world.sandbox.faults.append(Fault(ANALYZE, after_work=True, **NO_ANSWER))
+    world.ready()
+    world.work()
+    world.sandbox.assets[ASSET]["status"] = "DELETED"
+    world.work_for(120)
+    assert world.status() == Status.SKIPPED
+    assert world.started_today() == 1
+
+
+def test_what_is_put_back_keeps_its_place(world: World) -> None:
+    world.ready()
+    before = world.row()["next_attempt_at"]
+    item = world.store.claim_new()
+    assert item
+    world.clock.advance(60)
+    world.store.end_attempt(item, Outcome(Status.READY, is_attempt=False))
+    assert world.row()["next_attempt_at"] == before
+
+
 def test_a_job_of_an_earlier_run_is_no_evidence(world: World) -> None:
     world.ready()
     world.work()
@@ -626,6 +662,7 @@ def test_a_list_that_cannot_be_read_ends_after_a_week_as_failed(world: World) ->
     world.work_for(2 * 24 * 3600, step=900)
     assert world.status() == Status.FAILED
     assert "may have been started" in world.row()["error"]
+    assert world.row()["counted_on"], "it may be billed, so it counts"
     assert world.sandbox.jobs == []
 
 
@@ -751,14 +788,20 @@ def test_again_forces_a_second_run(world: World) -> None:
 
 
 def test_again_does_not_start_a_run_that_is_under_way(world: World) -> None:
+    """Nor does it lose that run, or count it as somebody else's."""
     world.ready()
     world.work()
-    world.store.database.run(
-        "UPDATE items SET status = 'ready', asked = 2, next_attempt_at = :now", now=world.store.now()
-    )
+    before = world.row()
+    [change] = ManualChanges(world.store).again([(ASSET, "analyze")])
+    assert change.is_changed
     world.work()
     assert world.sandbox.jobs == [ASSET]
-    assert world.status() == Status.SUBMITTED
+    after = world.row()
+    assert [after[name] for name in ("status", "job_id", "submitted_at")] == [
+        before[name] for name in ("status", "job_id", "submitted_at")
+    ]
+    [row] = world.store.database.run("SELECT started, found FROM usage")
+    assert (row["started"], row["found"]) == (1, 0)
 
 
 def test_three_jobs_are_started_once_each(worlds: Callable[..., World]) -> None:
@@ -797,6 +840,68 @@ def test_a_job_that_is_no_longer_configured_stops(worlds: Callable[..., World]) 
     world.work()
     assert world.sandbox.started == [("analyze", ASSET)]
     assert world.row(ASSET, "faces")["error"] == "faces is not in jobs"
+    ManualChanges(world.store).retry([(ASSET, "faces")])
+    requests = len(world.sandbox.requests)
+    world.work()
+    assert world.row(ASSET, "faces")["error"] == "faces is not in jobs"
+    assert len(world.sandbox.requests) == requests
+
+
+def test_faces_are_for_the_items_version_while_it_is_active(worlds: Callable[..., World]) -> None:
+    world = worlds(submitter__jobs="faces")
+    for is_active, number in ((True, 0), (False, 1)):
+        asset_id = world.ready(new_id())
+        versions = world.sandbox.assets[asset_id]["versions"]
+        world.sandbox.new_version(asset_id)
+        if not is_active:
+            versions[0]["status"] = "DELETED"
+        world.work()
+        assert f"/assets/{asset_id}/versions/{versions[number]['id']}/" in world.sandbox.requests[-1]
+        assert world.status(asset_id, "faces") == Status.SUBMITTED
+
+
+def test_assets_without_an_active_version_do_not_open_the_breaker(worlds: Callable[..., World]) -> None:
+    world = worlds(submitter__jobs="faces", limits__max_per_day=20)
+    for _ in range(12):
+        asset_id = world.ready(new_id())
+        world.sandbox.assets[asset_id]["versions"][0]["status"] = "DELETED"
+    world.work()
+    assert not world.breaker.is_open
+    assert world.started_today() == 0
+    assert "no version of the asset that is ACTIVE" in world.row(asset_id, "faces")["error"]
+
+
+def test_log_lines_tell_jobs_apart_where_there_are_several(
+    worlds: Callable[..., World], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    for jobs, name in (("analyze faces", f'{ASSET} "a.wav" (analyze): '), ("analyze", f'{ASSET} "a.wav": ')):
+        world = worlds(submitter__jobs=jobs)
+        world.store.database.run("DELETE FROM items")
+        world.ready(title="a.wav")
+        caplog.clear()
+        world.work()
+        assert f"Skipped {name}analyze does not support audio" in caplog.messages
+        world.store.close()
+
+
+def test_what_was_held_for_ten_days_is_not_given_up_after_one_503(worlds: Callable[..., World]) -> None:
+    world = worlds(limits__max_per_day=1)
+    held = world.ready()
+    for _ in range(10):
+        world.clock.advance(60)
+        newer = world.ready(new_id())
+        world.work()
+        assert world.status(newer) == Status.SUBMITTED
+        world.clock.advance(24 * 3600)
+    assert world.requests(held) == 0
+    assert world.store.health()["oldest_due_at"] == world.row(held)["next_attempt_at"]  # it is due now
+    world.sandbox.faults.append(Fault("GET /API/assets", status=503))
+    world.work()
+    row = world.row(held)
+    assert (row["status"], row["attempts"], row["waited"]) == (Status.READY, 1, 10)
+    world.work_for(20)
+    assert world.status(held) == Status.SUBMITTED
 
 
 # Polls, and who waits for whom.
@@ -969,3 +1074,61 @@ def test_no_content_of_a_row_stops_a_worker_or_a_start(world: World, column: str
     world.work_for(120)
     assert other in world.sandbox.jobs
     assert world.sandbox.jobs.count(ASSET) <= 1
+
+
+# The database fails in the middle of an attempt.
+
+
+def unavailable(*_: Any, **__: Any) -> Any:
+    raise StoreUnavailable("database is locked")
+
+
+def test_an_accepted_job_is_recorded_whatever_follows(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(world.store, "probe_refused", unavailable)
+    world.sandbox.read_lag = 60
+    world.ready()
+    world.work()
+    assert world.status() == Status.SUBMITTED
+    world.work_for(600)
+    assert world.sandbox.jobs == [ASSET]
+    assert world.started_today() == 1
+
+
+def test_a_refusal_is_recorded_though_the_database_is_busy(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as busy:
+        busy.setattr(world.store, "is_refused_alone", unavailable)
+        world.sandbox.faults.append(Fault(ANALYZE, status=400))
+        world.ready()
+        world.work()
+    assert world.status() == Status.READY
+    world.work_for(1200)
+    assert world.status() == Status.SUBMITTED
+    assert world.sandbox.jobs == [ASSET]
+
+
+def test_a_job_found_after_a_kill_has_the_time_of_its_request(world: World) -> None:
+    """Otherwise its end is looked for among later jobs only, and it stays submitted for ever."""
+    world.sandbox.faults.append(Fault(ANALYZE, after_work=True, **NO_ANSWER))
+    world.ready()
+    world.work()
+    since = world.row()["in_doubt_since"]
+    world.clock.advance(3600)
+    world.restart()
+    world.work_for(60)
+    assert world.status() == Status.SUBMITTED
+    assert world.row()["submitted_at"] == since
+
+
+def test_again_needs_no_status_field(world: World) -> None:
+    world.ready()
+    world.work()
+    world.sandbox.finish_job(world.sandbox.latest_job[ASSET])
+    for holder in (world.sandbox.assets[ASSET], *world.sandbox.assets[ASSET]["versions"]):
+        holder.pop("analyze_status", None)
+    world.store.database.run(
+        """UPDATE items SET status = 'ready', asked = 2, old_job_id = job_id, job_id = NULL, counted_on = NULL,
+        source = 'search', next_attempt_at = :now""",
+        now=world.store.now(),
+    )
+    world.work()
+    assert world.sandbox.forced == [ASSET]
