@@ -191,7 +191,7 @@ def test_what_a_person_kept_out_is_billed_only_by_the_catch_up_that_the_log_name
     for asset_id in kept_out:
         sandbox.set_proxy(asset_id, send=False)
     if by == "register":
-        assert listener.command("register", "--insecure", listener.url).returncode == 0
+        assert listener.command("register", "--insecure", "--yes", listener.url).returncode == 0
     if by == "hand" or "query" in edit:  # which register leaves as it is
         sandbox.edit_webhook(create_id, status="ENABLED", query="")
     put_back_at = time.time()

@@ -162,7 +162,7 @@ def test_what_a_person_kept_out_between_two_looks_is_not_added(
     world.clock.advance(60)
     if before == "registered":
         world.create["headers"] = {}  # so that register writes the definition, and no look has seen what it wrote
-        assert world.command("register", "--insecure", URL).stdout.startswith(f"{URL}/create: updated")
+        assert world.command("register", "--insecure", "--yes", URL).stdout.startswith(f"{URL}/create: updated")
     else:
         assert world.look(0)
     world.clock.advance(60)
@@ -170,7 +170,7 @@ def test_what_a_person_kept_out_between_two_looks_is_not_added(
     kept_out = world.missed(5)
     world.clock.advance(60)
     if by == "register":
-        assert world.command("register", "--insecure", URL).returncode == 0
+        assert world.command("register", "--insecure", "--yes", URL).returncode == 0
     if by == "hand" or world.create.get("query"):  # which register leaves as it is
         world.sandbox.edit_webhook(world.create["id"], status="ENABLED", query="", object_id=None)
     if moment == "stopped":
@@ -230,7 +230,7 @@ def test_a_person_who_disables_a_webhook_that_once_failed_is_heeded(world: World
     world.missed()
     assert world.look()
     assert world.create["status"] == "DISABLED"
-    assert world.command("register", "--insecure", URL).returncode == 0
+    assert world.command("register", "--insecure", "--yes", URL).returncode == 0
     assert world.look()
     assert world.items() == {}
 
@@ -426,7 +426,7 @@ def test_without_a_date_in_iconiks_answers_nothing_is_added(worlds: Callable[...
     world.sandbox.clock = lambda: world.clock.now + 30 * DAY
     world.start()
     assert not world.look()
-    assert world.command("register", "--insecure", URL).returncode == 0
+    assert world.command("register", "--insecure", "--yes", URL).returncode == 0
     assert not world.look()
     assert world.items() == {}
     world.sandbox.faults.clear()
