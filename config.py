@@ -1,4 +1,4 @@
-"""config.ini: read, checked, typed. One dataclass for each section, one field for each key.
+"""config.ini: read, checked, typed. One dataclass for each kind of section, one field for each key.
 
 In a container, the environment may hold the same keys: see `_read_environment`.
 """
@@ -9,14 +9,15 @@ import os
 import re
 import shlex
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from jobs import JOBS, Job
+from jobs import DEFAULT_JOB, JOBS, Job
 from system.errors import ListenerError
 from system.text import UUID, in_container
 
@@ -30,8 +31,8 @@ MOVED = {
     ("sweep", "interval"): ("reconciler", "interval"),
     ("sweep", "min_age"): ("reconciler", "min_age"),
     ("sweep", "max_age"): ("reconciler", "max_age"),
-    ("iconik", "analysis_profile"): ("analyze", "profile"),
-    ("iconik", "skip_types"): ("analyze", "skip_types"),
+    ("iconik", "analysis_profile"): (DEFAULT_JOB.name, "profile"),
+    ("iconik", "skip_types"): (DEFAULT_JOB.name, "skip_types"),
 }
 Key = tuple[str, str]  # its section and its name
 SWITCH = "ICONIK_LISTENER_ENVIRONMENT"  # only the image sets it
@@ -71,8 +72,16 @@ def _plain(text: str) -> str:
     return text
 
 
+def _without_comment(text: str) -> None:
+    if re.search(r"\s[#;]", text):
+        raise ValueError("is followed by a comment, which needs a line of its own")
+
+
 def _header_value(text: str) -> str:
     """A secret that travels as an HTTP header: visible ASCII."""
+    _without_comment(text)
+    if re.match("[\u2018-\u201f\u00ab\u00bb\u2039\u203a]", text):  # those of word processors
+        raise ValueError("is in quotes: write it without them")
     if not re.fullmatch(r"[!-~]*", text):
         raise ValueError("may consist of visible ASCII characters only, without spaces")
     return text
@@ -85,6 +94,8 @@ def _credential(text: str) -> str:
 
 
 def _secrets(text: str) -> tuple[str, ...]:
+    if len(text.split()) > MAX_SECRETS:
+        _without_comment(text)
     secrets = tuple(_header_value(_plain(secret)) for secret in text.split(" ") if secret)
     if len(secrets) > MAX_SECRETS:
         raise ValueError("may hold two secrets at most, separated by a space")
@@ -126,12 +137,22 @@ def _text(text: str) -> str:
     return text
 
 
+def _addresses(text: str) -> tuple[str, ...]:
+    """Apprise's URLs. They hold passwords, so no message shows them."""
+    addresses = tuple(address.rstrip(",") for address in text.split())
+    for address in addresses:
+        if not re.fullmatch(r"[a-z][a-z0-9]*://[!-~]+", address, re.IGNORECASE):
+            raise ValueError("must be Apprise URLs like ntfy://topic, separated by spaces")
+    return addresses
+
+
 def _path(text: str) -> Path:
     return Path(_text(text))
 
 
 def _number(parse: Callable[[str], Any], lowest: float, highest: float, unit: str = "") -> Callable[[str], Any]:
     def read(text: str) -> Any:
+        _without_comment(text)
         try:
             value = parse(text)
         except ValueError:
@@ -169,7 +190,7 @@ class ListenerConfig:
 
 @dataclass(frozen=True)
 class SubmitterConfig:
-    jobs: tuple[str, ...] = _key(_jobs, "analyze")
+    jobs: tuple[str, ...] = _key(_jobs, DEFAULT_JOB.name)
     workers: int = _key(_number(int, 1, 32), "4")
     retry_delay: float = _key(_seconds(0.01), "10")
     max_retry_delay: float = _key(_seconds(0.01), "900")
@@ -177,22 +198,19 @@ class SubmitterConfig:
 
 
 @dataclass(frozen=True)
-class AnalyzeConfig:
-    profile: tuple[str, ...] = _key(_profiles, "")
-    only: str = _key(_query, "")
-    skip_types: frozenset[str] = _key(_types, "SUBCLIP")
+class JobConfig:
+    """The section of one job. Which of the keys it has is in jobs.py.
 
+    :ivar profile: names or UUIDs of profiles, or `default`; empty for iconik's choice without a profile
+    :ivar only: a query in iconik's search language; empty for every asset
+    :ivar language: of the speech; empty for iconik's choice
+    :ivar skip_types: types of assets that get no job of any kind
+    """
 
-@dataclass(frozen=True)
-class TranscribeConfig:
     profile: tuple[str, ...] = _key(_profiles, "")
     only: str = _key(_query, "")
     language: str = _key(_query, "")
-
-
-@dataclass(frozen=True)
-class FacesConfig:
-    only: str = _key(_query, "")
+    skip_types: frozenset[str] = _key(_types, "SUBCLIP")
 
 
 @dataclass(frozen=True)
@@ -201,17 +219,8 @@ class LimitsConfig:
 
 
 @dataclass(frozen=True)
-class JobConfig:
-    """What config.ini says of one job.
-
-    :ivar profile: names or UUIDs of profiles, or `default`; empty for iconik's choice without a profile
-    :ivar only: a query in iconik's search language; empty for every asset
-    :ivar language: of the speech; empty for iconik's choice
-    """
-
-    profile: tuple[str, ...] = ()
-    only: str = ""
-    language: str = ""
+class NotifyConfig:
+    to: tuple[str, ...] = _key(_addresses, "", secret=True)
 
 
 @dataclass(frozen=True)
@@ -225,19 +234,19 @@ class ReconcilerConfig:
 class Config:
     """All of config.ini; durations in seconds, `path` and `listener.database` absolute.
 
-    `warnings` and `notes` are lines for the log: what is allowed, but not wise, and what has changed since version 1.0.
-    `variables` are the names of the environment variables that were read, or None if none are, as without a container.
+    `job_sections` has the section of each job by its name. `warnings` and `notes` are lines for the log: what is
+    allowed, but not wise, and what has changed since version 1.0. `variables` are the names of the environment's
+    variables that were read, or None if none are, as without a container.
     """
 
     path: Path
     iconik: IconikConfig
     listener: ListenerConfig
     submitter: SubmitterConfig
-    analyze: AnalyzeConfig
-    transcribe: TranscribeConfig
-    faces: FacesConfig
     limits: LimitsConfig
     reconciler: ReconcilerConfig
+    notify: NotifyConfig
+    job_sections: dict[str, JobConfig]
     warnings: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     variables: tuple[str, ...] | None = None
@@ -254,27 +263,30 @@ class Config:
 
     def of(self, job: Job) -> JobConfig:
         """The section of one job."""
-        section = getattr(self, job.name)
-        return JobConfig(
-            **{key.name: getattr(section, key.name) for key in fields(JobConfig) if hasattr(section, key.name)}
-        )
+        return self.job_sections[job.name]
 
     @property
     def skip_types(self) -> frozenset[str]:
         """The types of assets that get no job."""
-        return self.analyze.skip_types
+        return self.of(DEFAULT_JOB).skip_types
 
 
+# The sections that are no job's.
 SECTIONS: dict[str, Any] = {
     "iconik": IconikConfig,
     "listener": ListenerConfig,
     "submitter": SubmitterConfig,
-    "analyze": AnalyzeConfig,
-    "transcribe": TranscribeConfig,
-    "faces": FacesConfig,
     "limits": LimitsConfig,
     "reconciler": ReconcilerConfig,
+    "notify": NotifyConfig,
 }
+
+
+def keys_of(section: str) -> list[Any]:
+    """The keys that a section of config.ini may have."""
+    if section in JOBS:
+        return [key for key in fields(JobConfig) if key.name in JOBS[section].keys]
+    return list(fields(SECTIONS[section]))
 
 
 @dataclass(frozen=True)
@@ -299,17 +311,19 @@ class _Source:
         :raises ConfigError: with one line for the operator
         """
         written = dict(self.parser[name]) if self.parser.has_section(name) else {}
-        keys = fields(SECTIONS[name])
-        for unknown in written.keys() - {key.name for key in keys}:
-            raise ConfigError(f"{self.path}: [{name}] {unknown[:40]}: unknown key")
+        section = SECTIONS.get(name, JobConfig)
+        known = [key.name for key in keys_of(name)]
+        for unknown in written.keys() - set(known):
+            meant = _did_you_mean(unknown, known, "{}")
+            raise ConfigError(f"{self.path}: [{name}] {unknown[:40]}: unknown key{meant}")
         values = {}
-        for key in keys:
+        for key in fields(section):
             text = written.get(key.name, key.metadata["default"])
             try:
                 values[key.name] = key.metadata["read"](_plain(text or ""))
             except ValueError as error:
                 raise ConfigError(f"{self.place(name, key.name)}: {error}") from None
-        return SECTIONS[name](**values)
+        return section(**values)
 
 
 def load(path: Path) -> Config:
@@ -318,25 +332,39 @@ def load(path: Path) -> Config:
     :raises ConfigError: with one line for the operator
     """
     source = _read(path)
+    known = (*SECTIONS, *JOBS)
     for name in source.parser.sections():
-        if name not in SECTIONS:
-            raise ConfigError(f"{path}: [{name}]: unknown section")
+        if name not in known:
+            raise ConfigError(f"{path}: [{name}]: unknown section{_did_you_mean(name, known, '[{}]')}")
     sections = {name: source.section(name) for name in SECTIONS}
     # The path may be relative to the file, or a link: the lock needs the file's one true name.
     database = (path.resolve().parent / sections["listener"].database).resolve()
     sections["listener"] = replace(sections["listener"], database=database)
     if sections["submitter"].max_retry_delay < sections["submitter"].retry_delay:
         raise ConfigError(f"{source.place('submitter', 'max_retry_delay')}: must not be less than retry_delay")
+    job_sections = {name: source.section(name) for name in JOBS}
+    skip_types = job_sections[DEFAULT_JOB.name].skip_types
     return Config(
         path=path.resolve(),
         **sections,
-        warnings=(*_unwise(path, sections["listener"]), *_unknown_types(source, sections["analyze"].skip_types)),
+        job_sections=job_sections,
+        warnings=(*_unwise(path, sections["listener"]), *_unknown_types(source, skip_types)),
         notes=tuple(
             f"{path}: {old_key} of [{old_section}] is now {key} of [{section}]: move it there"
             for (section, key), (old_section, old_key) in source.moved.items()
         ),
         variables=None if source.variables is None else tuple(sorted(source.variables.values())),
     )
+
+
+def load_notify(path: Path) -> tuple[NotifyConfig, Path]:
+    """[notify] alone, and where items.db is: a mistake elsewhere in the file does not keep it from being told.
+
+    :raises ConfigError: the file or the environment cannot be read, or the mistake is there
+    """
+    source = _read(path)
+    database = source.parser.get("listener", "database", fallback="items.db")
+    return source.section("notify"), (path.resolve().parent / database).resolve()
 
 
 def _read(path: Path) -> _Source:
@@ -370,12 +398,13 @@ def _read_environment() -> dict[Key, tuple[str, str]] | None:
         return None
     found: dict[Key, tuple[str, str]] = {}
     for variable in sorted(os.environ):
-        section, _, key = variable.removesuffix("_FILE").partition("_")
-        place = section.lower(), key.lower()
-        if not key or variable.startswith(NOT_OURS) or variable != variable.upper() or place[0] not in SECTIONS:
+        name, _, key = variable.removesuffix("_FILE").partition("_")
+        section, place = name.lower(), (name.lower(), key.lower())
+        is_ours = name.isupper() and key.isupper() and section in (*SECTIONS, *JOBS)
+        if not is_ours or variable.startswith(NOT_OURS):
             continue
-        if place[1] not in {field.name for field in fields(SECTIONS[place[0]])}:
-            raise ConfigError(f"{variable}: [{place[0]}] has no such key")
+        if key.lower() not in {known.name for known in keys_of(section)}:
+            raise ConfigError(f"{variable}: [{section}] has no such key")
         if place in found:
             raise ConfigError(f"{found[place][0]} and {variable} are both set: remove one of them")
         found[place] = variable, _text_of(variable)
@@ -421,7 +450,7 @@ def _parse(path: Path, *, may_be_missing: bool) -> configparser.ConfigParser:
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
-        raise ConfigError(f"{path}: is not UTF-8 text") from None
+        raise ConfigError(f"{path}: is not UTF-8 text: save it as UTF-8") from None
     except configparser.DuplicateOptionError as error:
         raise ConfigError(f"{path}: [{error.section}] {error.option}: is defined twice") from None
     except configparser.DuplicateSectionError as error:
@@ -431,6 +460,11 @@ def _parse(path: Path, *, may_be_missing: bool) -> configparser.ConfigParser:
         line = getattr(error, "lineno", None) or getattr(error, "errors", [("?",)])[0][0]
         raise ConfigError(f"{path}: line {line}: is not a [section], key = value, or # comment") from None
     return parser
+
+
+def _did_you_mean(word: str, known: Iterable[str], form: str) -> str:
+    close = get_close_matches(word[:40].lower(), list(known), n=1, cutoff=0.6)
+    return f". Did you mean {form.format(close[0])}?" if close else ""
 
 
 def _read_from_old_places(parser: configparser.ConfigParser) -> dict[Key, Key]:
@@ -451,8 +485,9 @@ def _read_from_old_places(parser: configparser.ConfigParser) -> dict[Key, Key]:
 
 
 def _unknown_types(source: _Source, types: frozenset[str]) -> list[str]:
+    place = source.place(DEFAULT_JOB.name, "skip_types")
     return [
-        f"{source.place('analyze', 'skip_types')}: iconik has no type of assets {name}, only {', '.join(ASSET_TYPES)}"
+        f"{place}: iconik has no type of assets {name}, only {', '.join(ASSET_TYPES)}"
         for name in sorted(types - set(ASSET_TYPES))
     ]
 

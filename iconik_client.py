@@ -32,6 +32,7 @@ from version import __version__
 PAGE_SIZE = 100
 MAX_PAGES = 100_000  # of any list: iconik's own `pages` or an empty page ends it long before
 SEARCH_QUERY = {"generate_signed_url": "false", "save_search_history": "false"}
+NOT_ENABLED = "is not enabled"  # what iconik says in a 403 about a kind of job that the account does not have
 DATE_SECONDS = 1.0  # a Date is in whole seconds
 MAX_CLOCK_DIFFERENCE = 300.0  # seconds between iconik's clock and ours that are worth a warning
 
@@ -378,8 +379,10 @@ def _error(answer: Answer, content: Json | None, role: str) -> IconikError:
     if status == 401:
         summary, kind = f"{summary}: app_id and auth_token are not accepted", IconikDenied
     elif status == 403 and is_iconiks:
-        missing = f"the role {role} is missing, or " if role else ""
-        summary, kind = f"{summary}: {missing}the user may not access this", IconikForbidden
+        kind = IconikForbidden
+        if NOT_ENABLED not in _message(content):
+            missing = f"the role {role} is missing, or " if role else ""
+            summary = f"{summary}: {missing}the user may not access this"
     elif status == 429:
         kind = IconikRateLimited
     elif status >= 500:

@@ -2,11 +2,12 @@
 
 import json
 import logging
+import threading
 from dataclasses import dataclass
-from threading import Lock
+from typing import Any
 
-from store import ALLOWED, PAUSED, Store
-from system.text import command, pluralize
+from store import ALLOWED, DAY_SECONDS, PAUSED, Store
+from system.text import command, format_local, format_utc, one_line, parse_time, pluralize
 
 log = logging.getLogger("iconik_listener")
 
@@ -17,11 +18,11 @@ NEARLY = 0.8  # the share of the limit from which on it is worth a note
 class Pause:
     """A person stopped the starting of jobs.
 
-    :ivar since: UTC text
+    :ivar since: UTC text; None if that is not known
     :ivar by: who did it
     """
 
-    since: str
+    since: str | None
     by: str
     reason: str = ""
 
@@ -30,9 +31,11 @@ class Pause:
 class Limit:
     """The limit, as it is now.
 
+    :ivar day: today, by UTC
     :ivar started: how many jobs were started today, possibly started ones included
     :ivar max_per_day: 0 for no limit; what a person has allowed on top of it today is `allowed`
     :ivar held: how many items wait for tomorrow, or for the end of the pause
+    :ivar ready: how many items are ready to be started, what is held included
     """
 
     day: str
@@ -40,6 +43,7 @@ class Limit:
     max_per_day: int
     allowed: int
     held: int
+    ready: int
     pause: Pause | None
 
     @property
@@ -57,16 +61,45 @@ class Limit:
         """Whether most of the limit is used up."""
         return bool(self.max_per_day) and self.started >= NEARLY * self.total
 
+    @property
+    def percent(self) -> int:
+        """How much of the limit is used up."""
+        return 100 * self.started // max(1, self.total)
+
+    @property
+    def goes_on_at(self) -> str | None:
+        """When jobs are started again by themselves, as UTC text; None if they are, or if a person has to resume."""
+        if self.pause or not self.is_reached:
+            return None
+        return format_utc((parse_time(f"{self.day}T00:00:00Z") or 0) + DAY_SECONDS)
+
     def describe(self) -> str:
-        """Why jobs are held, as a sentence; empty if none is."""
+        """Why no more jobs are started, as a sentence; empty if they are."""
         if self.pause:
+            since = f" at {format_local(self.pause.since)}" if self.pause.since else ""
             why = f" ({self.pause.reason})" if self.pause.reason else ""
-            return f"{self.pause.by} paused the starting of jobs at {self.pause.since}{why}: {command('resume')}"
+            waits = f"{_wait(self.held)} until somebody resumes" if self.held else "nothing waits so far"
+            return f"{self.pause.by} paused the starting of jobs{since}{why}: {waits}: {command('resume')}"
         if self.is_reached:
-            held = f"{pluralize(self.held, 'item')} held until 00:00 UTC"
+            waits = f"{_wait(self.held)} until 00:00 UTC" if self.held else "what comes now waits until 00:00 UTC"
             started = f"{pluralize(self.started, 'job')} started today, as many as max_per_day allows"
-            return f"{started}: {held}. To let more through now: {command('allow', '100')}"
+            return f"{started}: {waits}. To let more through now: {command('allow', '100')}"
         return ""
+
+    def for_programs(self) -> dict[str, Any]:
+        """The same for programs. It holds nothing from outside but the name of who paused it on this machine."""
+        return {
+            "jobs_today": self.started,
+            "max_per_day": self.max_per_day,
+            "allowed_today": self.allowed,
+            "limit_is_near": self.is_near,
+            "limit_is_reached": self.is_reached,
+            "held": self.held,
+            "goes_on_at": self.goes_on_at,
+            "paused_by_person": self.pause is not None,
+            "paused_by": self.pause.by if self.pause else None,
+            "paused_by_person_since": self.pause.since if self.pause else None,
+        }
 
 
 class Limits:
@@ -74,12 +107,12 @@ class Limits:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._lock = Lock()
+        self._lock = threading.Lock()
         self._logged = ""
 
-    def now(self) -> Limit:
-        """The limit, as it is now."""
-        health = self._store.health()
+    def now(self, health: dict[str, Any] | None = None) -> Limit:
+        """The limit, as it is now. `health`: what Store.health() has just said."""
+        health = health or self._store.health()
         day = self._store.today()
         return Limit(
             day=day,
@@ -87,6 +120,7 @@ class Limits:
             max_per_day=health["max_per_day"],
             allowed=self._allowed_on(day),
             held=health["held"],
+            ready=health["ready"],
             pause=self.pause_state(),
         )
 
@@ -103,9 +137,11 @@ class Limits:
         if not text:
             return None
         try:
-            return Pause(**json.loads(text))
-        except (ValueError, TypeError):  # written by hand
-            return Pause(self._store.now(), "somebody")
+            pause = Pause(**json.loads(text))
+            is_ours = all(isinstance(part, str) for part in (pause.since, pause.by, pause.reason))
+        except (ValueError, TypeError):
+            is_ours = False
+        return pause if is_ours else Pause(None, "somebody")  # it was written by hand
 
     def allow(self, count: int) -> int:
         """Let `count` more jobs be started today. Returns how many that are in all today."""
@@ -120,18 +156,28 @@ class Limits:
     def pause(self, by: str, reason: str) -> None:
         """Start no more jobs until `resume`. Requests that were sent go on."""
         since = self._store.now()
-        self._store.set_state(PAUSED, json.dumps({"since": since, "by": by, "reason": reason}))
+        self._store.set_state(PAUSED, json.dumps({"since": since, "by": one_line(by), "reason": one_line(reason)}))
 
     def resume(self) -> None:
         """Start jobs again."""
         self._store.set_state(PAUSED, "")
 
     def log_changes(self) -> None:
-        """Log once when the limit is reached, when a person pauses, and when it goes on."""
-        limit = self.now()
-        state = "paused" if limit.pause else f"reached {limit.day}" if limit.is_reached and limit.held else ""
+        """Log once when the limit is reached, when a person pauses, and when it goes on.
+
+        Whoever becomes idle calls this, so what is held is counted only if there is something to log.
+        """
         with self._lock:
+            state = self._store.held_by()
             if state == self._logged:
                 return
+            limit = self.now()
+            if not state:
+                log.warning("Jobs are started again. Ready: %s", pluralize(limit.ready, "item"))
+            elif text := limit.describe():
+                log.warning("%s", text)
             self._logged = state
-        log.warning("%s", limit.describe() if state else "Jobs are started again")
+
+
+def _wait(count: int) -> str:
+    return f"{pluralize(count, 'item')} {'waits' if count == 1 else 'wait'}"

@@ -52,6 +52,8 @@ CREATE INDEX items_new             ON items (next_attempt_at, created_at, status
     WHERE status = 'ready' AND last_attempt_at IS NULL;
 CREATE INDEX items_retries         ON items (counted_on IS NOT NULL, next_attempt_at, created_at, status, last_attempt_at, counted_on)
     WHERE status = 'ready' AND last_attempt_at IS NOT NULL;
+CREATE INDEX items_newest_retries  ON items (created_at, next_attempt_at) -- under a limit the newest assets go first
+    WHERE status = 'ready' AND last_attempt_at IS NOT NULL AND counted_on IS NULL;
 CREATE INDEX items_refused         ON items (reason, next_attempt_at, last_attempt_at) WHERE status = 'ready' AND refused = 1;
 CREATE INDEX items_submitting      ON items (counted_on, created_at, status) WHERE status = 'submitting';
 CREATE INDEX items_submitted       ON items (submitted_at, status) WHERE status = 'submitted';

@@ -10,6 +10,7 @@ from typing import Any
 
 import migrations
 from config import Config
+from jobs import DEFAULT_JOB
 from system.database import Database, Progress, Row, StoreRefused, StoreUnavailable
 from system.text import format_utc, one_line, parse_time
 
@@ -60,7 +61,7 @@ class Rules:
     :ivar max_per_day: how many jobs may be started on a day; 0 for no limit
     """
 
-    jobs: tuple[str, ...] = ("analyze",)
+    jobs: tuple[str, ...] = (DEFAULT_JOB.name,)
     min_age: float = 600.0
     max_age: float = 7 * DAY_SECONDS
     retry_delay: float = 10.0
@@ -102,6 +103,7 @@ class Item:
     in_doubt_since: str | None
     absent_since: str | None
     counted_on: str | None
+    submitted_at: str | None
     job_id: str | None
     old_job_id: str | None
     media_type: str | None
@@ -203,13 +205,15 @@ class Store:
             raise
         return str(rows[0]["status"]) if rows else UNCHANGED
 
-    def asset_values(self, object_id: str, title: str | None, source: str, poll_in: float = 0) -> dict[str, Any]:
-        """The values of ADD_ASSET."""
+    def asset_values(
+        self, object_id: str, title: str | None, source: str, poll_in: float = 0, jobs: Sequence[str] | None = None
+    ) -> dict[str, Any]:
+        """The values of ADD_ASSET. `jobs`: None for all that are configured."""
         return {
             "object_id": object_id,
             "title": title,
             "source": source,
-            "jobs": json.dumps(self.rules.jobs),
+            "jobs": json.dumps(self.rules.jobs if jobs is None else jobs),
             "now": self.now(),
             "poll_in": poll_in,
             "poll_at": self.now(poll_in),
@@ -220,7 +224,7 @@ class Store:
         rows = self.database.run(
             """INSERT INTO items (object_id, job, status, proxy_closed_at, version_id)
             SELECT :object_id, value, 'awaiting_create', :now, :version_id FROM json_each(:jobs)
-            WHERE NOT EXISTS (SELECT 1 FROM items WHERE object_id = :object_id AND created_at IS NOT NULL)
+            WHERE NOT EXISTS (SELECT 1 FROM items WHERE object_id = :object_id AND status <> 'awaiting_create')
                 OR EXISTS (SELECT 1 FROM items WHERE object_id = :object_id AND job = json_each.value)
             ON CONFLICT (object_id, job) DO UPDATE SET status = 'ready', proxy_closed_at = :now,
                 version_id = :version_id, next_attempt_at = :now, attempts = 0, waited = 0
@@ -307,14 +311,18 @@ class Store:
     def claim_retry(self) -> Item | None:
         """Take an item whose next attempt is due: one that holds a reservation first, then the one due longest.
 
-        What is due later than its delays allow is due, too: the clock was wrong when that was written.
+        Under a limit, one without a reservation is taken only if its asset is as new as the newest that was never
+        attempted, and of several the newest: a morning of refusals turns a whole backlog into retries, and today's
+        assets must not wait behind it. What is due later than its delays allow is due, too: the clock was wrong when
+        that was written.
         """
         due = {"now": self.now(), "longest": max(self.rules.max_retry_delay, self.rules.min_age)}
         should_look = self._should_look_for_misdated("retries")
-        statements = [RETRY, MISDATED_RETRY] if should_look else [RETRY]
-        item = self._claim([(one, {**due, "reserved": 1}) for one in statements])
+        misdated = [MISDATED_RETRY] if should_look else []
+        item = self._claim([(one, {**due, "reserved": 1}) for one in (RETRY, *misdated)])
         if item is None:
-            item = self._claim([(one, {**due, "reserved": 0}) for one in statements], needs_room=True)
+            retries = [NEWEST_RETRY, UNDATED_RETRY] if self.rules.max_per_day else [RETRY]
+            item = self._claim([(one, {**due, "reserved": 0}) for one in (*retries, *misdated)], needs_room=True)
         if should_look and item is None:
             self._looked_for_misdated_at["retries"] = self._clock()
         return item
@@ -377,15 +385,20 @@ class Store:
     def _is_paused(self, db: Any) -> bool:
         return bool(db.execute("SELECT 1 FROM state WHERE key = 'paused' AND value <> ''").fetchone())
 
-    def _has_room(self, db: Any) -> bool:
+    def _has_room(self, db: Any, *, with_those_under_way: bool = True) -> bool:
         """Whether the limit leaves room for one more job than those started and those under way."""
         if not self.rules.max_per_day:
             return True
         [row] = db.execute(
             """SELECT (SELECT total(started) FROM usage WHERE day = :day)
-                + (SELECT count(*) FROM items WHERE status = 'submitting' AND counted_on IS NULL)
+                + CASE WHEN :with_those_under_way
+                    THEN (SELECT count(*) FROM items WHERE status = 'submitting' AND counted_on IS NULL) ELSE 0 END
                 < :max_per_day + (SELECT total(value) FROM state WHERE key = 'allowed ' || :day) AS has_room""",
-            {"day": self.today(), "max_per_day": self.rules.max_per_day},
+            {
+                "day": self.today(),
+                "max_per_day": self.rules.max_per_day,
+                "with_those_under_way": with_those_under_way,
+            },
         ).fetchall()
         return bool(row["has_room"])
 
@@ -465,6 +478,20 @@ class Store:
             return None
         seconds = due - self._clock()
         return max(0.0, seconds) if seconds > -1 else None  # it may have become due a moment ago
+
+    def held_by(self) -> str:
+        """What holds back items that are ready: `paused`, a day whose jobs are used up, or nothing."""
+        with self.database.reading() as db:
+            if self._is_paused(db):
+                return "paused"
+            if not self.rules.max_per_day or self._has_room(db, with_those_under_way=False):
+                return ""
+            [row] = db.execute(
+                """SELECT EXISTS (SELECT 1 FROM items WHERE status = 'ready' AND last_attempt_at IS NULL)
+                    OR EXISTS (SELECT 1 FROM items WHERE status = 'ready' AND last_attempt_at IS NOT NULL
+                        AND (counted_on IS NOT NULL) = 0) AS is_any_held"""
+            ).fetchall()
+            return self.today() if row["is_any_held"] else ""
 
     def reserve(self, item: Item, iconik_now: float, profile: str) -> bool:
         """Count the item's job against today's limit, and note that from now on it may be started.
@@ -634,12 +661,12 @@ class Store:
 
 SET_STATE = "INSERT INTO state VALUES (:key, :value) ON CONFLICT (key) DO UPDATE SET value = :value"
 
-# Adds the items of all configured jobs. An asset whose create came before has those of that time: a job that was added
-# to the configuration later is not for it, unless a person asks for that.
+# Adds the items of all configured jobs, if the asset is new. A job that was added to the configuration later is not for
+# an asset whose create has come before, unless a person asks for that. No clock decides that.
 ADD_ASSET = """INSERT INTO items (object_id, job, title, status, source, created_at, waited, next_attempt_at)
 SELECT :object_id, value, :title, 'awaiting_proxy', :source, :now, :poll_in, :poll_at FROM json_each(:jobs)
 WHERE :source IN ('catch-up', 'menu')
-    OR NOT EXISTS (SELECT 1 FROM items WHERE object_id = :object_id AND created_at IS NOT NULL)
+    OR NOT EXISTS (SELECT 1 FROM items WHERE object_id = :object_id AND status <> 'awaiting_create')
     OR EXISTS (SELECT 1 FROM items WHERE object_id = :object_id AND job = json_each.value)
 ON CONFLICT (object_id, job) DO UPDATE SET status = 'ready', title = :title, source = :source, created_at = :now,
     next_attempt_at = :now
@@ -700,6 +727,26 @@ WHERE status = 'ready' AND last_attempt_at IS NOT NULL AND (counted_on IS NOT NU
     AND object_id || ' ' || job NOT IN (SELECT value FROM json_each(:left_alone))
 ORDER BY next_attempt_at, created_at LIMIT 1"""
 
+# The newest that is due, if it is as new as the newest that was never attempted. The first condition spares a look
+# through all of them when none is due.
+NEWEST_RETRY = """SELECT object_id, job FROM items
+WHERE EXISTS (
+        SELECT 1 FROM items AS due WHERE due.status = 'ready' AND due.last_attempt_at IS NOT NULL
+            AND (due.counted_on IS NOT NULL) = 0 AND due.next_attempt_at <= :now)
+    AND status = 'ready' AND last_attempt_at IS NOT NULL AND counted_on IS NULL
+    AND created_at >= coalesce((
+        SELECT new.created_at FROM items AS new WHERE new.status = 'ready' AND new.last_attempt_at IS NULL
+        ORDER BY new.next_attempt_at DESC, new.created_at DESC LIMIT 1), '')
+    AND next_attempt_at <= :now
+    AND object_id || ' ' || job NOT IN (SELECT value FROM json_each(:left_alone))
+ORDER BY created_at DESC LIMIT 1"""
+
+UNDATED_RETRY = """SELECT object_id, job FROM items  -- of before version 1.0
+WHERE status = 'ready' AND last_attempt_at IS NOT NULL AND counted_on IS NULL AND created_at IS NULL
+    AND next_attempt_at <= :now
+    AND object_id || ' ' || job NOT IN (SELECT value FROM json_each(:left_alone))
+LIMIT 1"""
+
 # Due later than the delay that was written, or the longest of the others: an hour for one in doubt.
 MISDATED_RETRY = """SELECT object_id, job FROM items
 WHERE status = 'ready' AND last_attempt_at IS NOT NULL AND (counted_on IS NOT NULL) = :reserved
@@ -739,7 +786,7 @@ END_ATTEMPT = """UPDATE items SET
     last_attempt_at = CASE WHEN :is_attempt THEN :now
         WHEN :delay > 0 THEN coalesce(last_attempt_at, :now)  -- it is not new any more, or it would not wait
         ELSE last_attempt_at END,
-    next_attempt_at = :next,
+    next_attempt_at = CASE WHEN :is_attempt OR :delay > 0 THEN :next ELSE next_attempt_at END,
     submitted_at = CASE WHEN :status IN ('submitted', 'done') THEN coalesce(:submitted_at, :now) ELSE submitted_at END,
     done_at = CASE WHEN :status = 'done' THEN :now END,
     job_id = CASE WHEN :status IN ('submitted', 'done') THEN :job_id ELSE coalesce(:job_id, job_id) END,

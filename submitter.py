@@ -20,7 +20,7 @@ from iconik_client import (
     IconikRefused,
     IconikUnavailable,
 )
-from jobs import FINISHED, JOBS, NOT_STARTED, UNDER_WAY, Job, Json, newest_version, status_of
+from jobs import FINISHED, JOBS, NOT_STARTED, UNDER_WAY, Job, Json, status_of, version_for
 from limits import Limits
 from profiles import DEFAULT, Profile, ProfileMissing, ProfileNotForMediaType, Profiles
 from store import DAY_SECONDS, Item, Outcome, Source, Status, Store
@@ -172,8 +172,8 @@ class Submitter:
     def work_once(self) -> float:
         """Do what is due next, if anything is. Returns the seconds until it is worth looking again.
 
-        New items go first, then retries, then polls. Under a limit retries go before new items, because some of them
-        hold reservations.
+        New items go first, then retries, then polls. Under a limit retries are asked for before new items, because some
+        of them hold reservations, or are of newer assets.
         """
         permission = self._breaker.wait()
         if permission is None or self._stopping.is_set():
@@ -238,9 +238,10 @@ class Submitter:
         """
         if (seconds := self._seconds_in_doubt(item)) > 0:
             return Outcome(Status.READY, delay=seconds, is_attempt=False, in_doubt=True)
-        job = JOBS.get(item.job)
-        if job is None:
-            return _final(Status.SKIPPED, f"{one_line(item.job)} is no job of iconik's")
+        job = JOBS.get(item.job) if item.job in self._store.rules.jobs else None
+        if job is None:  # a person has retried it
+            is_in_doubt = item.in_doubt_since is not None
+            return _final(Status.SKIPPED, f"{one_line(item.job)} is not in jobs", started_nothing=not is_in_doubt)
         log.info("Submitting %s Job for %s", job.label, named(item.object_id, item.title))  # as the article logs it
         call = Call(item.object_id)
         try:
@@ -299,32 +300,38 @@ class Submitter:
         1. A deleted asset and one of a type in skip_types are skipped.
         2. A job that is under way or finished was started by others or by an earlier request of ours. Who wants it
            done again (`retry --again`) does not mind one that is finished.
-        3. A job that failed at iconik is started again only if a person asked for that.
-        4. An item in doubt needs evidence, and so does an asset without the status, unless it is known to be new: a
-           field that is missing does not say that nothing was started.
+        3. An item in doubt needs evidence. What became of its own request is in iconik's list of jobs.
+        4. A job that failed at iconik is started again only if a person asked for that.
+        5. An asset without the status needs evidence, too, unless it is known to be new: a field that is missing does
+           not say that nothing was started.
         """
-        if asset.get("status") == "DELETED":
-            return _final(Status.SKIPPED, "the asset is deleted")
-        if str(asset.get("type")) in self._config.skip_types and item.asked < 2:
-            return _final(Status.SKIPPED, f"assets of type {asset['type']} are skipped (skip_types in config.ini)")
-        status = status_of(job, asset, item.version_id)
         is_in_doubt = item.in_doubt_since is not None
+        if asset.get("status") == "DELETED":
+            return _final(Status.SKIPPED, "the asset is deleted", started_nothing=not is_in_doubt)
+        if str(asset.get("type")) in self._config.skip_types and item.asked < 2:
+            error = f"assets of type {asset['type']} are skipped (skip_types in config.ini)"
+            return _final(Status.SKIPPED, error, started_nothing=not is_in_doubt)
+        status = status_of(job, asset, item.version_id)
+        if status in UNDER_WAY and item.asked == 2 and item.submitted_at and not is_in_doubt:
+            return Outcome(Status.SUBMITTED, submitted_at=item.submitted_at, job_id=item.old_job_id)  # its latest run
+        # What is in doubt is our own: the reconciler looks for its job from the request on.
+        there = Outcome(
+            Status.SUBMITTED,
+            submitted_at=item.in_doubt_since,
+            found=not is_in_doubt,
+            started_nothing=not is_in_doubt,
+        )
         if status in UNDER_WAY:
-            return Outcome(
-                Status.SUBMITTED,
-                found=not is_in_doubt,
-                started_nothing=not is_in_doubt,
-                submitted_at=item.in_doubt_since,
-            )
+            return there
         if status == FINISHED and item.asked < 2:
-            return Outcome(Status.DONE, found=not is_in_doubt, started_nothing=not is_in_doubt)
-        if status == "FAILED" and not item.asked:
-            return _final(Status.FAILED, f"iconik's {job.name} job failed", started_nothing=not is_in_doubt)
+            return replace(there, status=Status.DONE)
         if status not in (*NOT_STARTED, FINISHED, None):
             return self._refusal(item, f"iconik says {job.status_field} {one_line(str(status), 40)}")
-        if is_in_doubt:
-            return self._evidence(item, job, call)
-        if status is None and not self._is_new(item):
+        if is_in_doubt and (outcome := self._evidence(item, job, call)):
+            return outcome
+        if status == "FAILED" and not item.asked:
+            return _final(Status.FAILED, f"iconik's {job.name} job failed", started_nothing=not is_in_doubt)
+        if status is None and not is_in_doubt and not self._is_new(item):
             return self._second_source(item, job, call)
         return None
 
@@ -483,6 +490,9 @@ class Submitter:
 
     def _start(self, item: Item, job: Job, asset: Json, facts: Facts, call: Call) -> Outcome:
         call.facts = facts
+        version_id = version_for(asset, item.version_id if item.asked < 2 else None)
+        if job.needs_version and version_id is None:
+            raise NotNow(self._refusal(item, "iconik shows no version of the asset that is ACTIVE"))
         if not self._store.reserve(item, self._client.now(), facts.profile.name or facts.profile.id):
             is_in_doubt = item.in_doubt_since is not None
             return Outcome(Status.READY, is_attempt=False, in_doubt=is_in_doubt)
@@ -495,7 +505,6 @@ class Submitter:
             options["profile_id"] = facts.profile.id
         if language := self._config.of(job).language:
             options["language"] = language
-        version_id = item.version_id if job.needs_version and item.asked < 2 else newest_version(asset)
         job_id = self._client.start(job, asset, version_id=version_id, options=options, profile=path)
         self._breaker.succeeded()
         self.last_error = None
@@ -654,7 +663,7 @@ class Submitter:
 
     def _record(self, item: Item, outcome: Outcome) -> None:
         """Write an outcome. While that is impossible, keep it and write it again."""
-        _log_outcome(item, outcome)
+        _log_outcome(item, outcome, with_job=len(self._store.rules.jobs) > 1)
         while True:
             was_stopping = self._stopping.is_set()
             try:
@@ -701,19 +710,24 @@ def _duration(document: Json | None) -> float | None:
     return milliseconds / 1000 if isinstance(milliseconds, int | float) else None
 
 
-def _log_outcome(item: Item, outcome: Outcome) -> None:
+def _log_outcome(item: Item, outcome: Outcome, *, with_job: bool) -> None:
+    """Log what became of an attempt. `with_job`: whether several jobs are to be told apart."""
     name = named(item.object_id, item.title)
     label = JOBS[item.job].label if item.job in JOBS else item.job
     if not outcome.is_attempt:
         return
-    if outcome.status in (Status.SUBMITTED, Status.DONE) and outcome.found:
-        log.info("iconik already has the %s Job for %s", label, name)
-    elif outcome.status in (Status.SUBMITTED, Status.DONE):
-        log.info("Submitted %s Job for %s", label, name)
-    elif outcome.status == Status.SKIPPED:
+    if outcome.status in (Status.SUBMITTED, Status.DONE):
+        if outcome.found:
+            log.info("iconik already has the %s Job for %s", label, name)
+        else:
+            log.info("Submitted %s Job for %s", label, name)
+        return
+    if with_job:
+        name = f"{name} ({item.job})"
+    if outcome.status == Status.SKIPPED:
         log.info("Skipped %s: %s", name, outcome.error)
     elif outcome.status == Status.FAILED:
-        remedy = command("retry", item.object_id)
+        remedy = command("retry", *(("--job", item.job) if with_job else ()), item.object_id)
         log.error("%s failed: %s. Once the cause is fixed: %s", name, outcome.error, remedy)
     else:
         log.warning("%s: %s. Next attempt in %.0f s", name, outcome.error, outcome.delay)

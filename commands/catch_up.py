@@ -14,7 +14,7 @@ import click
 from commands.items import in_both, pause_after
 from config import Config, load
 from iconik_client import IconikClient
-from jobs import NOT_STARTED, Job
+from jobs import JOBS, Job
 from limits import Limits
 from reconciliation.catalog import FoundAsset, IconikCatalog
 from reconciliation.changes import ReconciledChanges
@@ -25,6 +25,7 @@ from system.text import format_local, format_utc, parse_time, pluralize
 
 MAX_WAIT = 60.0  # seconds for the database
 POLLS_PER_SECOND = 5.0  # so that what is added does not delay what comes in
+Wanted = tuple[FoundAsset, list[str]]  # an asset, and the names of the jobs that it is to get
 STATE = "catch_up"  # the key in items.db's state: which catch-up was begun, and how far it has come
 
 
@@ -32,11 +33,13 @@ STATE = "catch_up"  # the key in items.db's state: which catch-up was begun, and
 class Estimate:
     """What a catch-up would add.
 
-    :ivar failed: assets that are left out because their job failed at iconik before
-    :ivar images: and the seconds of video: what iconik bills, if it starts one job for each asset
+    :ivar new: assets that get a job, and `jobs` how many jobs they get in all
+    :ivar failed: assets that are left out because their jobs failed at iconik before
+    :ivar images: and the seconds of video and audio: what iconik bills for those jobs
     """
 
     new: int = 0
+    jobs: int = 0
     known: int = 0
     failed: int = 0
     images: int = 0
@@ -93,9 +96,9 @@ def catch_up(path: Path, since: float, until: float | None, query: str, dry_run:
         click.echo(f"From   {in_both(start)}\nuntil  {in_both(end)}")
         estimate = Estimate()
         for page in _wanted(catalog, config, store, (start, end, query), estimate):
-            for asset in page if dry_run else ():
+            for asset, _ in page if dry_run else ():
                 click.echo(f"{asset.object_id}  {format_local(asset.created_at)}  {asset.title or ''}".rstrip())
-        _show(estimate, Limits(store), len(config.jobs))
+        _show(estimate, Limits(store))
         if dry_run or not estimate.new or not _is_agreed(estimate.new, yes):
             return
         _add(catalog, config, store, (start, end, query), begun, estimate.new)
@@ -107,24 +110,28 @@ def catch_up(path: Path, since: float, until: float | None, query: str, dry_run:
 
 def _wanted(
     catalog: IconikCatalog, config: Config, store: Store, period: tuple[str, str, str], estimate: Estimate
-) -> Iterator[list[FoundAsset]]:
-    """The assets to be added, page by page; they are counted in `estimate`."""
+) -> Iterator[list[Wanted]]:
+    """The assets to be added, each with its jobs, page by page; they are counted in `estimate`.
+
+    A job that an asset has in items.db is not added again, and one that failed at iconik is not added at all.
+    """
     start, end, query = period
     changes = ReconciledChanges(store)
     before: set[str] = set()  # an asset may come twice, on two pages that follow each other
     for page in catalog.assets(start, end, _both(query, config)):
-        wanted = []
+        wanted: list[Wanted] = []
         for asset in page.assets:
             if asset.object_id in before:
                 continue
-            if changes.is_known(asset.object_id):
+            missing = [JOBS[name] for name in changes.missing_jobs(asset.object_id)]
+            jobs = [job for job in missing if asset.statuses.get(job.status_field) != "FAILED"]
+            if not missing:
                 estimate.known += 1
-            elif _has_failed(asset, config.jobs):
+            elif not jobs:
                 estimate.failed += 1
             else:
-                estimate.new += 1
-                _measure(asset, config.jobs, estimate)
-                wanted.append(asset)
+                _measure(asset, jobs, estimate)
+                wanted.append((asset, [job.name for job in jobs]))
         before = {asset.object_id for asset in page.assets}
         yield wanted
 
@@ -136,12 +143,9 @@ def _both(query: str, config: Config) -> str:
     return " AND ".join(f"({part})" for part in (query, only) if part)
 
 
-def _has_failed(asset: FoundAsset, jobs: tuple[Job, ...]) -> bool:
-    statuses = [asset.statuses.get(job.status_field) for job in jobs]
-    return "FAILED" in statuses and all(status in (*NOT_STARTED, None) for status in statuses)
-
-
-def _measure(asset: FoundAsset, jobs: tuple[Job, ...], estimate: Estimate) -> None:
+def _measure(asset: FoundAsset, jobs: list[Job], estimate: Estimate) -> None:
+    estimate.new += 1
+    estimate.jobs += sum(asset.media_type is None or job.serves(asset.media_type) for job in jobs)
     if asset.media_type is None:
         estimate.unknown += 1
     elif asset.media_type == "image":
@@ -150,9 +154,11 @@ def _measure(asset: FoundAsset, jobs: tuple[Job, ...], estimate: Estimate) -> No
         estimate.seconds += (asset.duration or 0) * sum(job.serves(asset.media_type) for job in jobs)
 
 
-def _show(estimate: Estimate, limits: Limits, jobs_each: int) -> None:
+def _show(estimate: Estimate, limits: Limits) -> None:
     if not estimate.new and not estimate.failed:
-        click.echo("All of them are in items.db already." if estimate.known else "No asset was created then.")
+        verb = "is" if estimate.known == 1 else "are"
+        known = f"Nothing to add: {pluralize(estimate.known, 'asset')} of that time {verb} in items.db already."
+        click.echo(known if estimate.known else "No asset was created then.")
         return
     if estimate.new:
         click.echo(f"{pluralize(estimate.new, 'asset')} would be added. {estimate.describe()}")
@@ -166,10 +172,8 @@ def _show(estimate: Estimate, limits: Limits, jobs_each: int) -> None:
         click.echo(f"{pluralize(estimate.failed, 'asset')} {verb} left out, because {whose} failed at iconik.")
     limit = limits.now()
     if limit.max_per_day and estimate.new:
-        jobs = estimate.new * jobs_each
-        click.echo(
-            f"At {limit.max_per_day} jobs a day, that takes {pluralize(math.ceil(jobs / limit.max_per_day), 'day')}."
-        )
+        days = max(1, math.ceil(estimate.jobs / limit.max_per_day))
+        click.echo(f"At {limit.max_per_day} jobs a day, that takes {pluralize(days, 'day')}.")
 
 
 def _is_agreed(count: int, yes: bool) -> bool:
@@ -207,12 +211,13 @@ def _add(
         with click.progressbar(length=count, label="Adding") as progress:
             for page in _wanted(catalog, config, store, period, Estimate()):
                 started = time.monotonic()
-                seen_until = parse_time(page[-1].created_at) if page else None
+                seen_until = parse_time(page[-1][0].created_at) if page else None
                 noted = {"begun": begun, "seen_until": format_utc(seen_until or 0)}
                 added += changes.add_assets(
-                    page,
+                    [asset for asset, _ in page],
                     Source.CATCH_UP,
                     {STATE: json.dumps(noted)} if seen_until else {},
+                    jobs={asset.object_id: jobs for asset, jobs in page},
                     first_poll_in=added / POLLS_PER_SECOND,
                     seconds_between_polls=1 / POLLS_PER_SECOND,
                     wait=MAX_WAIT,  # on a slow disk, the listener's webhooks go first

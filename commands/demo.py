@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, TextIO
 import click
 
 from config import SWITCH
+from jobs import DEFAULT_JOB
 from store import Store
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def demo() -> None:
         rows = _rows(database)
     click.echo("\nitems.db:")
     _table(rows, ("object_id", "title", "status", "attempts", "finished"))
-    click.echo(f"\n{len(sandbox.assets)} assets uploaded, {len(sandbox.jobs)} analyze jobs at iconik")
+    click.echo(f"\n{len(sandbox.assets)} assets uploaded, {len(sandbox.jobs)} {DEFAULT_JOB.name} jobs at iconik")
     if sorted(sandbox.jobs) != sorted(sandbox.assets) or any(row["finished"] != "True" for row in rows):
         raise click.ClickException("an asset was not analyzed exactly once")
 
@@ -118,7 +119,7 @@ def _upload_three(sandbox: "Sandbox") -> None:
     sandbox.send("create", "entity", asset_id, sandbox.assets[asset_id])
     click.echo("-- unlucky.mov is uploaded; iconik answers 503 when it is first to be analyzed")
     asset_id = sandbox.create_asset("unlucky.mov")
-    sandbox.faults.append(Fault(match=f"analyze/assets/{asset_id}"))
+    sandbox.faults.append(Fault(match=DEFAULT_JOB.path.format(asset=asset_id, profile="")))
     sandbox.set_proxy(asset_id)
 
 

@@ -1,8 +1,9 @@
 """allow, pause and resume: whether more jobs are started today."""
 
 import getpass
+import os
 import sys
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import click
@@ -47,9 +48,10 @@ def pause(path: Path, reason: str) -> None:
     with closing(Store(config.listener.database, Rules.of(config))) as store:
         limits = Limits(store)
         if before := limits.pause_state():
-            click.echo(f"{before.by} paused it already, at {format_local(before.since)}.")
+            since = f", at {format_local(before.since)}" if before.since else ""
+            click.echo(f"{before.by} paused it already{since}.")
             return
-        limits.pause(getpass.getuser(), reason)
+        limits.pause(_person(), reason)
         click.echo(f"No more jobs are started until you run: {command('resume')}")
 
 
@@ -65,6 +67,13 @@ def resume(path: Path) -> None:
             return
         limits.resume()
         click.echo("Jobs are started again within half a minute.")
+
+
+def _person() -> str:
+    """Who runs this command, before sudo made that the service's user."""
+    with suppress(KeyError, OSError):
+        return os.environ.get("SUDO_USER") or getpass.getuser()
+    return f"user {os.getuid()}"  # who has no name, as in a container
 
 
 def _agree(question: str, yes: bool) -> None:

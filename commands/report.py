@@ -36,36 +36,41 @@ class Line:
     failed: int
     under_way: int
     images: int
-    hours: float
+    video_hours: float
+    audio_hours: float
 
 
 def lines(store: Store, first: str, last: str) -> Iterator[Line]:
     """The days from `first` to `last`, both included, as `2026-11-23`."""
     rows = store.database.run(
-        """SELECT day, usage.job, started, found, total(done) AS done, total(failed) AS failed,
-            total(under_way) AS under_way, total(images) AS images, total(seconds) / 3600 AS hours
-        FROM usage LEFT JOIN (
-            SELECT counted_on, job, total(status = 'done') AS done, total(status = 'failed') AS failed,
-                total(status NOT IN ('done', 'failed')) AS under_way, total(media_type = 'image') AS images,
-                total(CASE WHEN media_type <> 'image' THEN duration END) AS seconds
-            FROM items WHERE counted_on BETWEEN :first AND :last GROUP BY counted_on, job) AS counted
-        ON counted_on = day AND counted.job = usage.job
-        WHERE day BETWEEN :first AND :last GROUP BY day, usage.job ORDER BY day, usage.job""",
+        """SELECT usage.day, usage.job, started, found, coalesce(done, 0) AS done, coalesce(failed, 0) AS failed,
+            coalesce(under_way, 0) AS under_way, coalesce(images, 0) AS images,
+            coalesce(video_hours, 0) AS video_hours, coalesce(audio_hours, 0) AS audio_hours
+        FROM usage LEFT JOIN (  -- which reads the items once, however many days there are
+            SELECT counted_on AS day, job, total(status = 'done') AS done, total(status = 'failed') AS failed,
+                total(status NOT IN ('done', 'failed')) AS under_way,
+                total(media_type = 'image') AS images,
+                total(CASE WHEN media_type NOT IN ('image', 'audio') THEN duration END) / 3600 AS video_hours,
+                total(CASE WHEN media_type = 'audio' THEN duration END) / 3600 AS audio_hours
+            FROM items WHERE counted_on BETWEEN :first AND :last GROUP BY counted_on, job
+        ) AS counted USING (day, job)
+        WHERE usage.day BETWEEN :first AND :last ORDER BY usage.day, usage.job""",
         first=first,
         last=last,
     )
     for row in rows:
         counts = {name: int(row[name]) for name in ("started", "found", "done", "failed", "under_way", "images")}
-        yield Line(row["day"], row["job"], hours=round(float(row["hours"]), 3), **counts)
+        video_hours, audio_hours = round(float(row["video_hours"]), 3), round(float(row["audio_hours"]), 3)
+        yield Line(row["day"], row["job"], video_hours=video_hours, audio_hours=audio_hours, **counts)
 
 
-@click.command()
+@click.command(short_help="Show what was started per day, in iconik's units.")
 @click.option("--month", metavar="YYYY-MM", help="A month, by UTC.  [default: this one]")
 @click.option("--days", type=click.IntRange(1, 750), help="The last so many days instead.")
 @click.option("--csv", "as_csv", is_flag=True, help="For a spreadsheet.")
 @click.pass_obj
 def report(path: Path, month: str | None, days: int | None, as_csv: bool) -> None:
-    """Show what was started per day, in iconik's units: images, and hours of video.
+    """Show what was started per day, in iconik's units: images, and hours of video and of audio.
 
     Where the token may read them, iconik's own meters stand below.
     """
@@ -99,11 +104,13 @@ def _period(store: Store, month: str | None, days: int | None) -> tuple[str, str
 
 
 def _table(found: list[Line], with_job: bool) -> None:
-    heads = ["day", *(["job"] if with_job else []), "started", "done", "failed", "open", "images", "hours", "found"]
+    heads = ["day", *(["job"] if with_job else []), "started", "done", "failed", "open"]
+    heads += ["images", "video h", "audio h", "found"]
     click.echo("  ".join(f"{head:>10}" for head in heads))
     total = Line("in all", "", *(sum(getattr(line, field.name) for line in found) for field in fields(Line)[2:]))
     for line in [*found, total]:
-        numbers = [line.started, line.done, line.failed, line.under_way, line.images, f"{line.hours:.2f}", line.found]
+        hours = [f"{line.video_hours:.2f}", f"{line.audio_hours:.2f}"]
+        numbers = [line.started, line.done, line.failed, line.under_way, line.images, *hours, line.found]
         click.echo("  ".join(f"{cell:>10}" for cell in [line.day, *([line.job] if with_job else []), *numbers]))
 
 

@@ -11,9 +11,11 @@ import click
 
 from commands.running import running_listener
 from config import load
+from jobs import Job
 from limits import Limit, Limits
 from store import Rules, Status, Store
-from system.text import command, format_local, named, one_line, parse_time, pluralize, wrapped
+from system.database import Row
+from system.text import command, format_local, named, one_line, parse_time, pluralize, service_command, wrapped
 
 MAX_PROBLEMS = 100
 MAX_GROUPS = 10
@@ -24,18 +26,20 @@ NEWEST = 3  # items of a group that are named
 class Group:
     """Items that wait or failed for the same reason.
 
+    :ivar job: which job they are for, where several are to be told apart; empty otherwise
     :ivar since: when the first of them was attempted last, as UTC text
     :ivar newest: (object_id, title) of the newest few
     """
 
     status: str
     reason: str
+    job: str
     items: int
     since: str | None
     newest: list[tuple[str, str | None]]
 
 
-@click.command()
+@click.command(short_help="Show what waits and what failed, today's jobs, and the listener.")
 @click.option("--all", "show_all", is_flag=True, help="List every item that waits or failed.")
 @click.option("--json", "as_json", is_flag=True, help="For programs. Times are UTC, and problems 100 at most.")
 @click.pass_obj
@@ -48,37 +52,40 @@ def status(path: Path, show_all: bool, as_json: bool) -> None:
             _print_json(store, listener, limit)
             return
         if show_all:
-            _list_problems(store)
+            _list_unfinished(store)
         _print_groups(problem_groups(store))
-        click.echo(jobs_line(store, limit, len(config.jobs)))
-        click.echo("\nstatus              items  oldest" if overview else "\nitems.db holds no items yet.")
-        for row in overview:
-            held = f"  ({limit.held} held)" if row["status"] == Status.READY and limit.held else ""
-            click.echo(f"{row['status']:15}  {row['items']:8}  {age(row['oldest'])}{held}".rstrip())
+        _print_retried(store)
+        click.echo(wrapped(jobs_line(store, limit, config.jobs)))
+        _print_overview(store, overview, limit)
         if reason := limit.describe():
             click.echo("\n" + wrapped(reason))
         click.echo("\n" + wrapped(listener_line(listener)))
 
 
 def problem_groups(store: Store) -> list[Group]:
-    """What failed and what is being retried, by reason, the largest groups first; at most ten of each status."""
+    """What failed and what is being retried, by reason, the largest groups first; at most ten of each status.
+
+    Where several jobs are configured, by job, too.
+    """
     groups = []
+    job = "job" if len(store.rules.jobs) > 1 else "''"
     for status_, condition in (
         (Status.FAILED, "status = 'failed'"),
         (Status.READY, "status = 'ready' AND last_attempt_at IS NOT NULL AND reason IS NOT NULL AND attempts > 0"),
     ):
         rows = store.database.run(
-            f"""SELECT reason, count(*) AS items, min(last_attempt_at) AS since FROM items WHERE {condition}
-            GROUP BY reason ORDER BY items DESC LIMIT {MAX_GROUPS}"""  # noqa: S608
+            f"""SELECT reason, {job} AS job, count(*) AS items, min(last_attempt_at) AS since FROM items
+            WHERE {condition} GROUP BY 1, 2 ORDER BY items DESC LIMIT {MAX_GROUPS}"""  # noqa: S608
         )
         for row in rows:
             newest = store.database.run(
-                f"""SELECT object_id, title FROM items WHERE {condition} AND reason IS :reason
+                f"""SELECT object_id, title FROM items WHERE {condition} AND reason IS :reason AND {job} = :job
                 ORDER BY last_attempt_at DESC LIMIT {NEWEST}""",  # noqa: S608
                 reason=row["reason"],
+                job=row["job"],
             )
             names = [(one["object_id"], one["title"]) for one in newest]
-            groups.append(Group(status_, str(row["reason"] or ""), row["items"], row["since"], names))
+            groups.append(Group(status_, str(row["reason"] or ""), row["job"], row["items"], row["since"], names))
     return groups
 
 
@@ -88,8 +95,14 @@ def jobs_since(store: Store, day: str) -> int:
     return int(row["jobs"])
 
 
-def jobs_line(store: Store, limit: Limit, kinds: int) -> str:
-    """How many jobs were started today and this month, as a sentence. `kinds`: how many kinds are configured."""
+def jobs_on(store: Store, day: str) -> dict[str, int]:
+    """How many jobs of each kind were started on that day (UTC)."""
+    rows = store.database.run("SELECT job, started FROM usage WHERE day = :day", day=day)
+    return {row["job"]: int(row["started"]) for row in rows}
+
+
+def jobs_line(store: Store, limit: Limit, jobs: tuple[Job, ...]) -> str:
+    """How many jobs were started today and this month, as sentences. `jobs`: those that are configured."""
     month = jobs_since(store, limit.day[:7])
     [last] = store.database.run(
         """SELECT max(at) AS at FROM (SELECT max(submitted_at) AS at FROM items WHERE status = 'submitted'
@@ -97,9 +110,33 @@ def jobs_line(store: Store, limit: Limit, kinds: int) -> str:
                 (SELECT submitted_at FROM items WHERE status = 'done' ORDER BY done_at DESC LIMIT 100))"""
     )
     of = f" of {limit.total}" if limit.max_per_day else ""
-    noun = "jobs" if kinds > 1 else "analyses"
+    share = f" ({limit.percent} %)" if limit.is_near else ""
+    noun = jobs[0].plural if len(jobs) == 1 else "jobs"
     latest = f" The last one was accepted at {format_local(last['at'])}." if last["at"] else ""
-    return f"{limit.started}{of} {noun} were started today (UTC), {month} this month.{latest}"
+    line = f"{limit.started}{of} {noun} were started today (UTC){share}, {month} this month.{latest}"
+    if len(jobs) > 1:
+        today = jobs_on(store, limit.day)
+        line += f" Today: {', '.join(f'{today.get(job.name, 0)} {job.name}' for job in jobs)}."
+    return line
+
+
+def _print_overview(store: Store, overview: list[Row], limit: Limit) -> None:
+    """How many items are in each status and, where there are several jobs, of each job."""
+    if not overview:
+        click.echo("\nitems.db holds no items yet.")
+        return
+    counts = _counts_by_job(store) if len(store.rules.jobs) > 1 else {}
+    jobs = [*store.rules.jobs, *sorted({job for _, job in counts} - set(store.rules.jobs))] if counts else []
+    click.echo(f"\nstatus              items{''.join(f'{one_line(job, 20):>12}' for job in jobs)}  oldest")
+    for row in overview:
+        held = f"  ({limit.held} held)" if row["status"] == Status.READY and limit.held else ""
+        of_each = "".join(f"{counts.get((row['status'], job), 0):12}" for job in jobs)
+        click.echo(f"{row['status']:15}  {row['items']:8}{of_each}  {age(row['oldest'])}{held}".rstrip())
+
+
+def _counts_by_job(store: Store) -> dict[tuple[str, str], int]:
+    rows = store.database.run("SELECT status, job, count(*) AS items FROM items GROUP BY status, job")
+    return {(row["status"], str(row["job"])): row["items"] for row in rows}
 
 
 def _print_groups(groups: list[Group]) -> None:
@@ -109,22 +146,52 @@ def _print_groups(groups: list[Group]) -> None:
     ):
         for group in [one for one in groups if one.status == status_]:
             since = f", since {format_local(group.since)}" if group.since else ""
-            click.echo(click.style(f"{pluralize(group.items, 'item')} {heading}{since}:", fg=colour))
+            job = f" ({one_line(group.job)})" if group.job else ""
+            click.echo(click.style(f"{pluralize(group.items, 'item')}{job} {heading}{since}:", fg=colour))
             click.echo(wrapped(one_line(group.reason, 1000), "  "))
             names = [one_line(title) if title else object_id for object_id, title in group.newest]
             more = f" and {group.items - len(names)} more" if group.items > len(names) else ""
             click.echo(f"  {', '.join(names)}{more}\n")
 
 
-def _list_problems(store: Store) -> None:
-    rows = store.database.run("SELECT * FROM problems")
+def _print_retried(store: Store) -> None:
+    """What a person retried, with the reasons of before, until it is attempted."""
+    for row in store.database.run(
+        f"""SELECT reason, count(*) AS items FROM items
+        WHERE status = 'ready' AND last_attempt_at IS NOT NULL AND reason IS NOT NULL AND attempts = 0
+        GROUP BY reason ORDER BY items DESC LIMIT {MAX_GROUPS}"""  # noqa: S608
+    ):
+        click.echo(f"{pluralize(row['items'], 'item')} to be tried again, as somebody asked. The old reason was:")
+        click.echo(wrapped(one_line(str(row["reason"]), 1000), "  ") + "\n")
+
+
+def _list_unfinished(store: Store) -> None:
+    """Every item that waits or failed, with its reason, those of a status together."""
+    rows = store.database.run(
+        """SELECT * FROM items WHERE status NOT IN ('submitted', 'done', 'skipped')
+        ORDER BY status, coalesce(last_attempt_at, proxy_closed_at, created_at)"""
+    )
+    is_one_of_many = len(store.rules.jobs) > 1
     for row in rows:
-        due = f", next attempt at {format_local(row['next_attempt_at'])}" if row["status"] == Status.READY else ""
-        attempts = pluralize(row["attempts"], "attempt")
-        click.echo(f"{named(row['object_id'], row['title'])}  {row['status']}, {attempts}{due}")
-        click.echo(wrapped(one_line(str(row["error"]), 1000), "  "))
+        job = f"{one_line(str(row['job']))}, " if is_one_of_many else ""
+        click.echo(f"{named(row['object_id'], row['title'])}  {job}{_where(row)}")
+        if row["error"]:
+            old = "The old reason was: " if row["status"] == Status.READY and not row["attempts"] else ""
+            click.echo(wrapped(old + one_line(str(row["error"]), 1000), "  "))
     if rows:
         click.echo()
+
+
+def _where(row: Row) -> str:
+    """Where an item is, since when, and when its next attempt is due."""
+    since = row["last_attempt_at"] or row["proxy_closed_at"] or row["created_at"]
+    parts = [f"{row['status']} since {format_local(since)}" if since else str(row["status"])]
+    if row["attempts"]:
+        parts.append(pluralize(row["attempts"], "attempt"))
+    if row["next_attempt_at"] and row["status"] in (Status.READY, Status.AWAITING_PROXY):
+        what = "next attempt" if row["status"] == Status.READY else "polled"
+        parts.append(f"{what} at {format_local(row['next_attempt_at'])}")
+    return ", ".join(parts)
 
 
 def _print_json(store: Store, listener: dict[str, Any] | None, limit: Limit) -> None:
@@ -133,11 +200,8 @@ def _print_json(store: Store, listener: dict[str, Any] | None, limit: Limit) -> 
     found = {
         "listener": listener,
         "statuses": statuses,
-        "jobs_today": limit.started,
+        **limit.for_programs(),
         "jobs_this_month": jobs_since(store, limit.day[:7]),
-        "max_per_day": limit.max_per_day,
-        "held": limit.held,
-        "paused_by_person": limit.pause is not None,
         "problems": [dict(row) for row in problems],
     }
     click.echo(json.dumps(found, indent=2))
@@ -146,7 +210,7 @@ def _print_json(store: Store, listener: dict[str, Any] | None, limit: Limit) -> 
 def listener_line(listener: dict[str, Any] | None) -> str:
     """How the listener is, in a few sentences. `listener`: what `running_listener` found."""
     if listener is None:
-        return "No listener is running."
+        return f"No listener is running. To start it: {service_command('start') or command()}"
     if "version" not in listener:
         return f"A listener is running, and is not well: {one_line(str(listener['message']))}."
     parts = [f"The listener ({listener['version']}) has been running since {format_local(listener['started_at'])}."]

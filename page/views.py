@@ -124,7 +124,7 @@ def overview(store: Store, config: Config) -> Overview:
     return Overview(
         listener=listener_line(listener),
         is_well=listener is not None and listener.get("status") == "ok",
-        jobs=jobs_line(store, limit, len(config.jobs)),
+        jobs=jobs_line(store, limit, config.jobs),
         limit=limit.describe(),
         held=limit.held,
         statuses=[StatusCount(row["status"], row["items"], age(row["oldest"])) for row in store.overview()],
@@ -133,7 +133,7 @@ def overview(store: Store, config: Config) -> Overview:
         chart=chart(days, limit.day, DAYS),
         month=month,
         images=_total(of_month, "images"),
-        hours=_total(of_month, "hours"),
+        hours=_total(of_month, "video_hours") + _total(of_month, "audio_hours"),
     )
 
 

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from reconciliation.catalog import FoundAsset
@@ -48,12 +48,14 @@ class ReconciledChanges:
         source: str,
         state: Mapping[str, str],
         *,
+        jobs: Mapping[str, Sequence[str]] | None = None,
         first_poll_in: float = 0.0,
         seconds_between_polls: float = 0.0,
         wait: float | None = None,
     ) -> int:
         """Store assets as their create webhooks would have, and rows of the state with them.
 
+        :param jobs: the jobs that each of them gets, by its id; None for all that are configured
         :param first_poll_in: seconds until iconik is polled for the first one's proxy
         :param seconds_between_polls: by which the polls for the others are spread
         :param wait: the seconds to wait, instead of 5, for a database that somebody else holds
@@ -62,7 +64,7 @@ class ReconciledChanges:
         assets = list(assets)
         polls = (first_poll_in, seconds_between_polls)
         try:
-            return self._add(assets, source, state, polls, wait)
+            return self._add(assets, source, state, jobs, polls, wait)
         except StoreRefused as error:  # by a person's trigger: it is about one asset and keeps no other out
             if len(assets) == 1 and not state:
                 log.error("%s. %s is not added", error, named(assets[0].object_id, assets[0].title))
@@ -70,35 +72,39 @@ class ReconciledChanges:
         added = 0
         for number, asset in enumerate(assets):
             poll_in = first_poll_in + number * seconds_between_polls
-            added += self.add_assets([asset], source, {}, first_poll_in=poll_in, wait=wait)
-        return added + self._add([], source, state, polls, wait)
+            added += self.add_assets([asset], source, {}, jobs=jobs, first_poll_in=poll_in, wait=wait)
+        return added + self._add([], source, state, jobs, polls, wait)
 
     def _add(
         self,
         assets: list[FoundAsset],
         source: str,
         state: Mapping[str, str],
+        jobs: Mapping[str, Sequence[str]] | None,
         polls: tuple[float, float],
         wait: float | None,
     ) -> int:
         added = 0
         with self._database.transaction(wait) as db:
             for asset in assets:
-                values = self._store.asset_values(asset.object_id, asset.title, source, polls[0] + added * polls[1])
+                poll_in = polls[0] + added * polls[1]
+                wanted = None if jobs is None else jobs[asset.object_id]
+                values = self._store.asset_values(asset.object_id, asset.title, source, poll_in, wanted)
                 added += bool(db.execute(ADD_ASSET, values).fetchall())
             for key, value in state.items():
                 db.execute(SET_STATE, {"key": key, "value": value})
         return added
 
-    def is_known(self, object_id: str) -> bool:
-        """Whether add_assets would leave that asset as it is."""
-        [row] = self._database.run(
-            """SELECT count(*) AS items FROM items, json_each(:jobs) AS wanted
-            WHERE object_id = :object_id AND job = wanted.value AND status <> 'awaiting_create'""",
+    def missing_jobs(self, object_id: str) -> list[str]:
+        """The configured jobs that add_assets would add to that asset."""
+        rows = self._database.run(
+            """SELECT value AS job FROM json_each(:jobs) WHERE NOT EXISTS (
+                SELECT 1 FROM items WHERE object_id = :object_id AND job = json_each.value
+                    AND status <> 'awaiting_create')""",
             object_id=object_id,
             jobs=json.dumps(self._store.rules.jobs),
         )
-        return int(row["items"]) == len(self._store.rules.jobs)
+        return [row["job"] for row in rows]
 
     def submitted(self, after: tuple[str, str], since: float) -> list[SubmittedItem]:
         """Up to 100 items whose jobs iconik has accepted since then, in the order of their ids: those after `after`."""
@@ -142,11 +148,18 @@ class ReconciledChanges:
         )
 
     def unmeasured(self, after: str, since: float) -> list[str]:
-        """Up to 100 assets with a job that was done since then, whose media type is not known: ids after `after`."""
+        """Up to 100 assets with a job that has ended since then, whose media type is not known: ids after `after`.
+
+        Of the jobs that failed, only those that we started: the report counts them.
+        """
         rows = self._database.run(
-            """SELECT DISTINCT +object_id AS object_id FROM items  -- the + keeps it from the primary key
-            WHERE status = 'done' AND media_type IS NULL AND done_at > :since AND +object_id > :after
-            ORDER BY +object_id LIMIT 100""",
+            """SELECT DISTINCT object_id FROM (  -- the + keeps it from the primary key
+                SELECT +object_id AS object_id FROM items
+                    WHERE status = 'done' AND media_type IS NULL AND done_at > :since
+                UNION ALL SELECT +object_id FROM items
+                    WHERE status = 'failed' AND media_type IS NULL AND last_attempt_at > :since
+                        AND counted_on IS NOT NULL)
+            WHERE object_id > :after ORDER BY object_id LIMIT 100""",
             since=format_utc(since),
             after=after,
         )
@@ -156,7 +169,7 @@ class ReconciledChanges:
         """Note an asset's media type and duration."""
         self._database.run(
             """UPDATE items SET media_type = :media_type, duration = coalesce(:duration, duration)
-            WHERE object_id = :object_id AND status IN ('submitted', 'done')""",
+            WHERE object_id = :object_id AND status IN ('submitted', 'done', 'failed')""",
             object_id=asset.object_id,
             media_type=asset.media_type,
             duration=asset.duration,

@@ -5,10 +5,12 @@ import re
 import uuid
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
+from functools import partial
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, urlsplit
 
+from jobs import JOBS, Job
 from sandbox.query import BadQuery, predicate
 from sandbox.state import Json, Refusal, milliseconds, one_of
 
@@ -16,9 +18,6 @@ if TYPE_CHECKING:
     from sandbox.state import Sandbox
 
 Handler = Callable[..., Json | None]
-ANALYZE = "/API/transcode/v1/analyze/assets/<asset_id>/"
-TRANSCRIBE = "/API/transcode/v1/transcribe/assets/<asset_id>/profiles/default/"
-FACES = "/API/ml/v1/face_recognition/extract/assets/<asset_id>/versions/<version_id>/"
 WEBHOOKS = "/API/notifications/v1/webhooks/"
 ACTIONS = "/API/assets/v1/custom_actions/<context>/"
 MAX_JOBS_PER_PAGE = 100
@@ -62,55 +61,54 @@ def answer(
 # Jobs.
 
 
-@route("POST", ANALYZE, "can_analyze_content", status=201)
-@route("POST", f"{ANALYZE}profiles/<profile_id>/", "can_analyze_content", status=201)
-def analyze(sandbox: "Sandbox", query: Json, body: Json, asset_id: str, profile_id: str = "") -> Json:
-    media_type = _check_start(sandbox, asset_id)
-    profiles = [one for one in sandbox.profiles if one.get("media_type", media_type) == media_type]
+def start(
+    sandbox: "Sandbox", query: Json, body: Json, job: Job, asset_id: str, version_id: str = "", profile_id: str = ""
+) -> Json | None:
+    """Start a job, if iconik would."""
+    asset = sandbox.asset(asset_id)
+    if sandbox.refuse_jobs:
+        raise Refusal(*sandbox.refuse_jobs)
+    if job.name in sandbox.not_enabled:
+        raise Refusal(403, f"{job.feature.capitalize()} is not enabled for this system domain")
+    if job.needs_version and version_id not in [version["id"] for version in asset["versions"]]:
+        raise Refusal(404, "Version does not exist")
+    options = query if job.takes_query else body
+    media_type = sandbox.media[asset_id][0]
+    if not job.serves(media_type) or not _has_profile(sandbox, job, media_type, profile_id):
+        raise Refusal(400, f"No {job.feature} profile is for {media_type}")
+    if "{profile}" in job.path:
+        sandbox.used_profiles[asset_id] = profile_id
+    if str(options.get("force")).lower() == "true":
+        sandbox.forced.append(asset_id)
+    job_id = sandbox.start_job(asset_id, job.name)
+    if job.is_answered_without_id:
+        return None
+    details = {name: value for name, value in sandbox.job_details[job_id].items() if name != "id"}
+    return {**details, **dict.fromkeys(sandbox.job_id_names, job_id)}
+
+
+def _has_profile(sandbox: "Sandbox", job: Job, media_type: str, profile_id: str) -> bool:
+    wanted = job.profile_types[media_type]
+    profiles = [one for one in sandbox.profiles if one.get("media_type", wanted) == wanted]
     if profile_id == "default":
         profiles = [one for one in profiles if one.get("is_default", True)]
     elif profile_id:
         if profile_id not in [one["id"] for one in sandbox.profiles]:
             raise Refusal(400, "No such analysis profile")
         profiles = [one for one in profiles if one["id"] == profile_id]
-    if media_type not in ("image", "video") or not any(one.get("enabled", True) for one in profiles):
-        raise Refusal(400, f"No analysis profile is for {media_type}")
-    sandbox.used_profiles[asset_id] = profile_id
-    return _started(sandbox, asset_id, "analyze", body)
+    return any(one.get("enabled", True) for one in profiles)
 
 
-@route("POST", TRANSCRIBE, "can_transcribe_content", status=201)
-def transcribe(sandbox: "Sandbox", query: Json, body: Json, asset_id: str) -> Json:
-    if _check_start(sandbox, asset_id) not in ("video", "audio"):
-        raise Refusal(400, "Only video and audio can be transcribed")
-    return _started(sandbox, asset_id, "transcribe", body)
+def _route_jobs() -> None:
+    """The calls that start a job, each with the profiles that its path can name."""
+    for job in JOBS.values():
+        for profile in ("", "profiles/<profile_id>/") if "{profile}" in job.path else ("",):
+            path = f"/API/{job.path}".format(asset="<asset_id>", version="<version_id>", profile=profile)
+            handler = partial(start, job=job)
+            route("POST", path, job.role, status=202 if job.is_answered_without_id else 201)(handler)
 
 
-@route("POST", FACES, "can_trigger_face_recognition", status=202)
-def recognize_faces(sandbox: "Sandbox", query: Json, body: Json, asset_id: str, version_id: str) -> None:
-    media_type = _check_start(sandbox, asset_id)
-    if not sandbox.face_recognition_enabled:
-        raise Refusal(403, "Face recognition is not enabled for this system domain")
-    if version_id not in [version["id"] for version in sandbox.assets[asset_id]["versions"]]:
-        raise Refusal(404, "Version does not exist")
-    if media_type not in ("image", "video"):
-        raise Refusal(400, "Faces are found in images and video only")
-    _started(sandbox, asset_id, "faces", query)
-
-
-def _check_start(sandbox: "Sandbox", asset_id: str) -> str:
-    sandbox.asset(asset_id)
-    if sandbox.refuse_jobs:
-        raise Refusal(*sandbox.refuse_jobs)
-    return sandbox.media[asset_id][0]
-
-
-def _started(sandbox: "Sandbox", asset_id: str, kind: str, options: Json) -> Json:
-    if str(options.get("force")).lower() == "true":
-        sandbox.forced.append(asset_id)
-    job_id = sandbox.start_job(asset_id, kind)
-    job = {name: value for name, value in sandbox.job_details[job_id].items() if name != "id"}
-    return {**job, **dict.fromkeys(sandbox.job_id_names, job_id)}
+_route_jobs()
 
 
 @route("GET", "/API/jobs/v1/jobs/", "can_read_jobs")
@@ -271,15 +269,11 @@ def list_roles(sandbox: "Sandbox", query: Json, body: Json) -> Json:
 
 @route("GET", "/API/stats/v1/current_usage/", "can_read_stats")
 def read_usage(sandbox: "Sandbox", query: Json, body: Json) -> Json:
-    meters = {"images_analyzed": 0, "video_analyzed_hours": 0.0, "transcription_hours": 0.0}
+    meters = {meter: 0.0 for job in JOBS.values() for meter in job.meters.values()}
     for kind, asset_id in sandbox.started:
         media_type, duration = sandbox.media[asset_id]
-        if kind == "transcribe":
-            meters["transcription_hours"] += duration / 3_600_000
-        elif media_type == "image":
-            meters["images_analyzed"] += 1
-        else:
-            meters["video_analyzed_hours"] += duration / 3_600_000
+        if meter := JOBS[kind].meters.get(media_type):
+            meters[meter] += 1 if media_type == "image" else duration / 3_600_000
     return meters
 
 

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 import requests
 
+from jobs import DEFAULT_JOB, JOBS
 from sandbox.server import Server
 
 Json = dict[str, Any]
@@ -26,12 +27,6 @@ MEDIA_TYPES = {
     "image": ("jpg", "jpeg", "png", "tif", "tiff", "gif"),
     "audio": ("wav", "mp3", "aac", "flac"),
     "document": ("pdf", "doc", "docx", "txt"),
-}
-# The kinds of jobs: iconik's type, and the field that says how far it is.
-KINDS = {
-    "analyze": ("ANALYZE", "analyze_status"),
-    "transcribe": ("TRANSCRIPTION", "transcribe_status"),
-    "faces": ("FACE_RECOGNITION", "face_recognition_status"),
 }
 PROFILE_MEDIA_TYPES = ("image", "video", "transcription", "face_image", "face_video")
 
@@ -84,7 +79,7 @@ class Sandbox:
         self.job_id_names: tuple[str, ...] = ("id",)  # what the answer to a job's start calls the job's id
         self.object_type: str | None = "assets"  # of jobs
         self.refuse_jobs: tuple[int, str] | None = None  # what every start of a job is answered
-        self.face_recognition_enabled = True
+        self.not_enabled: set[str] = set()  # the kinds of jobs that the account does not have
         self.list_page_size = 100  # of the lists that come in pages
         self.replica_lag = 0.0  # seconds for which a new asset is a 404
         self.index_lag = 0.0  # seconds after which the search finds a new asset
@@ -138,8 +133,9 @@ class Sandbox:
         """
         asset_id = asset_id or str(uuid.uuid4())
         now = self.now_text()
-        asset: Json = {"id": asset_id, "title": title, "type": "ASSET", "status": "ACTIVE", "analyze_status": "N/A"}
-        asset |= {"face_recognition_status": "N/A", "date_created": now, "date_imported": now, "in_collections": []}
+        asset: Json = {"id": asset_id, "title": title, "type": "ASSET", "status": "ACTIVE"}
+        asset |= {job.status_field: "N/A" for job in JOBS.values() if job.is_on_asset}
+        asset |= {"date_created": now, "date_imported": now, "in_collections": []}
         self.assets[asset_id] = {**asset, "versions": [], **fields}
         self.new_version(asset_id)
         self.media[asset_id] = media_type or media_type_of(title), duration
@@ -150,7 +146,7 @@ class Sandbox:
     def new_version(self, asset_id: str) -> str:
         """Give the asset one more version, which is new files. Returns its id."""
         versions = self.assets[asset_id]["versions"]
-        statuses = {status_field: "N/A" for _, status_field in KINDS.values()}
+        statuses = {job.status_field: "N/A" for job in JOBS.values()}
         version = {"id": str(uuid.uuid4()), "status": "ACTIVE", "version_number": len(versions) + 1, **statuses}
         versions.append(version)
         return str(version["id"])
@@ -163,13 +159,13 @@ class Sandbox:
         if send:
             self.send("update", "proxies", asset_id, proxy)
 
-    def start_job(self, asset_id: str, kind: str = "analyze") -> str:
+    def start_job(self, asset_id: str, kind: str = DEFAULT_JOB.name) -> str:
         """Start a job, as a person or an automation may do too. Returns its id."""
         job_id, now = str(uuid.uuid4()), self.now_text()
         job = {"id": job_id, "object_id": asset_id, "object_type": self.object_type, "error_message": ""}
-        self.job_details[job_id] = {**job, "type": KINDS[kind][0], "date_created": now, "kind": kind}
+        self.job_details[job_id] = {**job, "type": JOBS[kind].iconik_type, "date_created": now, "kind": kind}
         self.started.append((kind, asset_id))
-        if kind == "analyze":
+        if kind == DEFAULT_JOB.name:
             self.jobs.append(asset_id)
             self.latest_job[asset_id] = job_id
         self._set_job(job_id, "READY", "REQUESTED", seconds=self.read_lag)
@@ -192,7 +188,7 @@ class Sandbox:
     def _set_job(self, job_id: str, status: str, asset_status: str, message: str = "", seconds: float = 0.0) -> None:
         job = self.job_details[job_id]
         job.update(status=status, error_message=message, date_modified=self.now_text())
-        asset, (_, status_field) = self.assets[job["object_id"]], KINDS[job["kind"]]
+        asset, status_field = self.assets[job["object_id"]], JOBS[job["kind"]].status_field
         holders = [asset] if status_field in asset else []
         for holder in [*holders, *asset["versions"][-1:]]:
             self._later.append((self.clock() + seconds, holder, status_field, asset_status))

@@ -6,10 +6,13 @@ taken longest. What all connections may cost together follows from the numbers b
 coming in, at most 64 KiB for each that waits for a thread, and about 10 KB for each connection.
 """
 
+import errno
 import io
 import json
 import logging
+import os
 import resource
+import signal
 import socket
 import sys
 import time
@@ -60,6 +63,9 @@ SETTINGS = {
     "ident": None,
     "clear_untrusted_proxy_headers": False,  # X-Forwarded-For, for the log only
 }
+
+
+NO_SUCH_HOST = (socket.EAI_NONAME, socket.EAI_AGAIN, socket.EAI_FAIL)
 
 
 class CannotListen(ListenerError):
@@ -224,6 +230,13 @@ class Channel(HTTPChannel):
         return bool(self.requests or self.total_outbufs_len)
 
 
+def _host_remedy(error: OSError) -> str:
+    """What to do about a host that is no address of this machine's, such as the public one of a VM."""
+    if error.errno not in (errno.EADDRNOTAVAIL, *NO_SUCH_HOST):
+        return ""
+    return ". host must be an address of this machine: 127.0.0.1 behind Caddy, 0.0.0.0 for all"
+
+
 class Server:
     """Listens from its construction on, and answers while `run` runs.
 
@@ -243,7 +256,7 @@ class Server:
             listening = socket.create_server((host, port), family=family, backlog=1024)
         except OSError as error:
             reason = str(error.strerror).partition(" (while")[0]
-            raise CannotListen(f"cannot listen on {host}, port {port}: {reason}") from None
+            raise CannotListen(f"cannot listen on {host}, port {port}: {reason}{_host_remedy(error)}") from None
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)  # that of each connection, too
         self._max_connections = _connection_limit()
         limit = self._max_connections + SPARE_CONNECTIONS
@@ -254,10 +267,22 @@ class Server:
         self._waitress.is_draining = False
         self._stopping = False
         self._next_sweep = 0.0
+        self._wakes_for_signals = False
         host = str(self._waitress.effective_host)
         self.address = (
             f"[{host}]:{self._waitress.effective_port}" if ":" in host else f"{host}:{self._waitress.effective_port}"
         )
+
+    def wake_for_signals(self) -> None:
+        """Have any signal end the wait for the network. Called by the main thread.
+
+        Without it, a signal that comes just before the wait begins, or that the system gives to another thread, is
+        noticed at the next tick only.
+        """
+        wakes = self._waitress.trigger.trigger
+        os.set_blocking(wakes, False)
+        signal.set_wakeup_fd(wakes, warn_on_full_buffer=False)
+        self._wakes_for_signals = True
 
     def run(self, on_tick: Callable[[], None], tick_seconds: float = TICK_SECONDS) -> None:
         """Serve until `stop` is called, and call `on_tick` every `tick_seconds`, or every 30 s if that is shorter."""
@@ -285,6 +310,8 @@ class Server:
         self._waitress.task_dispatcher.shutdown(timeout=1)
         for channel in self._channels():
             channel.close_now()
+        if self._wakes_for_signals:
+            signal.set_wakeup_fd(-1)
         self._waitress.trigger.close()
 
     def _channels(self) -> list[Channel]:

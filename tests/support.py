@@ -119,6 +119,12 @@ def wait_until(condition: Callable[[], Any], seconds: float = 20) -> None:
         time.sleep(0.005)
 
 
+def unread_bytes(port: int) -> list[int]:
+    """What the server has not read yet, of each connection to the port."""
+    lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return [int(line[4].split(":")[1], 16) for line in lines if line[1].endswith(f":{port:04X}") and line[3] == "01"]
+
+
 def full_pipe() -> tuple[int, int]:
     """The descriptors of a pipe's two ends. It has taken full stops until it was full."""
     read_end, write_end = os.pipe()
@@ -201,6 +207,7 @@ def write_config(folder: Path, **values: object) -> Path:
         "faces",
         "limits",
         "reconciler",
+        "notify",
         "sweep",
     ):
         if section in ("iconik", "listener", "submitter", "reconciler") or any(
@@ -249,7 +256,7 @@ class Listener:
         self.config = write_sandbox_config(folder, sandbox, **values)
         self.log: list[str] = []
         self.url = ""
-        self.env: dict[str, str] = {}  # what its processes get beside this one's
+        self.environment: dict[str, str] = {}  # on top of this process's
         self.process: subprocess.Popen[str] | None = None
 
     def start(self, preexec_fn: Callable[[], None] | None = None, prelude: str = "") -> "Listener":
@@ -261,7 +268,7 @@ class Listener:
             text=True,
             preexec_fn=preexec_fn,
             cwd=self.config.parent,
-            env={**os.environ, "PYTHONPATH": str(APP.parent), **self.env},
+            env={**os.environ, "PYTHONPATH": str(APP.parent), **self.environment},
         )
         begin = len(self.log)
         self._reader = threading.Thread(target=self._read, args=(self.process,))
@@ -310,7 +317,7 @@ class Listener:
 
     def run(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
         """Another `python app.py` with the same configuration, until its end."""
-        return run("--config", str(self.config), *arguments, cwd=self.config.parent, env=self.env)
+        return run("--config", str(self.config), *arguments, cwd=self.config.parent, env=self.environment)
 
     def command(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
         """The same without a process of its own, which is faster."""

@@ -123,7 +123,7 @@ def test_it_says_from_when_to_when_by_which_clock_and_how_many(listener: Listene
     assert first == "From   2020-01-01 02:30:00 CET (2020-01-01T01:30:00.000Z)"
     until = datetime.fromisoformat(second[-25:-2] + "+00:00").timestamp()
     assert before - 1 < until <= time.time()
-    assert third == "All of them are in items.db already."
+    assert third == "Nothing to add: 2 assets of that time are in items.db already."
 
 
 @pytest.mark.parametrize("count", [PAGE - 1, PAGE, 2 * PAGE + 50])
@@ -131,7 +131,8 @@ def test_any_number_is_paged_through(listener: ListenerHere, sandbox: FaultyIcon
     ids = create(sandbox, count)
     assert f"\n{count} assets were added.\n" in listener.command("catch-up", *OF_2020, "--yes").stdout
     assert known(listener) == set(ids)
-    assert "All of them are in items.db already." in listener.command("catch-up", *OF_2020, "--yes").stdout
+    again = listener.command("catch-up", *OF_2020, "--yes").stdout
+    assert f"Nothing to add: {count} assets of that time are in items.db already." in again
 
 
 def test_a_dry_run_lists_what_would_be_added_and_adds_nothing(listener: ListenerHere, sandbox: FaultyIconik) -> None:
@@ -177,6 +178,26 @@ def test_it_says_how_many_days_the_limit_makes_of_it(
     create(sandbox, 25)
     result = listeners_here(limits__max_per_day=10).command("catch-up", *OF_2020, "--dry-run")
     assert result.stdout.endswith("At 10 jobs a day, that takes 3 days.\n")
+
+
+def test_a_job_that_was_added_is_caught_up_and_nothing_else_is(
+    listeners_here: Callable[..., ListenerHere], sandbox: FaultyIconik, tmp_path: Path, empty_database: Path
+) -> None:
+    """Also for assets whose analysis failed: only the job that failed is left out."""
+    shutil.copy(empty_database, tmp_path)
+    known, failed, new = create(sandbox, 3)
+    sandbox.assets[failed]["analyze_status"] = "FAILED"
+    create(sandbox, 5, title="a.jpg")
+    with closing(Store(tmp_path / "items.db")) as store:
+        store.add_asset(known, None)
+    listener = listeners_here(submitter__jobs="analyze transcribe", limits__max_per_day=5)
+    printed = listener.command("catch-up", *OF_2020, "--yes").stdout
+    assert "8 assets would be added. By iconik's units, these are 5 images and 0.1 hours of video or audio." in printed
+    assert "left out" not in printed
+    assert "At 5 jobs a day, that takes 2 days." in printed  # 1 for the first, 1 for the failed, 2 + 5 for the others
+    added = {(row["object_id"], row["job"]) for row in listener.rows("source = 'catch-up'")}
+    assert {(known, "transcribe"), (failed, "transcribe"), (new, "analyze"), (new, "transcribe")} <= added
+    assert not {(known, "analyze"), (failed, "analyze")} & added
 
 
 # It bills nobody without consent

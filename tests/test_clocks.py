@@ -36,7 +36,7 @@ class Machine:
         preloaded = subprocess.run(
             ["faketime", "-f", "+0", "printenv", "LD_PRELOAD"], capture_output=True, text=True, check=True
         )
-        listener.env = {
+        listener.environment = {
             "LD_PRELOAD": preloaded.stdout.strip(),
             "FAKETIME_TIMESTAMP_FILE": str(self._file),
             "FAKETIME_NO_CACHE": "1",

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from config import MOVED, Config, ConfigError, load
+from config import MOVED, Config, ConfigError, keys_of, load
 from faulty_iconik import FaultyIconik
+from jobs import ANALYZE, FACES, TRANSCRIBE
 from support import ASSET, Listener, let_everybody_in, wait_until, write_config
 
 EXAMPLE = Path(__file__).parent.parent / "config.example.ini"
@@ -17,7 +18,8 @@ HOST_ONLY = "[iconik] url: may consist of scheme and host only, like https://app
 NO_URL = "[iconik] url: is not a URL like https://app.iconik.io"
 CONTINUED = "is continued by the next line, which begins with a space: remove that space"
 NO_HEADER = "may consist of visible ASCII characters only, without spaces"
-SECTIONS = ["iconik", "listener", "submitter", "analyze", "transcribe", "faces", "limits", "reconciler"]
+SECTIONS = ["iconik", "listener", "submitter", "analyze", "transcribe", "faces", "limits", "reconciler", "notify"]
+COMMENT = "is followed by a comment, which needs a line of its own"
 QUOTED = "is in quotes: write it without them"
 VERSION_1_0 = """[iconik]
 url = https://app.iconik.io
@@ -59,7 +61,7 @@ def written(folder: Path, text: str) -> Path:
 
 
 def values(config: Config) -> tuple[object, ...]:
-    return tuple(getattr(config, section) for section in SECTIONS)
+    return tuple(config.job_sections.get(section) or getattr(config, section) for section in SECTIONS)
 
 
 @pytest.fixture
@@ -75,9 +77,9 @@ def test_what_the_example_shows_is_what_holds_when_a_key_is_left_out(tmp_path: P
     iconik, listener, submitter, reconciler = shown.iconik, shown.listener, shown.submitter, shown.reconciler
     assert (iconik.url, iconik.app_id, iconik.auth_token) == ("https://app.iconik.io", "a", "t")
     assert (iconik.timeout, submitter.jobs) == (30, ("analyze",))
-    assert (shown.analyze.profile, shown.analyze.only, sorted(shown.skip_types)) == ((), "", ["SUBCLIP"])
-    assert (shown.transcribe.profile, shown.transcribe.only, shown.transcribe.language) == ((), "", "")
-    assert (shown.faces.only, shown.limits.max_per_day) == ("", 0)
+    assert (shown.of(ANALYZE).profile, shown.of(ANALYZE).only, sorted(shown.skip_types)) == ((), "", ["SUBCLIP"])
+    assert (shown.of(TRANSCRIBE).profile, shown.of(TRANSCRIBE).only, shown.of(TRANSCRIBE).language) == ((), "", "")
+    assert (shown.of(FACES).only, shown.limits.max_per_day) == ("", 0)
     assert (listener.host, listener.port, listener.database) == ("0.0.0.0", 8000, tmp_path / "items.db")
     assert listener.webhook_secret == ()
     assert (submitter.workers, submitter.retry_delay, submitter.max_retry_delay) == (4, 10, 900)
@@ -85,13 +87,12 @@ def test_what_the_example_shows_is_what_holds_when_a_key_is_left_out(tmp_path: P
     assert (reconciler.interval, reconciler.min_age, reconciler.max_age) == (3600, 600, 7 * 24 * 3600)
 
 
-def test_the_example_shows_every_key_of_every_section(example: Path) -> None:
-    lines = example.read_text(encoding="utf-8").splitlines()
+def test_the_example_shows_every_key_of_every_section() -> None:
+    lines = EXAMPLE.read_text(encoding="utf-8").splitlines()
     sections = [line[1:-1] for line in lines if line.startswith("[")]
     keys = [line.split(" =")[0] for line in lines if " =" in line and not line.startswith("#")]
-    config = load(example)
     assert sections == SECTIONS
-    assert keys == [key for section in sections for key in vars(getattr(config, section))]
+    assert keys == [key.name for section in sections for key in keys_of(section)]
 
 
 def test_the_example_as_it_stands_names_what_is_to_be_filled_in() -> None:
@@ -140,7 +141,7 @@ def test_types_to_skip_are_words(tmp_path: Path, text: str, types: set[str]) -> 
     ],
 )
 def test_profiles_are_names_or_uuids(tmp_path: Path, text: str, profiles: tuple[str, ...]) -> None:
-    assert load(write_config(tmp_path, analyze__profile=text)).analyze.profile == profiles
+    assert load(write_config(tmp_path, analyze__profile=text)).of(ANALYZE).profile == profiles
 
 
 @pytest.mark.parametrize(
@@ -162,7 +163,7 @@ def test_a_type_that_iconik_does_not_have_is_a_warning(tmp_path: Path) -> None:
 def test_what_has_moved_since_version_1_1_is_read_from_its_old_place(tmp_path: Path) -> None:
     path = write_config(tmp_path, iconik__analysis_profile="default", iconik__skip_types="LINK")
     config = load(path)
-    assert (config.analyze.profile, set(config.skip_types)) == (("default",), {"LINK"})
+    assert (config.of(ANALYZE).profile, set(config.skip_types)) == (("default",), {"LINK"})
     assert config.notes == (
         f"{path}: analysis_profile of [iconik] is now profile of [analyze]: move it there",
         f"{path}: skip_types of [iconik] is now skip_types of [analyze]: move it there",
@@ -233,6 +234,14 @@ def test_https_is_allowed_and_http_to_this_machine(tmp_path: Path, url: str) -> 
         ("iconik__auth_token", "", "[iconik] auth_token: is missing"),
         ("iconik__auth_token", "hush hush", f"[iconik] auth_token: {NO_HEADER}"),
         ("iconik__auth_token", "hushé", f"[iconik] auth_token: {NO_HEADER}"),
+        ("iconik__auth_token", "hush # mine", f"[iconik] auth_token: {COMMENT}"),
+        ("iconik__app_id", "hush\t; mine", f"[iconik] app_id: {COMMENT}"),
+        ("iconik__auth_token", "\u201chush\u201d", f"[iconik] auth_token: {QUOTED}"),
+        ("iconik__app_id", "\u2018hush\u2019", f"[iconik] app_id: {QUOTED}"),
+        ("iconik__timeout", "30 # seconds", f"[iconik] timeout: {COMMENT}"),
+        ("listener__webhook_secret", "hush # mine", f"[listener] webhook_secret: {COMMENT}"),
+        ("listener__webhook_secret", "\u201ehush\u201c", f"[listener] webhook_secret: {QUOTED}"),
+        ("listener__prot", "8000", "[listener] prot: unknown key. Did you mean port?"),
         ("iconik__auth_token", '"hush"', f"[iconik] auth_token: {QUOTED}"),
         ("iconik__auth_token", "hush\n hush", f"[iconik] auth_token: {CONTINUED}"),
         ("iconik__timeout", "30\n auth_token = hush", f"[iconik] timeout: {CONTINUED}"),
@@ -310,7 +319,7 @@ def test_a_duration_lasts_ten_years_at_most(tmp_path: Path, key: str) -> None:
 
 def test_a_typo_is_named_before_what_it_leaves_missing(tmp_path: Path) -> None:
     path = write_config(tmp_path, iconik__auth_token=None, iconik__auth_tokn="hush")
-    assert refusal(path) == "[iconik] auth_tokn: unknown key"
+    assert refusal(path) == "[iconik] auth_tokn: unknown key. Did you mean auth_token?"
 
 
 NO_INI = "is not a [section], key = value, or # comment"
@@ -320,8 +329,8 @@ NO_INI = "is not a [section], key = value, or # comment"
     ("text", "message"),
     [
         ("", "[iconik] app_id: is missing"),
-        ("[iconic]\n", "[iconic]: unknown section"),
-        ("[Iconik]\n", "[Iconik]: unknown section"),
+        ("[iconic]\n", "[iconic]: unknown section. Did you mean [iconik]?"),
+        ("[Iconik]\n", "[Iconik]: unknown section. Did you mean [iconik]?"),
         ("[DEFAULT]\napp_id = hush\n", "[DEFAULT]: unknown section"),
         ("[sweep]\ninterval = 1\nbatch = hush\n", "[sweep]: unknown section"),
         ("app_id = hush\n", f"line 1: {NO_INI}"),
@@ -346,7 +355,7 @@ def test_a_file_that_cannot_be_read_as_ini_is_refused_without_quoting_it(
 def test_a_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "config.ini"
     path.write_bytes(b"[iconik]\nauth_token = \xff\n")
-    assert refusal(path) == "is not UTF-8 text"
+    assert refusal(path) == "is not UTF-8 text: save it as UTF-8"
     assert refusal(tmp_path) == "cannot be read: Is a directory"
 
 

@@ -4,19 +4,24 @@
 """
 
 import os
+import re
+import shutil
 import signal
+import subprocess
 from collections.abc import Callable
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
-from config import SECTIONS, ConfigError, load
+from config import SECTIONS, ConfigError, keys_of, load
 from faulty_iconik import FaultyIconik
+from jobs import JOBS
 from support import Listener, let_everybody_in, run, wait_until, write_config
 from system.database_files import explain
 from test_systemd import HURRIED
+from version import __version__
 
+ROOT = Path(__file__).parent.parent
 TOKEN = "a-token-that-no-message-shows"
 
 
@@ -24,7 +29,7 @@ TOKEN = "a-token-that-no-message-shows"
 def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     """This machine's environment holds none of ours."""
     for variable in os.environ:
-        if variable.partition("_")[0].lower() in SECTIONS:
+        if variable.partition("_")[0].lower() in (*SECTIONS, *JOBS):
             monkeypatch.delenv(variable)
 
 
@@ -81,7 +86,7 @@ def test_the_environment_goes_before_config_ini(tmp_path: Path, environment: Cal
     environment(LIMITS_MAX_PER_DAY="50", TRANSCRIBE_LANGUAGE="en")
     config = load(path)
     assert (config.iconik.app_id, config.submitter.workers) == ("app", 2)
-    assert (config.limits.max_per_day, config.transcribe.language) == (50, "en")
+    assert (config.limits.max_per_day, config.job_sections["transcribe"].language) == (50, "en")
     assert config.describe_environment().startswith(
         f"The environment is read, and goes before {path}: LIMITS_MAX_PER_DAY, "
     )
@@ -178,8 +183,8 @@ def test_what_kubernetes_sets_for_a_service_of_our_name_is_left_alone(
 
 
 def test_each_key_has_a_variable_of_its_own() -> None:
-    keys = [(section, key.name) for section, keys in SECTIONS.items() for key in fields(keys)]
-    assert not [section for section in SECTIONS if "_" in section]
+    keys = [(section, key.name) for section in (*SECTIONS, *JOBS) for key in keys_of(section)]
+    assert not [section for section in (*SECTIONS, *JOBS) if "_" in section]
     assert not [key for _, key in keys if key.endswith("_file")]
     assert not [key for section, key in keys if f"{section}_{key}".upper().startswith("ICONIK_LISTENER_")]
 
@@ -260,3 +265,94 @@ def test_remedies_name_no_sudo_in_a_container(tmp_path: Path, monkeypatch: pytes
     assert f": on the host, give what is mounted there to the user {user}, with chown -R (" in explain(
         tmp_path / "items.db", OSError(13, "Permission denied")
     )
+
+
+# The image and the files of deploy/
+
+
+CONTAINERFILE = ROOT / "Containerfile"
+COMPOSE = ROOT / "deploy" / "compose.yaml"
+QUADLET = ROOT / "deploy" / "iconik-listener.container"
+PAGE = ROOT / "docs" / "container.md"
+REHEARSAL = ROOT / "deploy" / "rehearse-container"
+
+
+def text(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists() or not shutil.which("git"), reason="this is no checkout")
+def test_the_image_has_every_file_of_the_service_and_no_other() -> None:
+    copied = [line.split()[1:-1] for line in text(CONTAINERFILE).splitlines() if line.startswith("COPY ")]
+    sources = [source for line in copied for source in line if not source.startswith(("--", "/"))]
+    tracked = subprocess.run(["git", "-C", ROOT, "ls-files"], capture_output=True, text=True, check=True).stdout.split()
+
+    def is_copied(file: str) -> bool:
+        in_root = "/" not in file
+        return any(
+            (in_root and Path(file).match(source)) or file == source or file.startswith(f"{source}/")
+            for source in sources
+        )
+
+    tools = {"tests", "benchmarks", "deploy", "docs", ".ci"}
+    of_the_service = {
+        file for file in tracked if file.endswith((".py", ".sql", ".html", ".css")) and Path(file).parts[0] not in tools
+    }
+    copied_files = {file for file in tracked if is_copied(file)}
+    assert sorted(of_the_service - copied_files) == []
+    others = copied_files - of_the_service
+    assert others == {"LICENSE", "requirements.txt", "constraints.txt", "deploy/backup.py"}
+    assert not any(is_copied(file) for file in ("config.ini", "items.db", "deploy/secrets/auth_token", ".git/config"))
+
+
+def test_every_file_names_the_image_of_this_version() -> None:
+    for path in (CONTAINERFILE, COMPOSE, QUADLET, PAGE):
+        tags = re.findall(r"iconik-listener:([\d.]+\d)", text(path))
+        assert tags, path
+        assert set(tags) == {__version__}, path
+
+
+def test_each_variable_in_the_files_is_a_key_of_config_ini() -> None:
+    words = "|".join((*SECTIONS, *JOBS)).upper()
+    named = {
+        variable
+        for path in (CONTAINERFILE, COMPOSE, QUADLET, PAGE, ROOT / "deploy" / "compose.env")
+        for variable in re.findall(rf"\b(?:{words})_[A-Z_]+[A-Z]\b", text(path))
+        if not variable.startswith("ICONIK_LISTENER_")
+    }
+    keys = {f"{section}_{key.name}".upper() for section in (*SECTIONS, *JOBS) for key in keys_of(section)}
+    assert {variable.removesuffix("_FILE") for variable in named} <= keys
+    assert {"ICONIK_AUTH_TOKEN_FILE", "LISTENER_WEBHOOK_SECRET_FILE", "LIMITS_MAX_PER_DAY"} <= named
+
+
+def test_both_caddyfiles_pass_the_same_webhooks() -> None:
+    on_a_vm, in_compose = (
+        re.sub("^#.*\n", "", text(ROOT / "deploy" / name), flags=re.MULTILINE)
+        for name in ("Caddyfile", "compose.Caddyfile")
+    )
+    changed = on_a_vm.replace("iconik-listener.example.com", "{$HOST}").replace("127.0.0.1:8000", "listener:8000")
+    assert in_compose == changed
+
+
+@pytest.mark.skipif(not shutil.which("caddy"), reason="Caddy is not installed")
+@pytest.mark.parametrize("name", ["Caddyfile", "compose.Caddyfile"])
+def test_caddy_accepts_the_caddyfile(name: str) -> None:
+    command = ["caddy", "adapt", "--adapter", "caddyfile", "--config", str(ROOT / "deploy" / name)]
+    environment = {**os.environ, "HOST": "iconik-listener.example.com"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=20, env=environment)
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_step_of_the_containers_rehearsal_is_there() -> None:
+    script = text(REHEARSAL)
+    [steps] = re.findall(r"^all_steps=\((.*?)\)$", script, re.MULTILINE | re.DOTALL)
+    assert steps.split() == [step for step in steps.split() if f"\nstep_{step}() {{" in script]
+    assert len(steps.split()) == len(re.findall(r"^step_\w+\(\)", script, re.MULTILINE))
+
+
+def test_the_blocks_that_the_containers_rehearsal_pastes_are_in_the_page() -> None:
+    sections = {part.partition("\n")[0]: part for part in re.split(r"^#+ ", text(PAGE), flags=re.MULTILINE)}
+    pasted = re.findall(r'^  paste "(.*?)" (\d)', text(REHEARSAL), re.MULTILINE)
+    assert len(pasted) >= 5
+    for heading, number in pasted:
+        assert len(re.findall(r"^```\n.*?^```$", sections[heading], re.MULTILINE | re.DOTALL)) >= int(number), heading

@@ -24,7 +24,7 @@ from events import ACTIONS, KINDS
 ROOT = Path(__file__).parent.parent
 DEPLOY = ROOT / "deploy"
 BACKUP = DEPLOY / "backup.py"
-SCRIPTS = [DEPLOY / name for name in ("install.sh", "rehearse", "iconik-listener")]
+SCRIPTS = [DEPLOY / name for name in ("install.sh", "rehearse", "rehearse-container", "iconik-listener")]
 UNITS = sorted([*DEPLOY.glob("*.service"), *DEPLOY.glob("*.timer")])
 ROWS = 1000
 BYTES_OF_A_SMALL_DISK = 64 * 1024

@@ -5,7 +5,6 @@ import configparser
 import re
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import fields
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -16,16 +15,7 @@ import pytest
 import commands
 from app import cli
 from commands.check import MENU_ROLES, OTHER_ROLES, SERVICE_ROLES
-from config import (
-    AnalyzeConfig,
-    FacesConfig,
-    IconikConfig,
-    LimitsConfig,
-    ListenerConfig,
-    ReconcilerConfig,
-    SubmitterConfig,
-    TranscribeConfig,
-)
+from config import SECTIONS, keys_of
 from jobs import JOBS
 from page.command import page
 from support import run
@@ -40,16 +30,6 @@ PACKAGED = sorted(path for folder in FOLDERS for path in folder.glob("*.py"))
 SERVICE = [*MODULES, *PACKAGED, *sorted(ROOT.glob("deploy/*.py"))]
 COMMANDS = (*commands.ALL, page)
 MAX_FUNCTION_LINES = 50
-SECTIONS: dict[str, Any] = {
-    "iconik": IconikConfig,
-    "listener": ListenerConfig,
-    "submitter": SubmitterConfig,
-    "analyze": AnalyzeConfig,
-    "transcribe": TranscribeConfig,
-    "faces": FacesConfig,
-    "limits": LimitsConfig,
-    "reconciler": ReconcilerConfig,
-}
 LINK = re.compile(r"\]\(([^()\s]+)\)")
 
 
@@ -138,7 +118,7 @@ def test_every_key_stands_in_the_example_with_its_default_and_in_no_other_form()
     example = configparser.ConfigParser(interpolation=None, default_section="")
     example.read_string(text(ROOT / "config.example.ini"))
     defaults = {
-        section: {key.name: key.metadata["default"] or "" for key in fields(keys)} for section, keys in SECTIONS.items()
+        section: {key.name: key.metadata["default"] or "" for key in keys_of(section)} for section in (*SECTIONS, *JOBS)
     }
     assert {section: dict(example[section]) for section in example.sections()} == defaults
     assigned = re.findall(r"^[#\s]*(\w+) *=", text(ROOT / "config.example.ini"), re.MULTILINE)
@@ -188,6 +168,39 @@ def test_each_message_that_the_pages_explain_is_one_that_the_code_prints(message
     parts = [part.strip(" .:") for part in message.removeprefix("WRONG  ").removeprefix("note   ").split("…")]
     missing = [part for part in parts if part not in said]
     assert any(parts) and not missing, f"the code does not say {missing}"
+
+
+def facts_of_check() -> list[Any]:
+    """What check may find, as far as its code spells it out; what is filled in is an ellipsis."""
+    found = []
+    for path in (
+        ROOT / "commands" / "check.py",
+        ROOT / "commands" / "route.py",
+        ROOT / "reconciliation" / "webhooks.py",
+    ):
+        for node in ast.walk(ast.parse(text(path))):
+            if (
+                not isinstance(node, ast.Call)
+                or not node.args
+                or not isinstance(node.args[0], ast.JoinedStr | ast.Constant)
+            ):
+                continue
+            called = getattr(node.func, "id", getattr(node.func, "attr", ""))
+            if called in ("wrong", "note", "RouteFault") or (called == "append" and path.name != "route.py"):
+                said = node.args[0]
+                parts = said.values if isinstance(said, ast.JoinedStr) else [said]
+                found.append("".join(str(part.value) if isinstance(part, ast.Constant) else "…" for part in parts))
+    return [pytest.param(fact, id=fact) for fact in found if len(re.findall("[a-z]+", fact)) > 3]
+
+
+@pytest.mark.parametrize("fact", facts_of_check())
+def test_what_check_finds_is_explained_on_a_page(fact: str) -> None:
+    """N28."""
+    explained = [message.values[0] for message in messages()]
+    parts = [
+        [part.strip(" .:(") for part in re.sub("^(WRONG|note) +", "", message).split("…")] for message in explained
+    ]
+    assert any(all(part in fact for part in row) and len("".join(row)) > 8 for row in parts), fact
 
 
 def test_the_demo_prints_what_the_readme_shows() -> None:

@@ -1,12 +1,15 @@
-"""How far a job is, by what an asset and its versions say."""
+"""The one table of jobs, and how far a job is, by what an asset and its versions say."""
 
+import ast
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from jobs import ANALYZE, FACES, JOBS, TRANSCRIBE, newest_version, status_of
+from jobs import ANALYZE, FACES, JOBS, TRANSCRIBE, newest_version, status_of, version_for
 
 NEW, OLD = "new", "old"
+ROOT = Path(__file__).parent.parent
 
 
 def asset(analyze: Any = "N/A", **versions: Any) -> dict[str, Any]:
@@ -50,6 +53,31 @@ def test_the_newest_active_version_counts() -> None:
     found["versions"][1]["status"] = "DELETED"
     assert newest_version(found) == OLD
     assert newest_version({}) is None
+
+
+def test_the_wanted_version_counts_while_it_is_active() -> None:
+    found = asset(old="N/A", new="N/A")
+    assert version_for(found, None) == NEW
+    assert version_for(found, OLD) == OLD
+    assert version_for(found, "not shown") == "not shown"  # which does not say that it is gone
+    assert version_for({}, None) is None
+    found["versions"][0]["status"] = "DELETED"
+    assert version_for(found, OLD) == NEW
+
+
+def test_nothing_else_in_the_code_knows_a_job_by_name() -> None:
+    """But for the migrations: what older versions did was to analyze."""
+    names = {name for job in JOBS.values() for name in (job.name, job.status_field, job.iconik_type, job.role)}
+    names |= {job.automation_action for job in JOBS.values()}
+    found = [
+        f"{path.relative_to(ROOT)}:{node.lineno}: {node.value}"
+        for folder in (ROOT, *(ROOT / name for name in ("commands", "reconciliation", "sandbox", "system")))
+        for path in sorted(folder.glob("*.py"))
+        if path.name not in ("jobs.py", "migrations.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and node.value in names
+    ]
+    assert found == []
 
 
 def test_each_job_has_its_own_role_path_field_and_type() -> None:

@@ -1,8 +1,8 @@
 """The limit: through a real Submitter, and its ledger on a clock that moves over midnight both ways."""
 
-import json
 import logging
 import random
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from limits import Limits
 from store import ALLOWED, PAUSED, Item, Outcome, Rules, Status, Store
 from submitter import Submitter
 from support import Clock, new_id, wait_until
-from system.text import format_utc
+from system.text import format_local, format_utc
 
 DAY = 86400.0
 NOON = 1_795_003_200.0 - 1_795_003_200.0 % DAY + DAY / 2
@@ -213,18 +213,19 @@ def test_a_pause_says_who_and_survives_a_restart(manual: Store, clock: Clock, tm
     manual.close()
     again = Store(tmp_path / "manual.db", listener=True, clock=clock)
     text = Limits(again).now().describe()
-    assert text.startswith(f"ada paused the starting of jobs at {format_utc(clock.now)} (the invoice): ")
+    assert text.startswith(f"ada paused the starting of jobs at {format_local(format_utc(clock.now))} (the invoice): ")
     Limits(again).resume()
     assert Limits(again).pause_state() is None
     again.close()
 
 
-@pytest.mark.parametrize("written", ["x", "{}", "[]", '{"since": 1}', json.dumps({"a": "b"}), "5"])
+@pytest.mark.parametrize("written", ["x", "{}", "[]", '{"since": 1}', '{"since": 1, "by": 2}', "5"])
 def test_a_pause_that_a_person_wrote_by_hand_is_one(manual: Store, written: str) -> None:
     manual.set_state(PAUSED, written)
     pause = Limits(manual).pause_state()
     assert pause is not None
     assert pause.by == "somebody"
+    assert Limits(manual).now().describe().startswith("somebody paused the starting of jobs: nothing waits so far: ")
 
 
 @pytest.mark.parametrize("written", ["", "x", "1e3", "-5", "2.5"])
@@ -250,9 +251,25 @@ def test_the_limit_is_logged_when_it_is_reached_and_when_it_goes_on(
     limits.log_changes()
     limits.pause("ada", "")
     limits.log_changes()
-    found = [record.getMessage().split(":")[0] for record in caplog.records]
+    limits.resume()
+    limits.log_changes()
+    since = format_local(format_utc(clock.now))
+    found = [record.getMessage().partition(". To let")[0].partition(": python")[0] for record in caplog.records]
     assert found == [
-        "2 jobs started today, as many as max_per_day allows",
-        "Jobs are started again",
-        f"ada paused the starting of jobs at {format_utc(clock.now)[:13]}",
+        "2 jobs started today, as many as max_per_day allows: 1 item waits until 00:00 UTC",
+        "Jobs are started again. Ready: 1 item",
+        f"ada paused the starting of jobs at {since}: 1 item waits until somebody resumes",
+        "Jobs are started again. Ready: 1 item",
     ]
+
+
+def test_many_idle_workers_log_a_change_once(manual: Store, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING)
+    limits = Limits(manual)
+    limits.pause("ada", "")
+    threads = [threading.Thread(target=limits.log_changes) for _ in range(32)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(caplog.records) == 1

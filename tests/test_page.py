@@ -431,10 +431,10 @@ def test_read_only_has_no_buttons_and_takes_no_forms(listener_here: ListenerHere
 
 def test_the_bars_have_words_and_numbers() -> None:
     lines = [
-        Line("2026-11-01", "analyze", 9, 0, 9, 0, 0, 0, 0.0),
-        Line("2026-11-25", "analyze", 3, 0, 3, 0, 0, 0, 0.0),
-        Line("2026-11-26", "analyze", 1, 0, 1, 0, 0, 0, 0.0),
-        Line("2026-11-26", "faces", 3, 0, 1, 0, 0, 0, 0.0),
+        Line("2026-11-01", "analyze", 9, 0, 9, 0, 0, 0, 0.0, 0.0),
+        Line("2026-11-25", "analyze", 3, 0, 3, 0, 0, 0, 0.0, 0.0),
+        Line("2026-11-26", "analyze", 1, 0, 1, 0, 0, 0, 0.0, 0.0),
+        Line("2026-11-26", "faces", 3, 0, 1, 0, 0, 0, 0.0, 0.0),
     ]
     drawn = chart(lines, "2026-11-26", 3)
     assert drawn.summary == "7 jobs were started from 2026-11-24 to 2026-11-26; the most, 4, on 2026-11-26."

@@ -3,6 +3,7 @@
 import random
 import shutil
 import signal
+import time
 from collections import Counter
 from collections.abc import Callable
 
@@ -11,6 +12,7 @@ import pytest
 from faulty_iconik import Fault, FaultyIconik
 from sandbox import profile
 from support import SECRET, Listener, create_event, proxy_event, wait_until
+from system.text import parse_time
 
 Listeners = Callable[..., Listener]
 JOBS = ("analyze", "transcribe", "faces")
@@ -75,7 +77,7 @@ def test_each_job_is_started_once_whatever_happens(
     """300 assets whose webhooks are shuffled, doubled and partly lost; a fifth of iconik's calls fail; five kills."""
     listener = listeners(
         submitter__jobs=" ".join(jobs),
-        submitter__workers=8,
+        submitter__workers=16,
         submitter__retry_delay=0.1,
         submitter__max_retry_delay=0.5,
         iconik__timeout=1,
@@ -127,52 +129,27 @@ def test_a_restored_backup_starts_no_job_again(listeners: Listeners, sandbox: Fa
     assert statuses == {"failed": 3}
 
 
-@pytest.mark.long
-def test_exactly_as_many_as_the_limit_are_started_whatever_happens(listeners: Listeners, sandbox: FaultyIconik) -> None:
-    """32 workers, five kills, a morning of refusals: and no asset is read that is not also started."""
-    limit = 60
-    listener = listeners(
-        submitter__workers=32,
-        submitter__retry_delay=0.1,
-        submitter__max_retry_delay=0.5,
-        iconik__timeout=1,
-        limits__max_per_day=limit,
-    ).start()
-    sandbox.refuse_jobs = 402, "Insufficient credits"
-    for number in range(400):
-        if number % 80 == 40:
-            listener.end(signal.SIGKILL)
-            listener.start()
-        if number == 100:
-            sandbox.refuse_jobs = None
-        upload(listener, sandbox, "a.mov")
-    wait_until(lambda: len(listener.rows("status = 'submitted'")) == limit, 60)
-    listener.end()
-    listener.start()
-    wait_until(lambda: len(listener.rows("status = 'submitting'")) == 0)
-    assert len(sandbox.jobs) == limit
-    read = {
-        request.split("/")[-2] for request in sandbox.requests[-3 * limit :] if request.startswith("GET /API/assets")
-    }
-    waiting = {row["object_id"] for row in listener.rows("status = 'ready' AND refused = 0")}
-    assert not read & waiting
-    health = listener.command("status", "--json").stdout
-    assert '"jobs_today": 60' in health and '"held": 340' in health
-    report = listener.command("report", "--csv").stdout.splitlines()[1].split(",")
-    assert report[2] == str(len(sandbox.jobs))
-
-
-def test_pause_stops_the_next_job_and_survives_a_restart(listeners: Listeners, sandbox: FaultyIconik) -> None:
-    listener = listeners().start()
-    upload(listener, sandbox, "a.mov")
-    wait_until(lambda: listener.rows("status = 'submitted'"))
+def test_pause_stops_the_next_job_within_a_second_and_survives_a_restart(
+    listeners: Listeners, sandbox: FaultyIconik
+) -> None:
+    """While eight workers are at it."""
+    listener = listeners(submitter__workers=8).start()
+    sandbox.latency = 0.2
+    ids = [upload(listener, sandbox, "a.mov") for _ in range(30)]
     assert listener.command("pause").returncode == 0
-    upload(listener, sandbox, "b.mov")
-    listener.end()
+    paused_at = time.time()
+    ids.append(upload(listener, sandbox, "b.mov"))
+    wait_until(lambda: not listener.rows("status = 'submitting'"))
+    assert listener.end() == 0
     listener.start()
-    upload(listener, sandbox, "c.mov")
-    wait_until(lambda: '"held": 2' in listener.command("status", "--json").stdout)
-    assert len(sandbox.jobs) == 1
+    ids.append(upload(listener, sandbox, "c.mov"))
+    held = f'"held": {len(ids) - len(sandbox.started)}'
+    wait_until(lambda: held in listener.command("status", "--json").stdout)
+    started_at = [parse_time(job["date_created"]) or 0 for job in sandbox.job_details.values()]
+    assert 0 < len(started_at) < 30
+    assert max(started_at) < paused_at + 1
+    sandbox.latency = 0
     assert listener.command("resume").returncode == 0
-    upload(listener, sandbox, "d.mov")
-    wait_until(lambda: len(listener.rows("status = 'submitted'")) == 4)
+    ids += [upload(listener, sandbox, "d.mov") for _ in range(8)]  # each wakes a worker
+    wait_until(lambda: len(listener.rows("status = 'submitted'")) == len(ids))
+    assert sorted(sandbox.jobs) == sorted(ids)

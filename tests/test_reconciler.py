@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from circuit_breaker import CircuitBreaker
+from commands.changes import ManualChanges
 from config import load
 from faulty_iconik import Fault, FaultyIconik
 from iconik_client import IconikClient
@@ -454,6 +455,23 @@ def test_a_wrong_clock_of_ours_neither_loses_nor_moves_back(world: World, wrong_
     assert str(mark or "") < str(world.store.state(ASSETS_SEEN_UNTIL)) <= format_utc(iconik.now)
 
 
+def test_neither_the_floor_nor_the_mark_moves_back(world: World) -> None:
+    """Though iconik's clock does."""
+    assert world.look()
+    before = [world.store.state(key) for key in (ASSETS_FLOOR, ASSETS_SEEN_UNTIL)]
+    world.sandbox.clock = lambda: world.clock.now - 30 * DAY
+    archived = format_utc(world.clock.now - 20 * DAY)
+    world.missed(5, date_created=archived, date_imported=archived)
+    world.look()
+    world.sandbox.edit_webhook(world.create["id"], description="mine")
+    world.look()
+    assert [world.store.state(key) for key in (ASSETS_FLOOR, ASSETS_SEEN_UNTIL)] >= before
+    world.sandbox.clock = world.clock
+    for _ in range(2):
+        world.look()
+    assert world.items() == {}
+
+
 # What became of the jobs.
 
 ENDS = [
@@ -581,6 +599,48 @@ def test_a_row_that_a_trigger_protects_is_no_other_rows_trouble(
     assert set(missed) - {protected} <= set(items)
     assert set(old) & set(items) <= {protected}
     assert "hands off" in caplog.text
+
+
+def test_a_job_that_was_in_doubt_for_long_is_found(world: World) -> None:
+    """The asset says that it is under way, and nothing says its id."""
+    world.sandbox.faults.append(Fault("POST /API/transcode", cut=True, after_work=True))
+    world.sandbox.create_asset("a.mov", ASSET, send=False)
+    world.store.add_asset(ASSET, "a.mov")
+    world.store.proxy_closed(ASSET)
+    world.submitter.work_once()
+    world.clock.advance(HOUR)
+    world.submitter.work_once()
+    assert world.items()[ASSET]["status"] == Status.SUBMITTED
+    world.sandbox.finish_job(world.sandbox.latest_job[ASSET])
+    assert world.look()
+    assert world.items()[ASSET]["status"] == Status.DONE
+
+
+def test_a_failed_job_that_we_started_is_measured_too(world: World) -> None:
+    """The report says what was started, in iconik's units."""
+    world.sandbox.fail_job(world.submitted())
+    assert world.look()
+    row = world.items()[ASSET]
+    assert (row["status"], row["media_type"], row["duration"]) == ("failed", "video", 60.0)
+
+
+@pytest.mark.parametrize("lags_behind", [False, True])
+def test_a_failure_of_faces_before_a_retry_is_not_this_runs(worlds: Callable[..., World], lags_behind: bool) -> None:
+    """Its answer names no job, and the list may not show the new one yet."""
+    world = worlds(submitter__jobs="faces")
+    world.sandbox.fail_job(world.submitted("faces"))
+    assert world.look()
+    assert world.items()[ASSET]["status"] == Status.FAILED
+    ManualChanges(world.store).retry([(ASSET, "faces")])
+    world.sandbox.read_lag = 120.0 if lags_behind else 0.0
+    while world.submitter.work_once() == 0:
+        pass
+    assert world.sandbox.started == [("faces", ASSET)] * 2
+    assert world.look(60)
+    assert world.items()[ASSET]["status"] == Status.SUBMITTED
+    world.sandbox.finish_job(list(world.sandbox.job_details)[-1])
+    assert world.look()
+    assert world.items()[ASSET]["status"] == Status.DONE
 
 
 # Old rows, and no looks.

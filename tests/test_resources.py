@@ -15,10 +15,21 @@ from werkzeug.test import TestResponse
 from circuit_breaker import CircuitBreaker
 from config import Config
 from iconik_client import IconikRateLimited
+from limits import Limits
 from resources import Services, create_app
-from store import Store
+from store import Outcome, Rules, Status, Store
 from submitter import Submitter
-from support import ARTICLE_CREATE, ARTICLE_PROXY, ASSET, OTHER_ASSET, create_event, proxy_event, rows, wait_until
+from support import (
+    ARTICLE_CREATE,
+    ARTICLE_PROXY,
+    ASSET,
+    OTHER_ASSET,
+    create_event,
+    new_id,
+    proxy_event,
+    rows,
+    wait_until,
+)
 from system.log import LogFormatter, OnceAMinute
 from system.server import Refusal
 from version import __version__
@@ -394,14 +405,20 @@ def test_health_tells_how_it_is_without_the_secret(web: FlaskClient, store: Stor
         "version": __version__,
         "started_at": listening.started_at,
         "paused_since": None,
-        "paused_by_person": False,
         "last_error": None,
         "last_webhook_at": None,
         "log_stuck_since": None,
         "log_lines_dropped": 0,
-        "held": 0,
         "jobs_today": 0,
         "max_per_day": 0,
+        "allowed_today": 0,
+        "limit_is_near": False,
+        "limit_is_reached": False,
+        "held": 0,
+        "goes_on_at": None,
+        "paused_by_person": False,
+        "paused_by": None,
+        "paused_by_person_since": None,
         "ready": 1,
         "submitting": 1,
         "failed": 0,
@@ -416,6 +433,59 @@ def test_health_tells_when_the_last_webhook_of_iconik_came(post: Post, web: Flas
     answer = web.get("/health").json
     assert answer is not None
     assert answer["last_webhook_at"] >= listening.started_at
+
+
+def test_health_tells_the_limit_who_paused_and_when_it_goes_on(web: FlaskClient, store: Store) -> None:
+    store.rules = Rules(max_per_day=5)
+    found = []
+    for _ in range(6):
+        store.add_asset(asset_id := new_id(), None)
+        store.proxy_closed(asset_id)
+        if item := store.claim_new():
+            store.reserve(item, 0, "")
+            store.end_attempt(item, Outcome(Status.SUBMITTED))
+        health = web.get("/health").json or {}
+        found.append([health[name] for name in ("jobs_today", "limit_is_near", "limit_is_reached", "held")])
+    assert found == [
+        [1, False, False, 0],
+        [2, False, False, 0],
+        [3, False, False, 0],
+        [4, True, False, 0],
+        [5, True, True, 0],
+        [5, True, True, 1],
+    ]
+    assert health["goes_on_at"].endswith("T00:00:00.000Z") and health["goes_on_at"] > store.now()
+    assert health["oldest_due_at"] is None
+    Limits(store).allow(1)
+    assert (web.get("/health").json or {})["allowed_today"] == 1
+    Limits(store).pause("ada", "Project X")
+    answer = web.get("/health")
+    health = answer.json or {}
+    assert (health["status"], health["paused_by_person"], health["paused_by"]) == ("paused", True, "ada")
+    assert health["paused_by_person_since"] <= store.now()
+    assert (health["held"], health["goes_on_at"]) == (1, None)
+    assert "Project X" not in answer.text  # what a person wrote is not for everybody
+
+
+def test_the_last_webhook_is_kept_over_a_restart(
+    web: FlaskClient, post: Post, listening: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many webhooks a minute are noted once a minute."""
+    times = iter(float(second) for second in range(1_795_000_000, 1_795_000_000 + 20 * 30, 30))
+    monkeypatch.setattr(listening.runtime, "time", lambda: next(times))
+    for _ in range(20):
+        post("/create", create_event())
+    again = Services(listening.store, listening.submitter, listening.breaker, (SECRET,))
+    assert again.last_webhook_at and listening.last_webhook_at
+    assert 0 <= listening.last_webhook_at - again.last_webhook_at < 60
+
+
+def test_a_proxy_that_comes_first_is_logged(post: Post, caplog: pytest.LogCaptureFixture) -> None:
+    """N29: once, and not for each of its webhooks."""
+    caplog.set_level(logging.INFO)
+    for _ in range(2):
+        post("/proxy", proxy_event())
+    assert caplog.messages == [f"The proxy of {ASSET} is ready, and the asset's own webhook has not come yet"]
 
 
 def open_breaker(breaker: CircuitBreaker) -> None:

@@ -11,6 +11,7 @@ from sandbox import profile
 from support import ASSET, OTHER_ASSET, ListenerHere, create_event, new_id, wait_until
 
 Listeners = Callable[..., ListenerHere]
+SLOW = {"submitter__retry_delay": 60, "submitter__max_retry_delay": 60}
 
 
 @pytest.fixture(autouse=True)
@@ -79,6 +80,76 @@ def test_what_is_retried_is_shown_with_its_reason(listeners_here: Listeners, san
     assert "iconik answered 503: Out of order" in text
 
 
+def test_most_of_the_limit_is_told_in_percent(listeners_here: Listeners) -> None:
+    listener = listeners_here(limits__max_per_day=6).start()
+    listener.upload(*(new_id() for _ in range(4)))
+    wait_until(lambda: len(listener.rows("status = 'submitted'")) == 4)
+    assert "4 of 6 analyses were started today (UTC), 4 this month." in run(listener, "status")
+    listener.upload(new_id())
+    wait_until(lambda: len(listener.rows("status = 'submitted'")) == 5)
+    assert "5 of 6 analyses were started today (UTC) (83 %), 5 this month." in run(listener, "status")
+    assert json.loads(run(listener, "status", "--json"))["limit_is_near"] is True
+
+
+def test_jobs_are_told_apart_where_there_are_several(listeners_here: Listeners, sandbox: FaultyIconik) -> None:
+    listener = listeners_here(submitter__jobs="analyze transcribe faces", **SLOW).start()
+    sandbox.faults.append(Fault("POST /API/transcode/v1/transcribe", status=503, times=9))
+    listener.upload(ASSET)
+    wait_until(lambda: not listener.rows("status = 'submitting' OR status = 'ready' AND attempts = 0"))
+    lines = run(listener, "status").splitlines()
+    assert lines[0].startswith("1 item (transcribe) waiting to be retried, since 20")
+    assert "2 jobs were started today (UTC), 2 this month." in " ".join(lines)
+    assert "Today: 1 analyze, 0 transcribe, 1 faces." in " ".join(lines)
+    heads = next(number for number, line in enumerate(lines) if line.startswith("status"))
+    assert lines[heads].split() == ["status", "items", "analyze", "transcribe", "faces", "oldest"]
+    assert [line.split()[:5] for line in lines[heads + 1 : heads + 3]] == [
+        ["ready", "1", "0", "1", "0"],
+        ["submitted", "2", "1", "0", "1"],
+    ]
+    assert f'{ASSET} "1_zps7uj5xqff.jpg"  transcribe, ready since 20' in run(listener, "status", "--all")
+
+
+def fail_with(listener: ListenerHere, object_id: str, title: str, reason: str) -> None:
+    listener.store.add_asset(object_id, title)
+    listener.store.proxy_closed(object_id)
+    listener.store.database.run(
+        """UPDATE items SET status = 'failed', error = :reason, reason = :reason, last_attempt_at = :now, attempts = 3
+        WHERE object_id = :object_id""",
+        reason=reason,
+        now=listener.store.now(),
+        object_id=object_id,
+    )
+
+
+def test_after_a_retry_the_old_reason_is_marked_as_old(listener_here: ListenerHere) -> None:
+    """N12."""
+    listener_here.breaker.stop()
+    fail_with(listener_here, ASSET, "a.mov", "Codec unknown")
+    run(listener_here, "retry", ASSET)
+    text = run(listener_here, "status")
+    assert "failed" not in text
+    assert "1 item to be tried again, as somebody asked. The old reason was:\n  Codec unknown\n" in text
+    assert "  The old reason was: Codec unknown\n" in run(listener_here, "status", "--all")
+
+
+def test_all_that_waits_or_failed_is_listed_on_demand(listener_here: ListenerHere) -> None:
+    listener_here.breaker.stop()
+    fail_with(listener_here, ASSET, "broken.mov", "Codec unknown")
+    listener_here.store.add_asset(OTHER_ASSET, "early.mov")
+    done, held, orphan = new_id(), new_id(), new_id()
+    for object_id in (done, held):
+        listener_here.store.add_asset(object_id, "a.mov")
+        listener_here.store.proxy_closed(object_id)
+    listener_here.store.database.run("UPDATE items SET status = 'done' WHERE object_id = :id", id=done)
+    listener_here.store.proxy_closed(orphan)
+    text = run(listener_here, "status", "--all")
+    assert f'{ASSET} "broken.mov"  failed since 20' in text
+    assert f'{OTHER_ASSET} "early.mov"  awaiting_proxy since 20' in text and ", polled at 20" in text
+    assert f'{held} "a.mov"  ready since 20' in text
+    assert f"{orphan}  awaiting_create since 20" in text
+    assert done not in text
+
+
 def test_what_the_limit_holds_is_told(listeners_here: Listeners) -> None:
     listener = listeners_here(limits__max_per_day=1).start()
     listener.upload(*(new_id() for _ in range(4)))
@@ -91,11 +162,16 @@ def test_what_the_limit_holds_is_told(listeners_here: Listeners) -> None:
     wait_until(lambda: len(listener.rows("status = 'submitted'")) == 2)
 
 
-def test_a_pause_holds_everything_until_resume(listeners_here: Listeners) -> None:
+def test_a_pause_holds_everything_until_resume(listeners_here: Listeners, monkeypatch: pytest.MonkeyPatch) -> None:
     listener = listeners_here().start()
+    monkeypatch.setenv("SUDO_USER", "ada")  # the command runs as the service's user
     assert "No more jobs are started" in run(listener, "pause", "--reason", "budget")
+    assert run(listener, "pause").startswith("ada paused it already, at 20")
     listener.upload(ASSET)
+    assert "ada paused the starting of jobs at 20" in run(listener, "status")
     assert "(budget)" in run(listener, "status")
+    found = json.loads(run(listener, "status", "--json"))
+    assert (found["paused_by"], found["paused_by_person"], found["held"]) == ("ada", True, 1)
     assert "(1 held)" in run(listener, "status")
     listener.submitter.wake()
     assert "started again" in run(listener, "resume")
@@ -166,6 +242,20 @@ def test_show_says_what_is_next_and_when(listener_here: ListenerHere) -> None:
     assert "It awaits its proxy. If its webhook does not come, iconik is polled at 20" in text
 
 
+def test_show_says_which_profile_was_used_where_iconik_chose(listener_here: ListenerHere) -> None:
+    listener_here.upload(ASSET)
+    wait_until(lambda: listener_here.rows("status = 'submitted'"))
+    assert "iconik accepted the job with iconik's choice of profile (job " in " ".join(
+        run(listener_here, "show", ASSET).split()
+    )
+
+
+def test_show_says_when_it_failed_and_how_to_go_on(listener_here: ListenerHere) -> None:
+    fail_with(listener_here, ASSET, "a.mov", "Codec unknown")
+    text = " ".join(run(listener_here, "show", ASSET).split())
+    assert "UTC: it failed: Codec unknown. Once the cause is fixed: iconik-listener retry " + ASSET in text
+
+
 def test_show_lists_what_may_be_meant(listener_here: ListenerHere) -> None:
     for object_id, title in ((ASSET, "holiday one.mov"), (OTHER_ASSET, "holiday two.mov")):
         listener_here.store.add_asset(object_id, title)
@@ -184,14 +274,15 @@ def test_a_report_is_in_iconiks_units(listener_here: ListenerHere, sandbox: Faul
     store.database.run("UPDATE items SET status = 'done', media_type = 'video', duration = 1800")
     text = run(listener_here, "report")
     heads, day, total, *_ = text.splitlines()
-    assert heads.split() == ["day", "started", "done", "failed", "open", "images", "hours", "found"]
-    assert day.split() == [store.today(), "2", "2", "0", "0", "0", "1.00", "0"]
-    assert total.split() == ["in", "all", "2", "2", "0", "0", "0", "1.00", "0"]
+    units = ["images", "video", "h", "audio", "h"]
+    assert heads.split() == ["day", "started", "done", "failed", "open", *units, "found"]
+    assert day.split() == [store.today(), "2", "2", "0", "0", "0", "1.00", "0.00", "0"]
+    assert total.split() == ["in", "all", "2", "2", "0", "0", "0", "1.00", "0.00", "0"]
     assert "iconik's own meters: 0 images analyzed, 0.0333333 hours of video analyzed" in text
     csv = run(listener_here, "report", "--days", "2", "--csv").splitlines()
     assert csv == [
-        "day,job,started,found,done,failed,under_way,images,hours",
-        f"{store.today()},analyze,2,0,2,0,0,0,1.0",
+        "day,job,started,found,done,failed,under_way,images,video_hours,audio_hours",
+        f"{store.today()},analyze,2,0,2,0,0,0,1.0,0.0",
     ]
 
 

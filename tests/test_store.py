@@ -97,22 +97,44 @@ def test_what_a_webhook_changed_is_what_it_returns(store: Store) -> None:
     assert store.known_version(ASSET) == VERSION
 
 
-@pytest.mark.parametrize("wrong_by", [0.0, 30 * DAY, -30 * DAY])
-def test_a_job_that_is_added_later_is_not_for_older_assets(stores: Stores, clock: Clock, wrong_by: float) -> None:
-    """No webhook that comes twice and no reconciling adds it, whatever the clock says; catch-up does."""
+def jobs_of(store: Store, object_id: str) -> list[str]:
+    return [one["job"] for one in store.database.run("SELECT job FROM items WHERE object_id = :id", id=object_id)]
+
+
+@pytest.mark.parametrize("step", [0, -3600.0, 3600.0])
+def test_a_job_that_is_added_later_is_not_for_older_assets(stores: Stores, clock: Clock, step: float) -> None:
+    """Neither a webhook that comes twice nor the reconciler's overlap adds it, whatever the clock; catch-up does."""
     store = stores()
-    clock.step(wrong_by)
     store.add_asset(ASSET, "a.mov")
-    clock.step(-wrong_by)
+    clock.step(step)
     store = stores(jobs=("analyze", "faces"))
     store.add_asset(ASSET, "a.mov")
     store.proxy_closed(ASSET)
+    store.proxy_closed(ASSET)
     store.database.run(ADD_ASSET, **store.asset_values(ASSET, "a.mov", Source.SEARCH))
-    assert [one["job"] for one in store.database.run("SELECT job FROM items")] == ["analyze"]
+    assert jobs_of(store, ASSET) == ["analyze"]
     store.add_asset(OTHER_ASSET, "b.mov")
-    assert len(store.database.run("SELECT 1 FROM items WHERE object_id = :id", id=OTHER_ASSET)) == 2
+    assert jobs_of(store, OTHER_ASSET) == ["analyze", "faces"]
     store.database.run(ADD_ASSET, **store.asset_values(ASSET, "a.mov", Source.CATCH_UP))
-    assert len(store.database.run("SELECT 1 FROM items WHERE object_id = :id", id=ASSET)) == 2
+    assert jobs_of(store, ASSET) == ["analyze", "faces"]
+
+
+def test_a_job_that_was_away_is_not_for_the_assets_of_that_time(stores: Stores) -> None:
+    stores(jobs=("analyze", "faces")).add_asset(new_id(), "before.mov")
+    stores().add_asset(ASSET, "a.mov")
+    store = stores(jobs=("analyze", "faces"))
+    store.add_asset(ASSET, "a.mov")
+    store.proxy_closed(ASSET)
+    assert jobs_of(store, ASSET) == ["analyze"]
+
+
+def test_a_job_that_is_added_between_proxy_and_create_is_for_that_asset(stores: Stores) -> None:
+    stores().proxy_closed(ASSET)
+    store = stores(jobs=("analyze", "faces"))
+    store.add_asset(ASSET, "a.mov")
+    store.proxy_closed(ASSET)
+    assert {row["status"] for row in store.database.run("SELECT status FROM items")} == {Status.READY}
+    assert jobs_of(store, ASSET) == ["analyze", "faces"]
 
 
 def test_a_job_that_is_added_between_a_proxy_and_its_create_is_for_that_asset(stores: Stores) -> None:
@@ -154,6 +176,34 @@ def test_what_becomes_due_during_the_look_is_due_at_once(tmp_path: Path) -> None
     seconds_per_look = 0.3
     assert store.seconds_until_due() == 0
     store.close()
+
+
+def test_under_a_limit_the_newest_assets_go_first_retried_or_not(stores: Stores, clock: Clock) -> None:
+    """Yesterday's were all refused; of today's, one failed once."""
+    store = stores(max_per_day=10)
+    yesterday = ready(store, 3)
+    for _ in yesterday:
+        clock.advance(1)
+        store.end_attempt(claimed(store), Outcome(Status.READY, "no", delay=10, is_refusal=True))
+    clock.advance(24 * 3600)
+    today = ready(store, 1)
+    store.end_attempt(claimed(store), Outcome(Status.READY, "503", delay=10))
+    clock.advance(60)
+    later, taken = ready(store, 1), []
+    assert store.claim_retry() is None  # the newest is new
+    taken.append(claimed(store).object_id)
+    while retried := store.claim_retry():
+        taken.append(retried.object_id)
+    assert taken[:2] == [*later, *today]
+    assert sorted(taken[2:]) == sorted(yesterday)
+
+
+def test_under_a_limit_a_retry_without_a_date_is_claimed(stores: Stores) -> None:
+    store = stores(max_per_day=10)
+    ready(store)
+    store.end_attempt(claimed(store), Outcome(Status.READY, "no"))
+    store.database.run("UPDATE items SET created_at = NULL")
+    assert store.claim_retry()
 
 
 def test_a_retry_is_claimed_when_it_is_due(store: Store, clock: Clock) -> None:
@@ -422,6 +472,8 @@ def test_every_query_of_the_service_uses_an_index(stores: Stores, clock: Clock, 
     store.known_version(ASSET)
     store.recover()
     store.skip_other_jobs()
+    store.rules = Rules(max_per_day=1, jobs=JOBS)
+    assert store.held_by() == store.today()
     changes = ReconciledChanges(store)
     changes.submitted(("", ""), 0)
     changes.unmeasured("", 0)

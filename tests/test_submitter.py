@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 
 from circuit_breaker import CircuitBreaker
+from commands.changes import ManualChanges
 from config import Config
 from faulty_iconik import Fault, FaultyIconik
 from iconik_client import IconikClient
 from reconciliation.reconciler import Reconciler
 from sandbox import profile
-from store import Rules, Source, Status, Store
+from store import Outcome, Rules, Source, Status, Store
 from submitter import Submitter
 from support import ASSET, SECRET, Clock, ManualRuntime, make_config, new_id
 from system.database import StoreRefused, StoreUnavailable
@@ -276,15 +277,17 @@ def test_an_item_is_given_up_when_it_has_waited_long_enough(worlds: Callable[...
     assert world.row()["error"].startswith("given up after")
 
 
-def test_a_clock_that_jumps_gives_nothing_up(world: World) -> None:
+@pytest.mark.parametrize("days", [8, 4000])
+def test_a_clock_that_jumps_gives_nothing_up(world: World, days: int) -> None:
     """A VM slept for 8 days, or its clock was wrong (T2)."""
-    world.sandbox.faults.append(Fault("GET /API/assets", status=500, times=2))
+    world.sandbox.faults.append(Fault("GET /API/assets", status=500, times=5))
     world.ready()
     world.work()
-    world.clock.step(8 * 24 * 3600)
-    world.work()
+    world.clock.step(days * 24 * 3600)
+    world.work_for(100)
     assert world.status() == Status.READY
-    world.work_for(60)
+    world.clock.step(-days * 24 * 3600)
+    world.work_for(1000)
     assert world.status() == Status.SUBMITTED
 
 
@@ -589,6 +592,41 @@ def test_what_became_of_the_request_in_doubt_counts(world: World, end: str, expe
     assert world.row()["job_id"] == job_id
 
 
+def test_a_job_that_failed_without_an_answer_is_known_by_its_id(world: World) -> None:
+    """So a retry can tell it from its own run."""
+    world.sandbox.faults.append(Fault(ANALYZE, after_work=True, **NO_ANSWER))
+    world.ready()
+    world.work()
+    job_id = world.sandbox.latest_job[ASSET]
+    world.sandbox.fail_job(job_id)
+    world.work_for(120)
+    assert world.status() == Status.FAILED
+    assert world.row()["job_id"] == job_id
+    assert "The file cannot be decoded" in world.row()["error"]
+    assert world.started_today() == 1
+
+
+def test_a_deleted_asset_in_doubt_keeps_its_reservation(world: World) -> None:
+    """Its job may have been started."""
+    world.sandbox.faults.append(Fault(ANALYZE, after_work=True, **NO_ANSWER))
+    world.ready()
+    world.work()
+    world.sandbox.assets[ASSET]["status"] = "DELETED"
+    world.work_for(120)
+    assert world.status() == Status.SKIPPED
+    assert world.started_today() == 1
+
+
+def test_what_is_put_back_keeps_its_place(world: World) -> None:
+    world.ready()
+    before = world.row()["next_attempt_at"]
+    item = world.store.claim_new()
+    assert item
+    world.clock.advance(60)
+    world.store.end_attempt(item, Outcome(Status.READY, is_attempt=False))
+    assert world.row()["next_attempt_at"] == before
+
+
 def test_a_job_of_an_earlier_run_is_no_evidence(world: World) -> None:
     world.ready()
     world.work()
@@ -750,14 +788,20 @@ def test_again_forces_a_second_run(world: World) -> None:
 
 
 def test_again_does_not_start_a_run_that_is_under_way(world: World) -> None:
+    """Nor does it lose that run, or count it as somebody else's."""
     world.ready()
     world.work()
-    world.store.database.run(
-        "UPDATE items SET status = 'ready', asked = 2, next_attempt_at = :now", now=world.store.now()
-    )
+    before = world.row()
+    [change] = ManualChanges(world.store).again([(ASSET, "analyze")])
+    assert change.is_changed
     world.work()
     assert world.sandbox.jobs == [ASSET]
-    assert world.status() == Status.SUBMITTED
+    after = world.row()
+    assert [after[name] for name in ("status", "job_id", "submitted_at")] == [
+        before[name] for name in ("status", "job_id", "submitted_at")
+    ]
+    [row] = world.store.database.run("SELECT started, found FROM usage")
+    assert (row["started"], row["found"]) == (1, 0)
 
 
 def test_three_jobs_are_started_once_each(worlds: Callable[..., World]) -> None:
@@ -796,6 +840,68 @@ def test_a_job_that_is_no_longer_configured_stops(worlds: Callable[..., World]) 
     world.work()
     assert world.sandbox.started == [("analyze", ASSET)]
     assert world.row(ASSET, "faces")["error"] == "faces is not in jobs"
+    ManualChanges(world.store).retry([(ASSET, "faces")])
+    requests = len(world.sandbox.requests)
+    world.work()
+    assert world.row(ASSET, "faces")["error"] == "faces is not in jobs"
+    assert len(world.sandbox.requests) == requests
+
+
+def test_faces_are_for_the_items_version_while_it_is_active(worlds: Callable[..., World]) -> None:
+    world = worlds(submitter__jobs="faces")
+    for is_active, number in ((True, 0), (False, 1)):
+        asset_id = world.ready(new_id())
+        versions = world.sandbox.assets[asset_id]["versions"]
+        world.sandbox.new_version(asset_id)
+        if not is_active:
+            versions[0]["status"] = "DELETED"
+        world.work()
+        assert f"/assets/{asset_id}/versions/{versions[number]['id']}/" in world.sandbox.requests[-1]
+        assert world.status(asset_id, "faces") == Status.SUBMITTED
+
+
+def test_assets_without_an_active_version_do_not_open_the_breaker(worlds: Callable[..., World]) -> None:
+    world = worlds(submitter__jobs="faces", limits__max_per_day=20)
+    for _ in range(12):
+        asset_id = world.ready(new_id())
+        world.sandbox.assets[asset_id]["versions"][0]["status"] = "DELETED"
+    world.work()
+    assert not world.breaker.is_open
+    assert world.started_today() == 0
+    assert "no version of the asset that is ACTIVE" in world.row(asset_id, "faces")["error"]
+
+
+def test_log_lines_tell_jobs_apart_where_there_are_several(
+    worlds: Callable[..., World], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    for jobs, name in (("analyze faces", f'{ASSET} "a.wav" (analyze): '), ("analyze", f'{ASSET} "a.wav": ')):
+        world = worlds(submitter__jobs=jobs)
+        world.store.database.run("DELETE FROM items")
+        world.ready(title="a.wav")
+        caplog.clear()
+        world.work()
+        assert f"Skipped {name}analyze does not support audio" in caplog.messages
+        world.store.close()
+
+
+def test_what_was_held_for_ten_days_is_not_given_up_after_one_503(worlds: Callable[..., World]) -> None:
+    world = worlds(limits__max_per_day=1)
+    held = world.ready()
+    for _ in range(10):
+        world.clock.advance(60)
+        newer = world.ready(new_id())
+        world.work()
+        assert world.status(newer) == Status.SUBMITTED
+        world.clock.advance(24 * 3600)
+    assert world.requests(held) == 0
+    assert world.store.health()["oldest_due_at"] == world.row(held)["next_attempt_at"]  # it is due now
+    world.sandbox.faults.append(Fault("GET /API/assets", status=503))
+    world.work()
+    row = world.row(held)
+    assert (row["status"], row["attempts"], row["waited"]) == (Status.READY, 1, 10)
+    world.work_for(20)
+    assert world.status(held) == Status.SUBMITTED
 
 
 # Polls, and who waits for whom.
@@ -918,7 +1024,8 @@ def test_an_acceptance_is_noted_though_a_person_holds_the_database(worlds: Calla
     refused = world.ready(new_id())
     world.work()
     world.sandbox.refuse_jobs = None
-    world.clock.advance(100)
+    world.clock.advance(700)
+    world.store.database.run("UPDATE items SET next_attempt_at = :later", later=world.store.now(300))
     world.ready()
     person = sqlite3.connect(world.folder / "items.db", isolation_level=None, check_same_thread=False)
     with closing(person), world.store.database.waiting_up_to(0.05):
