@@ -1,5 +1,6 @@
 """iconik's menu: what a person chooses there, from `register --actions` to the job."""
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ from faulty_iconik import FaultyIconik
 from menu import MENU
 from resources import Services, create_app
 from support import ASSET, OTHER_ASSET, SECRET, ListenerHere, create_event, held_by_a_person, new_id, wait_until
+from system.server import Server
 
 Listeners = Callable[..., ListenerHere]
 PUBLIC = "https://listener.example.com"
@@ -172,7 +174,7 @@ def test_a_listener_without_a_secret_takes_no_action(listeners_here: Listeners) 
     listener = listeners_here(listener__webhook_secret="").start()
     assert post(listener, AGAIN.path, {"context": "ASSET", "asset_ids": [ASSET]}).status_code == 403
     assert listener.rows() == []
-    result = listener.command("register", "--actions", PUBLIC)
+    result = listener.command("register", "--yes", "--actions", PUBLIC)
     assert (result.returncode, "set webhook_secret" in result.stderr) == (2, True)
 
 
@@ -218,7 +220,7 @@ def definitions(sandbox: FaultyIconik) -> list[tuple[str, ...]]:
 
 
 def test_register_puts_four_definitions_into_the_menu(listener_here: ListenerHere, sandbox: FaultyIconik) -> None:
-    result = listener_here.command("register", "--actions", PUBLIC)
+    result = listener_here.command("register", "--yes", "--actions", PUBLIC)
     assert result.returncode == 0
     assert result.stdout.splitlines()[2:] == [
         f"{PUBLIC}/actions/again for ASSET: created",
@@ -233,30 +235,46 @@ def test_register_puts_four_definitions_into_the_menu(listener_here: ListenerHer
     ]
     assert all(one["headers"] == {"X-Webhook-Secret": SECRET} for one in sandbox.custom_actions.values())
     before = len([request for request in sandbox.requests if not request.startswith("GET")])
-    assert listener_here.command("register", "--actions", PUBLIC).stdout.count("as it should be") == 6
+    assert listener_here.command("register", "--yes", "--actions", PUBLIC).stdout.count("as it should be") == 6
     assert len([request for request in sandbox.requests if not request.startswith("GET")]) == before
 
 
+def test_register_tries_the_way_from_the_menu_first(listener_here: ListenerHere, sandbox: FaultyIconik) -> None:
+    """The Caddyfile of an older version, or an older listener, takes the webhooks only."""
+    services = Services(listener_here.store, listener_here.submitter, listener_here.breaker, (SECRET,))
+    older = Server(create_app(services), "127.0.0.1", 0)
+    thread = threading.Thread(target=older.run, args=(lambda: None,))
+    thread.start()
+    url = f"http://{older.address}"
+    result = listener_here.command("register", "--actions", "--insecure", url)
+    older.stop()
+    thread.join()
+    older.drain()
+    assert result.returncode == 1
+    assert f"{url}/actions/again: something other than this listener answers there (404)" in result.stderr
+    assert sandbox.webhooks == sandbox.custom_actions == {}
+
+
 def test_a_plain_register_gives_the_menu_a_new_secret(listener_here: ListenerHere, sandbox: FaultyIconik) -> None:
-    listener_here.command("register", "--actions", PUBLIC)
+    listener_here.command("register", "--yes", "--actions", PUBLIC)
     renamed = next(iter(sandbox.custom_actions.values()))
     renamed.update(title="Neu analysieren", headers={"X-Mine": "1", **renamed["headers"]})
     listener_here.config.write_text(listener_here.config.read_text().replace(SECRET, f"new {SECRET}"))
-    assert listener_here.command("register", PUBLIC).stdout.count(": updated\n") == 4
+    assert listener_here.command("register", "--yes", PUBLIC).stdout.count(": updated\n") == 4
     assert {one["headers"]["X-Webhook-Secret"] for one in sandbox.custom_actions.values()} == {"new"}
     assert (renamed["title"], renamed["headers"]["X-Mine"]) == ("Neu analysieren", "1")
 
 
 def test_a_plain_register_puts_nothing_into_the_menu(listener_here: ListenerHere, sandbox: FaultyIconik) -> None:
     sandbox.roles -= {"can_read_custom_actions", "can_write_custom_actions", "can_delete_custom_actions"}
-    assert listener_here.command("register", PUBLIC).returncode == 0
+    assert listener_here.command("register", "--yes", PUBLIC).returncode == 0
     assert listener_here.command("register", "--remove", PUBLIC).returncode == 0
     assert sandbox.custom_actions == {}
 
 
 def test_register_names_the_role_for_the_menu_first(listener_here: ListenerHere, sandbox: FaultyIconik) -> None:
     sandbox.roles.discard("can_read_custom_actions")
-    result = listener_here.command("register", "--actions", PUBLIC)
+    result = listener_here.command("register", "--yes", "--actions", PUBLIC)
     assert (result.returncode, "can_read_custom_actions" in result.stderr) == (1, True)
     assert sandbox.webhooks == {}
 
