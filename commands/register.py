@@ -2,7 +2,7 @@
 
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -12,7 +12,7 @@ import click
 from commands.menu import find_actions, remove_actions, save_actions
 from commands.route import Cause, route_fault
 from config import Config, load
-from events import ACTIONS, CREATE, KINDS
+from events import ACTIONS, CREATE, KINDS, SECRET_HEADER, MenuAction
 from iconik_client import IconikClient
 from reconciliation.actions import REGISTERED_ACTIONS
 from reconciliation.catalog import IconikCatalog
@@ -59,7 +59,7 @@ def register(path: Path, url: str, remove: bool, insecure: bool, with_actions: b
                     store.set_state(key, "")
             return
         if not yes:
-            _check_route(same, url, config)
+            _check_route(same, url, config, ACTIONS if with_actions else ())
         creates = [webhook for webhook in same if webhook.kind is CREATE]
         why = about_to_register(store, creates) if store else None
         written = _save(catalog, same, url, config, store)
@@ -98,13 +98,20 @@ def _checked(url: str, may_be_http: bool) -> str:
     return f"{parts.scheme}://{parts.netloc.lower()}{path}"
 
 
-def _check_route(same: list[WebhookDefinition], url: str, config: Config) -> None:
-    """Ask the URL whether this listener answers there, and a person if it does not: iconik would send it the secret."""
+def _check_route(same: list[WebhookDefinition], url: str, config: Config, actions: Sequence[MenuAction]) -> None:
+    """Ask the URL whether this listener answers there, and a person if it does not: iconik would send it the secret.
+
+    :param actions: the entries of iconik's menu that are wanted, too
+    """
     faults = []
+    wanted = []
     for kind in KINDS:
         existing = next((webhook.fields for webhook in same if webhook.kind is kind), {})
         desired = WebhookDefinition.desired(kind, url + kind.path, _secret(config), existing)
-        fault = route_fault(desired.url, desired.headers)
+        wanted.append((desired.url, desired.headers))
+    wanted += [(url + action.path, {SECRET_HEADER: _secret(config)}) for action in actions]
+    for address, headers in wanted:
+        fault = route_fault(address, headers)
         if fault and fault.cause is Cause.NAME:
             faults.append(f"{fault.text} or correct the name")
         elif fault and fault.cause is Cause.SECRET:

@@ -2,6 +2,7 @@
 
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import closing
@@ -11,7 +12,7 @@ from commands.changes import Change, Key, ManualChanges
 from commands.items import in_batches
 from store import Store
 from system.errors import ListenerError
-from system.text import format_local, named, one_line, pluralize
+from system.text import format_local, format_utc, named, one_line, pluralize
 
 log = logging.getLogger("iconik_listener")
 
@@ -64,7 +65,7 @@ class Actions:
         changes = ManualChanges(store)
         found = _change(changes, verb, changes.keys_of(object_id, job), None, reason)
         title = next((change.title for change in found), None)
-        action = self._new(verb, one_line(title) if title else one_line(object_id), store.now())
+        action = self._new(verb, one_line(title) if title else one_line(object_id))
         action.changed = sum(change.is_changed for change in found)
         action.is_running = False
         log.info("Page: %s for %s by %s: %s", verb, named(object_id, title), user, _changed(action))
@@ -92,24 +93,26 @@ class Actions:
         for thread in threads:
             thread.join()
 
-    def _new(self, verb: str, target: str, now: str) -> Action:
-        action = Action(verb, target, format_local(now))
+    def _new(self, verb: str, target: str) -> Action:
+        action = Action(verb, target, format_local(format_utc(time.time())))
         with self._lock:
             self._latest.append(action)
         return action
 
     def _work(self, key: tuple[str, str, str], user: str, reason: str) -> None:
         verb, status, group = key
+        action = self._new(verb, f"“{one_line(group)}”")
         try:
             with closing(self._open_store()) as store:
-                action = self._new(verb, f"“{one_line(group)}”", store.now())
                 self._change_all(store, action, status, group, reason)
-            log.info('Page: %s for "%s" by %s: %s', verb, one_line(group), user, _changed(action))
         except ListenerError as error:
-            log.error('Page: %s for "%s" by %s: %s', verb, one_line(group), user, error)
+            action.error = one_line(error, 1000)
         finally:
+            action.is_running = False
             with self._lock:
                 del self._running[key]
+        end = f". {action.error}" if action.error else ""
+        log.info('Page: %s for "%s" by %s: %s%s', verb, one_line(group), user, _changed(action), end)
 
     def _change_all(self, store: Store, action: Action, status: str, group: str, reason: str) -> None:
         changes = ManualChanges(store)
@@ -117,17 +120,11 @@ class Actions:
         def change(keys: list[Key]) -> list[Change]:
             return _change(changes, action.verb, keys, status, reason)
 
-        try:
-            for batch in in_batches(store, status, change, reason=group):
-                action.changed += sum(one.is_changed for one in batch)
-                if self._is_stopping.is_set():
-                    action.error = "The page ended before it was done."
-                    break
-        except ListenerError as error:
-            action.error = str(error)
-            raise
-        finally:
-            action.is_running = False
+        for batch in in_batches(store, status, change, reason=group):
+            action.changed += sum(one.is_changed for one in batch)
+            if self._is_stopping.is_set():
+                action.error = "The page ended before it was done."
+                return
 
 
 def _change(changes: ManualChanges, verb: str, keys: Iterable[Key], status: str | None, reason: str) -> list[Change]:

@@ -75,9 +75,8 @@ def _serve(config: Config, port: int, host: str | None, read_only: bool) -> None
     if host:
         click.echo(f"Caddy reaches the page at http://{server.address}, and people at https://{host}")
     else:
-        click.echo("This link works once. After its use, the next one is shown.")
+        click.echo("This link works once. After its use, the next one is shown. Ctrl-C ends the page.")
         link.start()
-    click.echo("Ctrl-C ends it.")
     server.run(lambda: None)
     server.drain()
     if actions:

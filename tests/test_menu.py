@@ -1,5 +1,6 @@
 """iconik's menu: what a person chooses there, from `register --actions` to the job."""
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ from faulty_iconik import FaultyIconik
 from menu import MENU
 from resources import Services, create_app
 from support import ASSET, OTHER_ASSET, SECRET, ListenerHere, create_event, held_by_a_person, new_id, wait_until
+from system.server import Server
 
 Listeners = Callable[..., ListenerHere]
 PUBLIC = "https://listener.example.com"
@@ -235,6 +237,22 @@ def test_register_puts_four_definitions_into_the_menu(listener_here: ListenerHer
     before = len([request for request in sandbox.requests if not request.startswith("GET")])
     assert listener_here.command("register", "--yes", "--actions", PUBLIC).stdout.count("as it should be") == 6
     assert len([request for request in sandbox.requests if not request.startswith("GET")]) == before
+
+
+def test_register_tries_the_way_from_the_menu_first(listener_here: ListenerHere, sandbox: FaultyIconik) -> None:
+    """The Caddyfile of an older version, or an older listener, takes the webhooks only."""
+    services = Services(listener_here.store, listener_here.submitter, listener_here.breaker, (SECRET,))
+    older = Server(create_app(services), "127.0.0.1", 0)
+    thread = threading.Thread(target=older.run, args=(lambda: None,))
+    thread.start()
+    url = f"http://{older.address}"
+    result = listener_here.command("register", "--actions", "--insecure", url)
+    older.stop()
+    thread.join()
+    older.drain()
+    assert result.returncode == 1
+    assert f"{url}/actions/again: something other than this listener answers there (404)" in result.stderr
+    assert sandbox.webhooks == sandbox.custom_actions == {}
 
 
 def test_a_plain_register_gives_the_menu_a_new_secret(listener_here: ListenerHere, sandbox: FaultyIconik) -> None:

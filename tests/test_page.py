@@ -372,6 +372,16 @@ def test_skip_takes_what_waits_in_a_group(listener_here: ListenerHere, page: Pag
     assert "Skip “iconik answered 402”: 2 items skipped." in page.text()
 
 
+def test_what_goes_wrong_with_a_group_is_told(listener_here: ListenerHere, page: Page) -> None:
+    fail(listener_here.store, "Codec unknown", ASSET)
+    listener_here.store.database.run(
+        "CREATE TRIGGER mine BEFORE UPDATE ON items BEGIN SELECT RAISE(ABORT, 'leave it alone'); END"
+    )
+    page.post("/retry/group", {"status": "failed", "group": "Codec unknown"})
+    assert re.search(r"Retry “Codec unknown”: 0 items will be tried again\. .*leave it alone", page.text())
+    assert statuses(listener_here) == ["failed"]
+
+
 def test_a_group_without_a_reason_can_be_retried(listener_here: ListenerHere, page: Page) -> None:
     fail(listener_here.store, "Codec unknown", ASSET)
     fail(listener_here.store, "x", OTHER_ASSET)
@@ -552,7 +562,7 @@ def test_page_and_listener_do_not_disturb_each_other(listeners: Callable[..., Li
     threads = [threading.Thread(target=send_webhooks, args=(listener, 62.5, stop, webhooks)) for _ in range(8)]
     with start_page(listener) as process, requests.Session() as session:
         assert process.stdout
-        link = [process.stdout.readline() for _ in range(3)][1].strip()
+        link = [process.stdout.readline() for _ in range(2)][1].strip()
         url = link.partition("/?")[0]
         pages.append(session.get(link, timeout=30).status_code)
         for thread in threads:
@@ -592,10 +602,9 @@ def start_page(listener: Listener, *options: str) -> Iterator["subprocess.Popen[
 def test_the_command_serves_on_loopback_until_it_is_ended(listener: Listener, number: signal.Signals) -> None:
     with start_page(listener) as process:
         assert process.stdout and process.stderr
-        lines = [process.stdout.readline() for _ in range(3)]
-        link = lines[1].strip()
+        assert process.stdout.readline().endswith("Ctrl-C ends the page.\n")
+        link = process.stdout.readline().strip()
         assert re.fullmatch(r"http://127\.0\.0\.1:\d+/\?token=\S{32}", link)
-        assert lines[2] == "Ctrl-C ends it.\n"
         with requests.Session() as session:
             assert session.get(link, timeout=10).status_code == 200
             assert "has been running since" in session.get(link.partition("?")[0], timeout=10).text
