@@ -36,6 +36,7 @@ except ImportError as missing:
 
 import commands
 from circuit_breaker import CircuitBreaker
+from commands.help import Program
 from config import Config, load
 from iconik_client import IconikClient
 from menu import MENU
@@ -46,7 +47,7 @@ from store import Rules, Store
 from submitter import Submitter
 from system import systemd
 from system.errors import ListenerError
-from system.log import flush_log, set_up_logging
+from system.log import flush_log, log_writer, set_up_logging, stderr_is_the_journal
 from system.server import Server
 from system.text import in_container
 from version import __version__
@@ -137,7 +138,7 @@ def _end_process(mistake: threading.ExceptHookArgs) -> None:
     os._exit(1)
 
 
-@click.group(invoke_without_command=True, commands=[*commands.ALL, page])
+@click.group(cls=Program, invoke_without_command=True, commands=[*commands.ALL, page])
 @click.option("--config", "path", default="config.ini", show_default=True, help="The configuration file.")
 @click.version_option(__version__, message="iconik-listener %(version)s")
 @click.help_option("-h", "--help")
@@ -145,7 +146,7 @@ def _end_process(mistake: threading.ExceptHookArgs) -> None:
 def cli(context: click.Context, path: str) -> None:
     """Start an analysis in iconik for every new asset, once, as soon as its proxy is ready.
 
-    Without a command, it listens for iconik's webhooks.
+    `serve` listens for iconik's webhooks, and so does app.py without a command.
     """
     # How this program is to be called is printed where a person has to do something.
     this_command = shlex.join([sys.executable, os.path.abspath(__file__), "--config", os.path.abspath(path)])  # noqa: PTH100
@@ -192,9 +193,15 @@ def main() -> None:
 
 
 def _end(message: str, exit_code: int) -> None:
-    flush_log()
-    with suppress(OSError):
-        click.echo(f"Error: {message}", err=True)
+    if stderr_is_the_journal():  # as a line of the log, with its time and priority
+        if log_writer() is None:
+            set_up_logging()
+        log.critical("%s", message)
+        flush_log()
+    else:
+        flush_log()
+        with suppress(OSError):
+            click.echo(f"Error: {message}", err=True)
     sys.exit(exit_code)
 
 

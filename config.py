@@ -9,9 +9,10 @@ import os
 import re
 import shlex
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -71,8 +72,16 @@ def _plain(text: str) -> str:
     return text
 
 
+def _without_comment(text: str) -> None:
+    if re.search(r"\s[#;]", text):
+        raise ValueError("is followed by a comment, which needs a line of its own")
+
+
 def _header_value(text: str) -> str:
     """A secret that travels as an HTTP header: visible ASCII."""
+    _without_comment(text)
+    if re.match("[\u2018-\u201f\u00ab\u00bb\u2039\u203a]", text):  # those of word processors
+        raise ValueError("is in quotes: write it without them")
     if not re.fullmatch(r"[!-~]*", text):
         raise ValueError("may consist of visible ASCII characters only, without spaces")
     return text
@@ -85,6 +94,8 @@ def _credential(text: str) -> str:
 
 
 def _secrets(text: str) -> tuple[str, ...]:
+    if len(text.split()) > MAX_SECRETS:
+        _without_comment(text)
     secrets = tuple(_header_value(_plain(secret)) for secret in text.split(" ") if secret)
     if len(secrets) > MAX_SECRETS:
         raise ValueError("may hold two secrets at most, separated by a space")
@@ -126,12 +137,22 @@ def _text(text: str) -> str:
     return text
 
 
+def _addresses(text: str) -> tuple[str, ...]:
+    """Apprise's URLs. They hold passwords, so no message shows them."""
+    addresses = tuple(address.rstrip(",") for address in text.split())
+    for address in addresses:
+        if not re.fullmatch(r"[a-z][a-z0-9]*://[!-~]+", address, re.IGNORECASE):
+            raise ValueError("must be Apprise URLs like ntfy://topic, separated by spaces")
+    return addresses
+
+
 def _path(text: str) -> Path:
     return Path(_text(text))
 
 
 def _number(parse: Callable[[str], Any], lowest: float, highest: float, unit: str = "") -> Callable[[str], Any]:
     def read(text: str) -> Any:
+        _without_comment(text)
         try:
             value = parse(text)
         except ValueError:
@@ -198,6 +219,11 @@ class LimitsConfig:
 
 
 @dataclass(frozen=True)
+class NotifyConfig:
+    to: tuple[str, ...] = _key(_addresses, "", secret=True)
+
+
+@dataclass(frozen=True)
 class ReconcilerConfig:
     interval: float = _key(_seconds(0), "3600")
     min_age: float = _key(_seconds(0), "600")
@@ -219,6 +245,7 @@ class Config:
     submitter: SubmitterConfig
     limits: LimitsConfig
     reconciler: ReconcilerConfig
+    notify: NotifyConfig
     job_sections: dict[str, JobConfig]
     warnings: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
@@ -251,6 +278,7 @@ SECTIONS: dict[str, Any] = {
     "submitter": SubmitterConfig,
     "limits": LimitsConfig,
     "reconciler": ReconcilerConfig,
+    "notify": NotifyConfig,
 }
 
 
@@ -284,8 +312,10 @@ class _Source:
         """
         written = dict(self.parser[name]) if self.parser.has_section(name) else {}
         section = SECTIONS.get(name, JobConfig)
-        for unknown in written.keys() - {key.name for key in keys_of(name)}:
-            raise ConfigError(f"{self.path}: [{name}] {unknown[:40]}: unknown key")
+        known = [key.name for key in keys_of(name)]
+        for unknown in written.keys() - set(known):
+            meant = _did_you_mean(unknown, known, "{}")
+            raise ConfigError(f"{self.path}: [{name}] {unknown[:40]}: unknown key{meant}")
         values = {}
         for key in fields(section):
             text = written.get(key.name, key.metadata["default"])
@@ -302,9 +332,10 @@ def load(path: Path) -> Config:
     :raises ConfigError: with one line for the operator
     """
     source = _read(path)
+    known = (*SECTIONS, *JOBS)
     for name in source.parser.sections():
-        if name not in SECTIONS and name not in JOBS:
-            raise ConfigError(f"{path}: [{name}]: unknown section")
+        if name not in known:
+            raise ConfigError(f"{path}: [{name}]: unknown section{_did_you_mean(name, known, '[{}]')}")
     sections = {name: source.section(name) for name in SECTIONS}
     # The path may be relative to the file, or a link: the lock needs the file's one true name.
     database = (path.resolve().parent / sections["listener"].database).resolve()
@@ -324,6 +355,16 @@ def load(path: Path) -> Config:
         ),
         variables=None if source.variables is None else tuple(sorted(source.variables.values())),
     )
+
+
+def load_notify(path: Path) -> tuple[NotifyConfig, Path]:
+    """[notify] alone, and where items.db is: a mistake elsewhere in the file does not keep it from being told.
+
+    :raises ConfigError: the file or the environment cannot be read, or the mistake is there
+    """
+    source = _read(path)
+    database = source.parser.get("listener", "database", fallback="items.db")
+    return source.section("notify"), (path.resolve().parent / database).resolve()
 
 
 def _read(path: Path) -> _Source:
@@ -409,7 +450,7 @@ def _parse(path: Path, *, may_be_missing: bool) -> configparser.ConfigParser:
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
-        raise ConfigError(f"{path}: is not UTF-8 text") from None
+        raise ConfigError(f"{path}: is not UTF-8 text: save it as UTF-8") from None
     except configparser.DuplicateOptionError as error:
         raise ConfigError(f"{path}: [{error.section}] {error.option}: is defined twice") from None
     except configparser.DuplicateSectionError as error:
@@ -419,6 +460,11 @@ def _parse(path: Path, *, may_be_missing: bool) -> configparser.ConfigParser:
         line = getattr(error, "lineno", None) or getattr(error, "errors", [("?",)])[0][0]
         raise ConfigError(f"{path}: line {line}: is not a [section], key = value, or # comment") from None
     return parser
+
+
+def _did_you_mean(word: str, known: Iterable[str], form: str) -> str:
+    close = get_close_matches(word[:40].lower(), list(known), n=1, cutoff=0.6)
+    return f". Did you mean {form.format(close[0])}?" if close else ""
 
 
 def _read_from_old_places(parser: configparser.ConfigParser) -> dict[Key, Key]:

@@ -15,7 +15,7 @@ from werkzeug.exceptions import HTTPException
 from circuit_breaker import CircuitBreaker
 from events import ACTIONS, CREATE, KINDS, PROXY, SECRET_HEADER, BadEvent, Event, EventKind
 from limits import Limits
-from store import UNCHANGED, Store
+from store import UNCHANGED, Status, Store
 from submitter import Submitter
 from system.database import StoreRefused, StoreUnavailable
 from system.log import log_writer
@@ -46,11 +46,12 @@ class Services:
     runtime: Runtime = field(default_factory=Runtime)
     started_at: str = ""
     last_webhook_at: float | None = None  # seconds since 1970
+    webhook_noted_at: float | None = None  # the last one that items.db knows of
     noted_versions: set[str] = field(default_factory=set)  # assets whose new version was logged
 
     def __post_init__(self) -> None:
         self.started_at = self.started_at or format_utc(self.runtime.time())
-        self.last_webhook_at = parse_time(self.store.state(LAST_WEBHOOK_AT))
+        self.last_webhook_at = self.webhook_noted_at = parse_time(self.store.state(LAST_WEBHOOK_AT))
 
     def refuses(self, secret: str, *senders: str | None) -> bool:
         """Whether a webhook with this X-Webhook-Secret is refused. The log says so, and from whom it came."""
@@ -72,11 +73,11 @@ class Services:
 
     def note_webhook(self) -> None:
         """Note that iconik delivered a webhook, for people who ask when it last did. Kept over a restart."""
-        now = self.runtime.time()
-        before = self.last_webhook_at
-        self.last_webhook_at = now
-        if before is None or not 0 <= now - before < WEBHOOK_NOTE_SECONDS:
+        now = self.last_webhook_at = self.runtime.time()
+        noted_at = self.webhook_noted_at
+        if noted_at is None or not 0 <= now - noted_at < WEBHOOK_NOTE_SECONDS:
             self.store.set_state(LAST_WEBHOOK_AT, format_utc(now))
+            self.webhook_noted_at = now
 
 
 class SecretResource(Resource):
@@ -152,6 +153,8 @@ class Proxy(WebhookResource):
         if event.proxy_status != "CLOSED":
             return UNCHANGED
         status = self.services.store.proxy_closed(event.object_id, event.version_id)
+        if status == Status.AWAITING_CREATE:
+            log.info("The proxy of %s is ready, and the asset's own webhook has not come yet", event.object_id)
         if status == UNCHANGED and event.version_id:
             self._log_new_version(event)
         return status

@@ -156,7 +156,9 @@ def _measure(asset: FoundAsset, jobs: list[Job], estimate: Estimate) -> None:
 
 def _show(estimate: Estimate, limits: Limits) -> None:
     if not estimate.new and not estimate.failed:
-        click.echo("All of them are in items.db already." if estimate.known else "No asset was created then.")
+        verb = "is" if estimate.known == 1 else "are"
+        known = f"Nothing to add: {pluralize(estimate.known, 'asset')} of that time {verb} in items.db already."
+        click.echo(known if estimate.known else "No asset was created then.")
         return
     if estimate.new:
         click.echo(f"{pluralize(estimate.new, 'asset')} would be added. {estimate.describe()}")

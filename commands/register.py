@@ -1,6 +1,7 @@
 """register: create, repair or remove the two webhooks at iconik."""
 
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -9,6 +10,7 @@ from urllib.parse import urlsplit
 import click
 
 from commands.menu import find_actions, remove_actions, save_actions
+from commands.route import Cause, route_fault
 from config import Config, load
 from events import ACTIONS, CREATE, KINDS
 from iconik_client import IconikClient
@@ -17,7 +19,7 @@ from reconciliation.catalog import IconikCatalog
 from reconciliation.reconciler import about_to_register, forget_fingerprint, registered
 from reconciliation.webhooks import REGISTERED_URL, WebhookDefinition, of_our_kinds
 from store import Rules, Store
-from system.text import one_line
+from system.text import one_line, restart_it
 
 
 @click.command()
@@ -25,11 +27,13 @@ from system.text import one_line
 @click.option("--remove", is_flag=True, help="Delete the two webhooks that point at URL.")
 @click.option("--insecure", is_flag=True, help="Allow http://, over which the secret travels readable.")
 @click.option("--actions", "with_actions", is_flag=True, help="Also put our two entries into iconik's menu.")
+@click.option("--yes", is_flag=True, help="Register it even if this listener does not answer there.")
 @click.pass_obj
-def register(path: Path, url: str, remove: bool, insecure: bool, with_actions: bool) -> None:
+def register(path: Path, url: str, remove: bool, insecure: bool, with_actions: bool, yes: bool) -> None:
     """Create or repair the two webhooks at iconik.
 
     URL is where iconik reaches this listener, without /create or /proxy: https://iconik-listener.example.com
+    Before anything is changed, the URL is asked whether this listener answers there.
 
     A webhook that is there already, by URL and kind of event, is updated if need be: it gets the secret of
     config.ini, and one that is disabled is put back in use. A query that you added to limit which assets are analyzed
@@ -54,6 +58,8 @@ def register(path: Path, url: str, remove: bool, insecure: bool, with_actions: b
                 if store and store.state(key) == url:
                     store.set_state(key, "")
             return
+        if not yes:
+            _check_route(same, url, config)
         creates = [webhook for webhook in same if webhook.kind is CREATE]
         why = about_to_register(store, creates) if store else None
         written = _save(catalog, same, url, config, store)
@@ -92,12 +98,39 @@ def _checked(url: str, may_be_http: bool) -> str:
     return f"{parts.scheme}://{parts.netloc.lower()}{path}"
 
 
+def _check_route(same: list[WebhookDefinition], url: str, config: Config) -> None:
+    """Ask the URL whether this listener answers there, and a person if it does not: iconik would send it the secret."""
+    faults = []
+    for kind in KINDS:
+        existing = next((webhook.fields for webhook in same if webhook.kind is kind), {})
+        desired = WebhookDefinition.desired(kind, url + kind.path, _secret(config), existing)
+        fault = route_fault(desired.url, desired.headers)
+        if fault and fault.cause is Cause.NAME:
+            faults.append(f"{fault.text} or correct the name")
+        elif fault and fault.cause is Cause.SECRET:
+            faults.append(f"{fault.text} of config.ini: {restart_it()}")
+        elif fault:
+            faults.append(fault.text)
+    if not faults:
+        return
+    for line in dict.fromkeys(faults):
+        click.echo(line, err=True)
+    if sys.stdin is not None and sys.stdin.isatty():
+        click.confirm("This listener does not answer there. Register it all the same?", abort=True)
+        return
+    raise click.ClickException("nothing was registered. If iconik reaches this listener there all the same, add --yes")
+
+
+def _secret(config: Config) -> str:
+    return config.listener.webhook_secret[0] if config.listener.webhook_secret else ""
+
+
 def _save(
     catalog: IconikCatalog, same: list[WebhookDefinition], url: str, config: Config, store: Store | None
 ) -> list[WebhookDefinition]:
     """Create or repair both. Returns the definitions as they are now, as far as iconik says."""
     now = []
-    secret = config.listener.webhook_secret[0] if config.listener.webhook_secret else ""
+    secret = _secret(config)
     if not secret:
         click.echo("note: no webhook_secret is set in config.ini: the webhooks are registered without", err=True)
     for kind in KINDS:

@@ -64,7 +64,7 @@ def lines(store: Store, first: str, last: str) -> Iterator[Line]:
         yield Line(row["day"], row["job"], video_hours=video_hours, audio_hours=audio_hours, **counts)
 
 
-@click.command()
+@click.command(short_help="Show what was started per day, in iconik's units.")
 @click.option("--month", metavar="YYYY-MM", help="A month, by UTC.  [default: this one]")
 @click.option("--days", type=click.IntRange(1, 750), help="The last so many days instead.")
 @click.option("--csv", "as_csv", is_flag=True, help="For a spreadsheet.")

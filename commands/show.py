@@ -12,7 +12,7 @@ from commands.items import one_asset
 from config import load
 from jobs import JOBS
 from store import Rules, Source, Status, Store
-from system.text import format_local, one_line, pluralize, wrapped
+from system.text import command, format_local, one_line, pluralize, wrapped
 
 FOUND = {
     Source.WEBHOOK: "reported by iconik's webhook",
@@ -69,7 +69,9 @@ def story(row: dict[str, Any], *, is_one_of_many: bool) -> Iterator[str]:
         again = f"{format_local(row['asked_at'])}: a person wants it done again."
         yield "A person retried it." if row["asked"] == 1 else again
     if row["submitted_at"] and row["status"] in (Status.SUBMITTED, Status.DONE, Status.FAILED):
-        profile = f" with the profile {one_line(row['profile'])}" if row["profile"] else ""
+        job_kind = JOBS.get(row["job"])
+        chosen = " with iconik's choice of profile" if row["counted_on"] and job_kind and job_kind.has_profile else ""
+        profile = f" with the profile {one_line(row['profile'])}" if row["profile"] else chosen
         job = f" (job {one_line(row['job_id'])})" if row["job_id"] else ""
         by = "iconik accepted the job" if row["counted_on"] else "iconik had a job already"
         yield f"{format_local(row['submitted_at'])}: {by}{profile}{job}."
@@ -105,4 +107,5 @@ def _now(row: dict[str, Any]) -> Iterator[str]:
     elif status == Status.SKIPPED:
         yield f"It is skipped: {error}."
     else:
-        yield f"It failed: {error}."
+        when = f"{format_local(row['last_attempt_at'])}: it failed" if row["last_attempt_at"] else "It failed"
+        yield f"{when}: {error}. Once the cause is fixed: {command('retry', row['object_id'])}"

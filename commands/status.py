@@ -15,7 +15,7 @@ from jobs import Job
 from limits import Limit, Limits
 from store import Rules, Status, Store
 from system.database import Row
-from system.text import command, format_local, named, one_line, parse_time, pluralize, wrapped
+from system.text import command, format_local, named, one_line, parse_time, pluralize, service_command, wrapped
 
 MAX_PROBLEMS = 100
 MAX_GROUPS = 10
@@ -39,7 +39,7 @@ class Group:
     newest: list[tuple[str, str | None]]
 
 
-@click.command()
+@click.command(short_help="Show what waits and what failed, today's jobs, and the listener.")
 @click.option("--all", "show_all", is_flag=True, help="List every item that waits or failed.")
 @click.option("--json", "as_json", is_flag=True, help="For programs. Times are UTC, and problems 100 at most.")
 @click.pass_obj
@@ -52,8 +52,9 @@ def status(path: Path, show_all: bool, as_json: bool) -> None:
             _print_json(store, listener, limit)
             return
         if show_all:
-            _list_problems(store)
+            _list_unfinished(store)
         _print_groups(problem_groups(store))
+        _print_retried(store)
         click.echo(wrapped(jobs_line(store, limit, config.jobs)))
         _print_overview(store, overview, limit)
         if reason := limit.describe():
@@ -153,17 +154,44 @@ def _print_groups(groups: list[Group]) -> None:
             click.echo(f"  {', '.join(names)}{more}\n")
 
 
-def _list_problems(store: Store) -> None:
-    rows = store.database.run("SELECT * FROM problems")
+def _print_retried(store: Store) -> None:
+    """What a person retried, with the reasons of before, until it is attempted."""
+    for row in store.database.run(
+        f"""SELECT reason, count(*) AS items FROM items
+        WHERE status = 'ready' AND last_attempt_at IS NOT NULL AND reason IS NOT NULL AND attempts = 0
+        GROUP BY reason ORDER BY items DESC LIMIT {MAX_GROUPS}"""  # noqa: S608
+    ):
+        click.echo(f"{pluralize(row['items'], 'item')} to be tried again, as somebody asked. The old reason was:")
+        click.echo(wrapped(one_line(str(row["reason"]), 1000), "  ") + "\n")
+
+
+def _list_unfinished(store: Store) -> None:
+    """Every item that waits or failed, with its reason, those of a status together."""
+    rows = store.database.run(
+        """SELECT * FROM items WHERE status NOT IN ('submitted', 'done', 'skipped')
+        ORDER BY status, coalesce(last_attempt_at, proxy_closed_at, created_at)"""
+    )
     is_one_of_many = len(store.rules.jobs) > 1
     for row in rows:
         job = f"{one_line(str(row['job']))}, " if is_one_of_many else ""
-        due = f", next attempt at {format_local(row['next_attempt_at'])}" if row["status"] == Status.READY else ""
-        attempts = pluralize(row["attempts"], "attempt")
-        click.echo(f"{named(row['object_id'], row['title'])}  {job}{row['status']}, {attempts}{due}")
-        click.echo(wrapped(one_line(str(row["error"]), 1000), "  "))
+        click.echo(f"{named(row['object_id'], row['title'])}  {job}{_where(row)}")
+        if row["error"]:
+            old = "The old reason was: " if row["status"] == Status.READY and not row["attempts"] else ""
+            click.echo(wrapped(old + one_line(str(row["error"]), 1000), "  "))
     if rows:
         click.echo()
+
+
+def _where(row: Row) -> str:
+    """Where an item is, since when, and when its next attempt is due."""
+    since = row["last_attempt_at"] or row["proxy_closed_at"] or row["created_at"]
+    parts = [f"{row['status']} since {format_local(since)}" if since else str(row["status"])]
+    if row["attempts"]:
+        parts.append(pluralize(row["attempts"], "attempt"))
+    if row["next_attempt_at"] and row["status"] in (Status.READY, Status.AWAITING_PROXY):
+        what = "next attempt" if row["status"] == Status.READY else "polled"
+        parts.append(f"{what} at {format_local(row['next_attempt_at'])}")
+    return ", ".join(parts)
 
 
 def _print_json(store: Store, listener: dict[str, Any] | None, limit: Limit) -> None:
@@ -182,7 +210,7 @@ def _print_json(store: Store, listener: dict[str, Any] | None, limit: Limit) -> 
 def listener_line(listener: dict[str, Any] | None) -> str:
     """How the listener is, in a few sentences. `listener`: what `running_listener` found."""
     if listener is None:
-        return "No listener is running."
+        return f"No listener is running. To start it: {service_command('start') or command()}"
     if "version" not in listener:
         return f"A listener is running, and is not well: {one_line(str(listener['message']))}."
     parts = [f"The listener ({listener['version']}) has been running since {format_local(listener['started_at'])}."]

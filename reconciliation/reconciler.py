@@ -185,6 +185,10 @@ class Reconciler:
         """
         found = self._ask("webhooks", self._catalog.webhooks)
         own = webhooks.ours(found, self._store.state(REGISTERED_URL), self._config.listener.webhook_secret)
+        if not own and not self._has_registered(found):
+            line = "iconik has no webhooks of this listener yet"
+            self._log_once(logging.INFO, f"{line}: {command('register', 'URL')}")
+            return Wanted.UNKNOWN
         if not own:
             line = "Cannot tell which of iconik's webhooks belong to this listener, so missed assets are not added"
             self._log_once(logging.WARNING, f"{line}: {command('register', 'URL')}")
@@ -199,6 +203,12 @@ class Reconciler:
         if failure:
             raise failure
         return wanted
+
+    def _has_registered(self, found: list[dict[str, Any]]) -> bool:
+        """Whether iconik has, or had, webhooks that may be ours. At a first start it has none, and all is well."""
+        secrets = self._config.listener.webhook_secret
+        with_our_secret = (webhook.secret in secrets for webhook in webhooks.of_our_kinds(found))
+        return bool(self._store.state(REGISTERED_URL)) or not secrets or any(with_our_secret)
 
     def _are_assets_wanted(self, creates: list[WebhookDefinition]) -> Wanted:
         if not creates or not self._catalog.knows_time:

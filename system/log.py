@@ -158,7 +158,7 @@ def set_up_logging() -> None:
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     logging._srcfile = None
     handler = LogWriter(_stderr())
-    handler.setFormatter(LogFormatter(with_priority=_is_the_journal(_stderr())))
+    handler.setFormatter(LogFormatter(with_priority=stderr_is_the_journal()))
     handler.addFilter(OnceAMinute())
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     logging.captureWarnings(True)  # Python's own would be written to stderr by whoever causes them
@@ -184,7 +184,10 @@ def _stderr() -> int:
         return 2
 
 
-def _is_the_journal(descriptor: int) -> bool:
+def stderr_is_the_journal() -> bool:
     """As systemd.exec(5) says: JOURNAL_STREAM holds the device and inode of the stream that leads to the journal."""
-    stream = os.fstat(descriptor)
+    try:
+        stream = os.fstat(_stderr())
+    except OSError:  # it was closed
+        return False
     return os.environ.get("JOURNAL_STREAM") == f"{stream.st_dev}:{stream.st_ino}"

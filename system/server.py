@@ -6,6 +6,7 @@ taken longest. What all connections may cost together follows from the numbers b
 coming in, at most 64 KiB for each that waits for a thread, and about 10 KB for each connection.
 """
 
+import errno
 import io
 import json
 import logging
@@ -62,6 +63,9 @@ SETTINGS = {
     "ident": None,
     "clear_untrusted_proxy_headers": False,  # X-Forwarded-For, for the log only
 }
+
+
+NO_SUCH_HOST = (socket.EAI_NONAME, socket.EAI_AGAIN, socket.EAI_FAIL)
 
 
 class CannotListen(ListenerError):
@@ -226,6 +230,13 @@ class Channel(HTTPChannel):
         return bool(self.requests or self.total_outbufs_len)
 
 
+def _host_remedy(error: OSError) -> str:
+    """What to do about a host that is no address of this machine's, such as the public one of a VM."""
+    if error.errno not in (errno.EADDRNOTAVAIL, *NO_SUCH_HOST):
+        return ""
+    return ". host must be an address of this machine: 127.0.0.1 behind Caddy, 0.0.0.0 for all"
+
+
 class Server:
     """Listens from its construction on, and answers while `run` runs.
 
@@ -245,7 +256,7 @@ class Server:
             listening = socket.create_server((host, port), family=family, backlog=1024)
         except OSError as error:
             reason = str(error.strerror).partition(" (while")[0]
-            raise CannotListen(f"cannot listen on {host}, port {port}: {reason}") from None
+            raise CannotListen(f"cannot listen on {host}, port {port}: {reason}{_host_remedy(error)}") from None
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)  # that of each connection, too
         self._max_connections = _connection_limit()
         limit = self._max_connections + SPARE_CONNECTIONS

@@ -33,9 +33,9 @@ def wrapped(text: str, indent: str = "", hanging: str | None = None) -> str:
     )
 
 
-def pluralize(count: int, noun: str) -> str:
-    """`1 item`, `2 items`."""
-    return f"{count} {noun}{'' if count == 1 else 's'}"
+def pluralize(count: int, noun: str, plural: str = "") -> str:
+    """`1 item`, `2 items`; `plural` is for a noun that takes no s."""
+    return f"{count} {noun if count == 1 else plural or noun + 's'}"
 
 
 def named(object_id: str, title: object) -> str:
@@ -85,6 +85,26 @@ def in_container() -> bool:
     return os.environ.get("ICONIK_LISTENER_CONTAINER") == "1"
 
 
+def service_command(action: str) -> str:
+    """The command that starts, stops or restarts the service; empty where install.sh has not installed it."""
+    words = os.environ.get("ICONIK_LISTENER_COMMAND", "").split()
+    if words[:1] != ["iconik-listener"]:
+        return ""
+    name = f"@{words[2]}" if words[1:2] == ["--system"] and len(words) > 2 else ""
+    return f"sudo systemctl {action} iconik-listener{name}"
+
+
+def restart_it() -> str:
+    """What a person has to do so that the listener reads config.ini again."""
+    remedy = service_command("restart")
+    return f"restart the listener: {remedy}" if remedy else "restart the listener"
+
+
+def start_it() -> str:
+    """What a person has to do so that a listener runs."""
+    return service_command("start") or "start it"
+
+
 def command(*words: str) -> str:
     """A command of this program, as a line that can be pasted on this machine: `iconik-listener retry --all`."""
-    return f"{os.environ.get('ICONIK_LISTENER_COMMAND', 'python app.py')} {shlex.join(words)}"
+    return f"{os.environ.get('ICONIK_LISTENER_COMMAND', 'python app.py')} {shlex.join(words)}".rstrip()

@@ -207,6 +207,7 @@ def write_config(folder: Path, **values: object) -> Path:
         "faces",
         "limits",
         "reconciler",
+        "notify",
         "sweep",
     ):
         if section in ("iconik", "listener", "submitter", "reconciler") or any(

@@ -123,7 +123,7 @@ def test_it_says_from_when_to_when_by_which_clock_and_how_many(listener: Listene
     assert first == "From   2020-01-01 02:30:00 CET (2020-01-01T01:30:00.000Z)"
     until = datetime.fromisoformat(second[-25:-2] + "+00:00").timestamp()
     assert before - 1 < until <= time.time()
-    assert third == "All of them are in items.db already."
+    assert third == "Nothing to add: 2 assets of that time are in items.db already."
 
 
 @pytest.mark.parametrize("count", [PAGE - 1, PAGE, 2 * PAGE + 50])
@@ -131,7 +131,8 @@ def test_any_number_is_paged_through(listener: ListenerHere, sandbox: FaultyIcon
     ids = create(sandbox, count)
     assert f"\n{count} assets were added.\n" in listener.command("catch-up", *OF_2020, "--yes").stdout
     assert known(listener) == set(ids)
-    assert "All of them are in items.db already." in listener.command("catch-up", *OF_2020, "--yes").stdout
+    again = listener.command("catch-up", *OF_2020, "--yes").stdout
+    assert f"Nothing to add: {count} assets of that time are in items.db already." in again
 
 
 def test_a_dry_run_lists_what_would_be_added_and_adds_nothing(listener: ListenerHere, sandbox: FaultyIconik) -> None:

@@ -1,6 +1,7 @@
 """What all commands have in common: help, exit codes, and one line instead of a traceback, whatever happens."""
 
 import os
+import re
 import shutil
 import signal
 import sqlite3
@@ -18,12 +19,13 @@ from page.command import page
 from store import Outcome, Status, Store
 from support import APP, ASSET, SECRET, ListenerHere, new_id, run
 from system import database
+from version import __version__
 
 NOBODY = 65534
 PUBLIC = "https://127.0.0.1:1"
 EACH = [
     ["check"],
-    ["register", PUBLIC],
+    ["register", "--yes", PUBLIC],
     ["register", "--remove", PUBLIC],
     ["status"],
     ["status", "--json"],
@@ -89,14 +91,8 @@ def is_told(result: "subprocess.CompletedProcess[str]", *words: str) -> None:
 def test_there_are_as_many_commands_as_modules_for_them() -> None:
     named = {(command.name or "").replace("-", "_") for command in commands.ALL}
     modules = {path.stem for path in Path(commands.__file__).parent.glob("*.py")}
-    assert named - {"allow", "pause", "resume"} == modules - {
-        "__init__",
-        "changes",
-        "items",
-        "limit",
-        "menu",
-        "running",
-    }
+    helpers = {"__init__", "changes", "items", "limit", "menu", "notify", "route", "running"}
+    assert named - {"allow", "pause", "resume", "version"} == modules - helpers
 
 
 @pytest.mark.parametrize("command", [command.name for command in (*commands.ALL, page)])
@@ -110,6 +106,30 @@ def test_every_command_has_help_within_80_columns(
     lines = result.stdout.splitlines()
     assert len(lines) > 5
     assert max(map(len, lines)) <= 80
+    assert listener.command("help", command).stdout == result.stdout
+
+
+def test_help_and_version_are_commands_too(listener: ListenerHere) -> None:
+    """N10."""
+    listener.config.unlink()
+    for arguments in (["help"], ["--help"], ["-h"]):
+        result = listener.command(*arguments)
+        assert (result.returncode, result.stderr) == (0, "")
+        assert "  check     Check everything, one line each, and say what to do.\n" in result.stdout
+        assert not re.search(r"[a-z]\.\.\.$", result.stdout, re.MULTILINE), "a command is explained by half a sentence"
+    assert (
+        listener.command("version").stdout == listener.command("--version").stdout == f"iconik-listener {__version__}\n"
+    )
+    assert "There is no command 'chekc'. To see all: iconik-listener help" in listener.command("help", "chekc").stderr
+    assert "Did you mean 'check'?" in listener.command("chekc").stderr
+
+
+def test_an_option_of_the_program_behind_a_command_is_told_where_it_belongs(listener: ListenerHere) -> None:
+    """N23."""
+    for arguments in (["check", "--config", "x"], ["retry", "a.mov", "--config=x"]):
+        result = listener.command(*arguments)
+        assert result.returncode == 2
+        assert "--config goes before the command: iconik-listener --config …" in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -251,7 +271,7 @@ def test_nothing_that_iconik_answers_is_a_traceback(
 
 def test_an_iconik_that_cannot_be_reached_is_told(listener: ListenerHere, sandbox: FaultyIconik) -> None:
     listener.config.write_text(listener.config.read_text().replace(sandbox.url, "http://127.0.0.1:1"))
-    for command in (["check"], ["register", PUBLIC], ["catch-up", "--since", "2020-01-01", "--yes"]):
+    for command in (["check"], ["register", "--yes", PUBLIC], ["catch-up", "--since", "2020-01-01", "--yes"]):
         is_told(listener.command(*command), "iconik cannot be reached: the connection was refused")
 
 

@@ -170,6 +170,39 @@ def test_each_message_that_the_pages_explain_is_one_that_the_code_prints(message
     assert any(parts) and not missing, f"the code does not say {missing}"
 
 
+def facts_of_check() -> list[Any]:
+    """What check may find, as far as its code spells it out; what is filled in is an ellipsis."""
+    found = []
+    for path in (
+        ROOT / "commands" / "check.py",
+        ROOT / "commands" / "route.py",
+        ROOT / "reconciliation" / "webhooks.py",
+    ):
+        for node in ast.walk(ast.parse(text(path))):
+            if (
+                not isinstance(node, ast.Call)
+                or not node.args
+                or not isinstance(node.args[0], ast.JoinedStr | ast.Constant)
+            ):
+                continue
+            called = getattr(node.func, "id", getattr(node.func, "attr", ""))
+            if called in ("wrong", "note", "RouteFault") or (called == "append" and path.name != "route.py"):
+                said = node.args[0]
+                parts = said.values if isinstance(said, ast.JoinedStr) else [said]
+                found.append("".join(str(part.value) if isinstance(part, ast.Constant) else "…" for part in parts))
+    return [pytest.param(fact, id=fact) for fact in found if len(re.findall("[a-z]+", fact)) > 3]
+
+
+@pytest.mark.parametrize("fact", facts_of_check())
+def test_what_check_finds_is_explained_on_a_page(fact: str) -> None:
+    """N28."""
+    explained = [message.values[0] for message in messages()]
+    parts = [
+        [part.strip(" .:(") for part in re.sub("^(WRONG|note) +", "", message).split("…")] for message in explained
+    ]
+    assert any(all(part in fact for part in row) and len("".join(row)) > 8 for row in parts), fact
+
+
 def test_the_demo_prints_what_the_readme_shows() -> None:
     shown = section(README, "The demo").partition("```\n")[2].partition("```")[0]
     printed = run("demo", cwd=ROOT).stdout

@@ -8,6 +8,8 @@ import requests
 
 from events import AGAIN, SKIP
 from faulty_iconik import FaultyIconik
+from menu import MENU
+from resources import Services, create_app
 from support import ASSET, OTHER_ASSET, SECRET, ListenerHere, create_event, held_by_a_person, new_id, wait_until
 
 Listeners = Callable[..., ListenerHere]
@@ -153,6 +155,16 @@ def test_without_the_secret_nothing_is_done(listener_here: ListenerHere, path: s
     body = {"context": "ASSET", "asset_ids": [ASSET], "auth_token": TOKEN}
     assert post(listener_here, path, body, secret).status_code == 401
     assert listener_here.rows() == []
+
+
+def test_the_resources_ask_for_the_secret_themselves(listener_here: ListenerHere) -> None:
+    """The server has asked for it before it read the body."""
+    listener = listener_here
+    services = Services(listener.store, listener.submitter, listener.breaker, (SECRET,))
+    client = create_app(services, MENU).test_client()
+    for path in (AGAIN.path, SKIP.path):
+        assert client.post(path, json={"context": "ASSET", "asset_ids": [ASSET]}).status_code == 401
+    assert listener.rows() == []
 
 
 def test_a_listener_without_a_secret_takes_no_action(listeners_here: Listeners) -> None:

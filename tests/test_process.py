@@ -3,6 +3,7 @@
 import ast
 import ctypes
 import json
+import os
 import re
 import shutil
 import signal
@@ -129,6 +130,37 @@ def test_what_is_wrong_at_the_start_is_one_line(
     assert re.fullmatch(f"Error: [^\n]*{words}[^\n]*\n", result.stderr)
 
 
+def test_a_mistake_at_the_start_is_a_line_of_the_log_under_systemd(listeners: Callable[..., Listener]) -> None:
+    """N25: with its time, and with the priority that `journalctl -p err` shows."""
+    listener = listeners(listener__port="x")
+    with listener.config.with_name("journal").open("w+b") as journal:
+        stream = os.fstat(journal.fileno())
+        environment = {**os.environ, "JOURNAL_STREAM": f"{stream.st_dev}:{stream.st_ino}"}
+        command = [sys.executable, str(APP), "--config", str(listener.config), "serve"]
+        done = subprocess.run(command, stderr=journal, env=environment, check=False, timeout=30)
+        journal.seek(0)
+        line = journal.read().decode()
+    assert done.returncode == 2  # after which the unit does not start it again
+    assert re.fullmatch(rf"<2>{TIME} CRITICAL [^\n]*\[listener\] port: is 'x': must be a number\n", line)
+    assert "RestartPreventExitStatus=2\n" in (APP.parent / "deploy" / "iconik-listener.service").read_text()
+
+
+def test_a_listener_leaves_nothing_beside_another_programs_file(listeners: Callable[..., Listener]) -> None:
+    """N24."""
+    listener = listeners()
+    listener.database.write_bytes(b"Dear diary")
+    result = listener.run()
+    assert result.returncode == 1
+    assert result.stderr.startswith(f"Error: {listener.database} is not the listener's")
+    assert sorted(file.name for file in listener.database.parent.iterdir()) == ["config.ini", "items.db"]
+
+
+def test_the_first_start_warns_of_nothing(listener: Listener, sandbox: FaultyIconik) -> None:
+    """N21: that no webhooks are registered yet is no fault."""
+    wait_until(lambda: listener.logged("iconik has no webhooks of this listener yet: "))
+    assert not any(f" {level} " in line for line in listener.log for level in ("WARNING", "ERROR", "CRITICAL"))
+
+
 def test_a_second_listener_is_refused_and_harms_nothing(listener: Listener) -> None:
     result = listener.run()
     assert (result.returncode, result.stderr) == (1, f"Error: {listener.database}: another listener is running on it\n")
@@ -146,7 +178,9 @@ def test_a_python_that_is_too_old_is_told_which_one_is_needed(tmp_path: Path) ->
 def test_help_is_there() -> None:
     result = CliRunner().invoke(app.cli, ["--help"])
     assert result.exit_code == 0
-    assert "Without a command, it listens for iconik's webhooks." in result.output
+    assert "`serve` listens for iconik's webhooks, and so does app.py without a command." in " ".join(
+        result.output.split()
+    )
     assert CliRunner().invoke(app.cli, ["no-such-command"]).exit_code == 2
 
 

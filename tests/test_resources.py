@@ -467,6 +467,27 @@ def test_health_tells_the_limit_who_paused_and_when_it_goes_on(web: FlaskClient,
     assert "Project X" not in answer.text  # what a person wrote is not for everybody
 
 
+def test_the_last_webhook_is_kept_over_a_restart(
+    web: FlaskClient, post: Post, listening: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many webhooks a minute are noted once a minute."""
+    times = iter(float(second) for second in range(1_795_000_000, 1_795_000_000 + 20 * 30, 30))
+    monkeypatch.setattr(listening.runtime, "time", lambda: next(times))
+    for _ in range(20):
+        post("/create", create_event())
+    again = Services(listening.store, listening.submitter, listening.breaker, (SECRET,))
+    assert again.last_webhook_at and listening.last_webhook_at
+    assert 0 <= listening.last_webhook_at - again.last_webhook_at < 60
+
+
+def test_a_proxy_that_comes_first_is_logged(post: Post, caplog: pytest.LogCaptureFixture) -> None:
+    """N29: once, and not for each of its webhooks."""
+    caplog.set_level(logging.INFO)
+    for _ in range(2):
+        post("/proxy", proxy_event())
+    assert caplog.messages == [f"The proxy of {ASSET} is ready, and the asset's own webhook has not come yet"]
+
+
 def open_breaker(breaker: CircuitBreaker) -> None:
     permission = breaker.wait()
     assert permission

@@ -742,7 +742,7 @@ def test_what_is_wrong_with_an_address_is_told_without_it(
     assert failure(transports("http://127.0.0.1:1")) == "the connection was refused"
     assert failure(transports("http://no-such-host.invalid")) == "the name no-such-host.invalid is not known"
     plain = servers(lambda connection: connection.drip(iter([OK] * 5))).url.replace("http", "https")
-    assert failure(transports(plain)).startswith("TLS failed: [SSL: ")
+    assert failure(transports(plain)).startswith("that port does not speak TLS")
     for url in ("http://[oops", "http://127.0.0.1:99999", f"http://{'a' * 300}.invalid", "ftp://127.0.0.1", "http://"):
         assert "secret-path" not in failure(transports(url))
     assert "tok\nen" not in failure(transports("http://127.0.0.1:1", **{"Auth-Token": "tok\nen"}))
