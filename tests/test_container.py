@@ -18,6 +18,7 @@ from faulty_iconik import FaultyIconik
 from jobs import JOBS
 from support import Listener, let_everybody_in, run, wait_until, write_config
 from system.database_files import explain
+from system.text import restart_it, start_it
 from test_systemd import HURRIED
 from version import __version__
 
@@ -256,6 +257,8 @@ def test_remedies_name_no_sudo_in_a_container(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setenv("ICONIK_LISTENER_CONTAINER", "1")
     path = write_config(tmp_path)
     path.chmod(0o644)
+    monkeypatch.setenv("ICONIK_LISTENER_COMMAND", "iconik-listener")
+    assert (restart_it(), start_it()) == ("restart the listener", "start it")
     [warning, _] = load(path).warnings
     user = os.geteuid()
     assert warning.endswith(
