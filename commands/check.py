@@ -40,6 +40,7 @@ from system.text import (
     UUID,
     command,
     format_local,
+    in_container,
     one_line,
     parse_time,
     pluralize,
@@ -304,7 +305,8 @@ def _listener_facts(config: Config, listener: dict[str, Any] | None) -> Facts:
     if not faults:
         yield ok(f"the listener has been running since {format_local(listener['started_at'])}")
     listening = config.listener
-    if not THIS_MACHINE.fullmatch(listening.host) and not any(file.exists() for file in IN_A_CONTAINER):
+    is_contained = in_container() or any(file.exists() for file in IN_A_CONTAINER)
+    if not THIS_MACHINE.fullmatch(listening.host) and not is_contained:
         remedy = f"Behind Caddy, set host = 127.0.0.1 in {config.path}, and {restart_it()}"
         yield note(f"port {listening.port} is open to the network ({listening.host}), without encryption. {remedy}")
     last = listener.get("last_webhook_at")
@@ -351,7 +353,8 @@ def _iconik_facts(config: Config, registered_url: str | None, registered_actions
         yield ok(f"iconik answers at {config.iconik.url}, and accepts the credentials ({catalog.user()})")
         roles = catalog.roles()
     except IconikDenied as error:
-        yield wrong(f"{config.iconik.url}: {error}. Correct them in {config.path}, and {restart_it()}")
+        place = f" in {config.path}" if config.path.exists() else ""
+        yield wrong(f"{config.iconik.url}: {error}. Correct them{place}, and {restart_it()}")
         return
     except IconikError as error:
         yield wrong(f"{config.iconik.url}: {error}")

@@ -88,7 +88,7 @@ def in_container() -> bool:
 def service_command(action: str) -> str:
     """The command that starts, stops or restarts the service; empty where install.sh has not installed it."""
     words = os.environ.get("ICONIK_LISTENER_COMMAND", "").split()
-    if words[:1] != ["iconik-listener"]:
+    if words[:1] != ["iconik-listener"] or in_container():
         return ""
     name = f"@{words[2]}" if words[1:2] == ["--system"] and len(words) > 2 else ""
     return f"sudo systemctl {action} iconik-listener{name}"

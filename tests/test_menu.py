@@ -160,7 +160,7 @@ def test_a_listener_without_a_secret_takes_no_action(listeners_here: Listeners) 
     listener = listeners_here(listener__webhook_secret="").start()
     assert post(listener, AGAIN.path, {"context": "ASSET", "asset_ids": [ASSET]}).status_code == 403
     assert listener.rows() == []
-    result = listener.command("register", "--actions", PUBLIC)
+    result = listener.command("register", "--actions", "--yes", PUBLIC)
     assert (result.returncode, "set webhook_secret" in result.stderr) == (2, True)
 
 
@@ -206,7 +206,7 @@ def definitions(sandbox: FaultyIconik) -> list[tuple[str, ...]]:
 
 
 def test_register_puts_four_definitions_into_the_menu(listener_here: ListenerHere, sandbox: FaultyIconik) -> None:
-    result = listener_here.command("register", "--actions", PUBLIC)
+    result = listener_here.command("register", "--actions", "--yes", PUBLIC)
     assert result.returncode == 0
     assert result.stdout.splitlines()[2:] == [
         f"{PUBLIC}/actions/again for ASSET: created",
@@ -221,30 +221,30 @@ def test_register_puts_four_definitions_into_the_menu(listener_here: ListenerHer
     ]
     assert all(one["headers"] == {"X-Webhook-Secret": SECRET} for one in sandbox.custom_actions.values())
     before = len([request for request in sandbox.requests if not request.startswith("GET")])
-    assert listener_here.command("register", "--actions", PUBLIC).stdout.count("as it should be") == 6
+    assert listener_here.command("register", "--actions", "--yes", PUBLIC).stdout.count("as it should be") == 6
     assert len([request for request in sandbox.requests if not request.startswith("GET")]) == before
 
 
 def test_a_plain_register_gives_the_menu_a_new_secret(listener_here: ListenerHere, sandbox: FaultyIconik) -> None:
-    listener_here.command("register", "--actions", PUBLIC)
+    listener_here.command("register", "--actions", "--yes", PUBLIC)
     renamed = next(iter(sandbox.custom_actions.values()))
     renamed.update(title="Neu analysieren", headers={"X-Mine": "1", **renamed["headers"]})
     listener_here.config.write_text(listener_here.config.read_text().replace(SECRET, f"new {SECRET}"))
-    assert listener_here.command("register", PUBLIC).stdout.count(": updated\n") == 4
+    assert listener_here.command("register", "--yes", PUBLIC).stdout.count(": updated\n") == 4
     assert {one["headers"]["X-Webhook-Secret"] for one in sandbox.custom_actions.values()} == {"new"}
     assert (renamed["title"], renamed["headers"]["X-Mine"]) == ("Neu analysieren", "1")
 
 
 def test_a_plain_register_puts_nothing_into_the_menu(listener_here: ListenerHere, sandbox: FaultyIconik) -> None:
     sandbox.roles -= {"can_read_custom_actions", "can_write_custom_actions", "can_delete_custom_actions"}
-    assert listener_here.command("register", PUBLIC).returncode == 0
+    assert listener_here.command("register", "--yes", PUBLIC).returncode == 0
     assert listener_here.command("register", "--remove", PUBLIC).returncode == 0
     assert sandbox.custom_actions == {}
 
 
 def test_register_names_the_role_for_the_menu_first(listener_here: ListenerHere, sandbox: FaultyIconik) -> None:
     sandbox.roles.discard("can_read_custom_actions")
-    result = listener_here.command("register", "--actions", PUBLIC)
+    result = listener_here.command("register", "--actions", "--yes", PUBLIC)
     assert (result.returncode, "can_read_custom_actions" in result.stderr) == (1, True)
     assert sandbox.webhooks == {}
 
