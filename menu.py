@@ -101,7 +101,7 @@ class AnalyzeAgain(MenuResource):
 
     def change(self, object_ids: list[str], result: Result) -> None:
         changes = ManualChanges(self.services.store)
-        keys = [key for object_id in object_ids for key in changes.keys_of(object_id, None)]
+        keys = changes.keys_of_all(object_ids)
         known = {object_id for object_id, _ in keys}
         result.note(changes.again(keys))
         result.added += changes.add((one for one in object_ids if one not in known), again=True)
@@ -128,10 +128,9 @@ class DoNotAnalyze(MenuResource):
 
     def change(self, object_ids: list[str], result: Result) -> None:
         changes = ManualChanges(self.services.store)
-        unknown = [object_id for object_id in object_ids if not changes.keys_of(object_id, None)]
-        changes.add(unknown, again=False)
-        keys = [key for object_id in object_ids for key in changes.keys_of(object_id, None)]
-        result.note(changes.skip(keys, reason=SKIPPED_HERE))
+        known = {object_id for object_id, _ in changes.keys_of_all(object_ids)}
+        changes.add((one for one in object_ids if one not in known), again=False)
+        result.note(changes.skip(changes.keys_of_all(object_ids), reason=SKIPPED_HERE))
 
     def sentences(self, result: Result) -> Iterator[str]:
         if result.changed:

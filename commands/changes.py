@@ -1,7 +1,8 @@
 """What a person does to items: retry and skip, and how a person names them."""
 
+import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,6 +88,14 @@ class ManualChanges:
             job=job,
         )
         return [(object_id, row["job"]) for row in rows]
+
+    def keys_of_all(self, object_ids: Sequence[str]) -> list[Key]:
+        """All items of several assets."""
+        rows = self._database.run(
+            "SELECT object_id, job FROM items WHERE object_id IN (SELECT value FROM json_each(:ids))",
+            ids=json.dumps(object_ids),
+        )
+        return [(row["object_id"], row["job"]) for row in rows]
 
     def next_keys(self, status: str, after: Key, *, job: str | None = None, reason: str | None = None) -> list[Key]:
         """Up to 200 items of that status (and job, and reason), in the order of their ids: those after `after`.

@@ -296,7 +296,7 @@ def test_the_image_has_every_file_of_the_service_and_no_other() -> None:
 
     tools = {"tests", "benchmarks", "deploy", "docs", ".ci"}
     of_the_service = {
-        file for file in tracked if file.endswith((".py", ".sql", ".html")) and Path(file).parts[0] not in tools
+        file for file in tracked if file.endswith((".py", ".sql", ".html", ".css")) and Path(file).parts[0] not in tools
     }
     copied_files = {file for file in tracked if is_copied(file)}
     assert sorted(of_the_service - copied_files) == []

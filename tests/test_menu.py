@@ -8,6 +8,8 @@ import requests
 
 from events import AGAIN, SKIP
 from faulty_iconik import FaultyIconik
+from menu import MENU
+from resources import Services, create_app
 from support import ASSET, OTHER_ASSET, SECRET, ListenerHere, create_event, held_by_a_person, new_id, wait_until
 
 Listeners = Callable[..., ListenerHere]
@@ -155,12 +157,22 @@ def test_without_the_secret_nothing_is_done(listener_here: ListenerHere, path: s
     assert listener_here.rows() == []
 
 
+def test_the_resources_ask_for_the_secret_themselves(listener_here: ListenerHere) -> None:
+    """The server has asked for it before it read the body."""
+    listener = listener_here
+    services = Services(listener.store, listener.submitter, listener.breaker, (SECRET,))
+    client = create_app(services, MENU).test_client()
+    for path in (AGAIN.path, SKIP.path):
+        assert client.post(path, json={"context": "ASSET", "asset_ids": [ASSET]}).status_code == 401
+    assert listener.rows() == []
+
+
 def test_a_listener_without_a_secret_takes_no_action(listeners_here: Listeners) -> None:
     """Anybody could have assets analyzed, and billed, again and again."""
     listener = listeners_here(listener__webhook_secret="").start()
     assert post(listener, AGAIN.path, {"context": "ASSET", "asset_ids": [ASSET]}).status_code == 403
     assert listener.rows() == []
-    result = listener.command("register", "--actions", "--yes", PUBLIC)
+    result = listener.command("register", "--yes", "--actions", PUBLIC)
     assert (result.returncode, "set webhook_secret" in result.stderr) == (2, True)
 
 
@@ -206,7 +218,7 @@ def definitions(sandbox: FaultyIconik) -> list[tuple[str, ...]]:
 
 
 def test_register_puts_four_definitions_into_the_menu(listener_here: ListenerHere, sandbox: FaultyIconik) -> None:
-    result = listener_here.command("register", "--actions", "--yes", PUBLIC)
+    result = listener_here.command("register", "--yes", "--actions", PUBLIC)
     assert result.returncode == 0
     assert result.stdout.splitlines()[2:] == [
         f"{PUBLIC}/actions/again for ASSET: created",
@@ -221,12 +233,12 @@ def test_register_puts_four_definitions_into_the_menu(listener_here: ListenerHer
     ]
     assert all(one["headers"] == {"X-Webhook-Secret": SECRET} for one in sandbox.custom_actions.values())
     before = len([request for request in sandbox.requests if not request.startswith("GET")])
-    assert listener_here.command("register", "--actions", "--yes", PUBLIC).stdout.count("as it should be") == 6
+    assert listener_here.command("register", "--yes", "--actions", PUBLIC).stdout.count("as it should be") == 6
     assert len([request for request in sandbox.requests if not request.startswith("GET")]) == before
 
 
 def test_a_plain_register_gives_the_menu_a_new_secret(listener_here: ListenerHere, sandbox: FaultyIconik) -> None:
-    listener_here.command("register", "--actions", "--yes", PUBLIC)
+    listener_here.command("register", "--yes", "--actions", PUBLIC)
     renamed = next(iter(sandbox.custom_actions.values()))
     renamed.update(title="Neu analysieren", headers={"X-Mine": "1", **renamed["headers"]})
     listener_here.config.write_text(listener_here.config.read_text().replace(SECRET, f"new {SECRET}"))
@@ -244,7 +256,7 @@ def test_a_plain_register_puts_nothing_into_the_menu(listener_here: ListenerHere
 
 def test_register_names_the_role_for_the_menu_first(listener_here: ListenerHere, sandbox: FaultyIconik) -> None:
     sandbox.roles.discard("can_read_custom_actions")
-    result = listener_here.command("register", "--actions", "--yes", PUBLIC)
+    result = listener_here.command("register", "--yes", "--actions", PUBLIC)
     assert (result.returncode, "can_read_custom_actions" in result.stderr) == (1, True)
     assert sandbox.webhooks == {}
 

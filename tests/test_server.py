@@ -61,6 +61,10 @@ class Site:
         """How many requests have been read and are not answered yet."""
         return sum(channel.is_busy for channel in self.server._channels())
 
+    def incomplete(self) -> int:
+        """How many requests have begun to come in."""
+        return sum(bool(channel.kept) for channel in self.server._channels())
+
     def is_sending(self) -> bool:
         """Whether an answer is ready that its client does not read."""
         return any(channel.total_outbufs_len and not channel.requests for channel in self.server._channels())
@@ -230,6 +234,7 @@ def test_when_there_are_too_many_connections_the_oldest_is_closed(monkeypatch: p
         wait_until(lambda: site.under_way() == 2 and site.is_sending())
         for client in waiting:
             client.sendall(b"POST / HTTP/1.1\r\n")
+        wait_until(lambda: site.incomplete() == len(waiting))  # they are older than what follows
         assert requests.post(site.url, data=b"x", headers={"Connection": "close"}).text == "1 1"
         assert read_until_cut_off(waiting[0]) == b""
         waiting[1].sendall(b"Host: x\r\nContent-Length: 1\r\nConnection: close\r\n\r\nx")
