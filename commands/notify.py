@@ -185,11 +185,9 @@ def _apprise() -> Any:
         import apprise
     except ImportError:
         pip = f"{sys.executable} -m pip install -r {ROOT / 'requirements-notify.txt'}"
-        if in_container():
-            raise NotInstalled(
-                "[notify] to is set, and Apprise is not installed: this image does not have it"
-            ) from None
         remedy = f"sudo {INSTALLED}/deploy/install.sh" if ROOT == INSTALLED else pip
+        if in_container():
+            remedy = "this image does not have it"
         raise NotInstalled(f"[notify] to is set, and Apprise is not installed: {remedy}") from None
     logging.getLogger("apprise").propagate = False  # what it logs may show an address
     return apprise
