@@ -353,8 +353,8 @@ def _iconik_facts(config: Config, registered_url: str | None, registered_actions
         yield ok(f"iconik answers at {config.iconik.url}, and accepts the credentials ({catalog.user()})")
         roles = catalog.roles()
     except IconikDenied as error:
-        place = f" in {config.path}" if config.path.exists() else ""
-        yield wrong(f"{config.iconik.url}: {error}. Correct them{place}, and {restart_it()}")
+        place = config.path if config.path.exists() else "the environment"
+        yield wrong(f"{config.iconik.url}: {error}. Correct them in {place}, and {restart_it()}")
         return
     except IconikError as error:
         yield wrong(f"{config.iconik.url}: {error}")
