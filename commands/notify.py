@@ -18,7 +18,7 @@ from typing import Any
 
 from store import DAY_SECONDS
 from system.database_files import protect
-from system.text import UUID, command, one_line, pluralize, without_ids
+from system.text import UUID, command, in_container, one_line, pluralize, without_ids
 from version import __version__
 
 SEND_SECONDS = 20.0  # for all addresses together
@@ -186,6 +186,8 @@ def _apprise() -> Any:
     except ImportError:
         pip = f"{sys.executable} -m pip install -r {ROOT / 'requirements-notify.txt'}"
         remedy = f"sudo {INSTALLED}/deploy/install.sh" if ROOT == INSTALLED else pip
+        if in_container():
+            remedy = "this image does not have it"
         raise NotInstalled(f"[notify] to is set, and Apprise is not installed: {remedy}") from None
     logging.getLogger("apprise").propagate = False  # what it logs may show an address
     return apprise

@@ -15,7 +15,17 @@ from jobs import Job
 from limits import Limit, Limits
 from store import Rules, Status, Store
 from system.database import Row
-from system.text import command, format_local, named, one_line, parse_time, pluralize, service_command, wrapped
+from system.text import (
+    command,
+    format_local,
+    in_container,
+    named,
+    one_line,
+    parse_time,
+    pluralize,
+    service_command,
+    wrapped,
+)
 
 MAX_PROBLEMS = 100
 MAX_GROUPS = 10
@@ -210,6 +220,8 @@ def _print_json(store: Store, listener: dict[str, Any] | None, limit: Limit) -> 
 def listener_line(listener: dict[str, Any] | None) -> str:
     """How the listener is, in a few sentences. `listener`: what `running_listener` found."""
     if listener is None:
+        if in_container():  # this one is not the one that was to run
+            return "No listener is running."
         return f"No listener is running. To start it: {service_command('start') or command()}"
     if "version" not in listener:
         return f"A listener is running, and is not well: {one_line(str(listener['message']))}."
