@@ -5,6 +5,7 @@ The service's own threads run here, on the stand-in for iconik without the HTTP 
 
 import json as json_module
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
@@ -24,6 +25,7 @@ from config import load
 from events import SECRET_HEADER
 from faulty_iconik import FaultyIconik
 from iconik_client import IconikClient
+from jobs import JOBS
 from reconciliation.reconciler import Reconciler
 from reconciliation.webhooks import REGISTERED_URL
 from resources import Services, create_app
@@ -52,7 +54,10 @@ ODD_LISTS: dict[str, Callable[[list[Any]], list[Any]]] = {
 PEOPLES_COLUMNS = ("title", "error", "reason", "profile", "media_type", "created_at", "proxy_closed_at")
 REFUSAL = Reply(422, b'{"errors": ["No"]}')
 
+Key = tuple[str, str]  # an asset and a job
+
 assets = st.sampled_from(ASSETS)
+numbers = st.integers(0, len(JOBS) - 1)  # of one of the configured jobs
 troubles = st.sampled_from(list(OUTAGES.values()))
 taken = st.booleans()  # whether iconik does what it does not answer well
 late = st.sampled_from([0, 0.9, 9.5])  # and how long after it, at most
@@ -73,11 +78,17 @@ class Call:
     task: Task
     method: str
     asset_id: str  # or empty
+    job: str  # that it starts, or empty
     is_first: bool  # of its permission
     is_old: bool  # for an item that was attempted before, or a question for a proxy
     began_at: float
     reply: Reply | None = None  # what it is to be answered instead of what it asks for
     is_due: bool = False  # it is answered now; if this stays so, it hangs
+
+
+def job_of(path: str) -> str:
+    """The job that a POST to that path starts."""
+    return next(job.name for job in JOBS.values() if path.startswith(f"/API/{job.path.partition('{')[0]}"))
 
 
 def is_answer(reply: Reply) -> bool:
@@ -102,8 +113,8 @@ class Wire:
         reply = call.reply if call.is_due else HANGING
         if reply is None or (reply.after_work and (is_answer(reply) or not promise.late)):
             status, content = promise.do(method, path, query, json)
-        elif reply.after_work and method == "POST" and call.asset_id:
-            promise.to_be_taken.append((promise.simulation.now + promise.late, call.asset_id))
+        elif reply.after_work and call.job:
+            promise.to_be_taken.append((promise.simulation.now + promise.late, (call.asset_id, call.job)))
         if reply is None:
             return Answer(status, "", promise.date(), json_module.dumps(content).encode())
         promise.note_answer(call, reply)
@@ -113,8 +124,9 @@ class Wire:
 
 
 class Promise(RuleBasedStateMachine):
-    @initialize()
-    def begin(self) -> None:
+    @initialize(jobs=st.lists(st.sampled_from(list(JOBS)), min_size=1, unique=True))
+    def begin(self, jobs: list[str]) -> None:
+        self.jobs = jobs
         self.folder = tempfile.TemporaryDirectory()
         self.path = Path(self.folder.name, "items.db")
         self.simulation = Simulation()
@@ -132,14 +144,13 @@ class Promise(RuleBasedStateMachine):
         self.poison: dict[str, Trouble] = {}
         self.is_held = False  # calls wait to be answered one by one
         self.hanging_are_taken, self.late = False, 0.0
-        self.to_be_taken: list[tuple[float, str]] = []
-        self.failed_jobs: dict[str, int] = dict.fromkeys(ASSETS, 0)
+        self.to_be_taken: list[tuple[float, Key]] = []
+        self.failed_jobs: Counter[Key] = Counter()
         # What has been told and done
         self.created: set[str] = set()  # their webhook was answered 200
         self.closed: dict[str, float] = {}  # the same, with the time of the first
-        self.refused: set[str] = set()
-        self.skipped: set[str] = set()
-        self.in_doubt_since: dict[str, float] = {}
+        self.skipped: set[Key] = set()
+        self.in_doubt_since: dict[Key, float] = {}
         self.store: Store | None = None
         self.start()
         self.run_for(5)  # the first look notes iconik's time: nothing from before is added
@@ -147,7 +158,8 @@ class Promise(RuleBasedStateMachine):
     def start(self) -> None:
         """A process begins."""
         folder = Path(self.folder.name)
-        config = load(write_config(folder, listener__webhook_secret=SECRET, reconciler__interval=INTERVAL))
+        values = {"listener__webhook_secret": SECRET, "reconciler__interval": INTERVAL}
+        config = load(write_config(folder, submitter__jobs=" ".join(self.jobs), **values))
         self.store = Store(self.path, Rules.of(config), listener=True, clock=self.simulation)
         self.store.database.run("PRAGMA synchronous = OFF")
         self.store.set_state(REGISTERED_URL, URL)
@@ -173,14 +185,14 @@ class Promise(RuleBasedStateMachine):
     def kill(self, *, is_taken: bool) -> None:
         """The process ends. iconik may have got what was under way."""
         assert self.store
-        posts = [call.asset_id for call in self.calls if call.method == "POST" and call.asset_id]
+        posts = [(call.asset_id, call.job) for call in self.calls if call.job]
         self.calls.clear()
         self.simulation.kill()
         self.store.close()
-        for asset_id in posts:
-            self.in_doubt_since[asset_id] = self.simulation.now
+        for key in posts:
+            self.in_doubt_since[key] = self.simulation.now
             if is_taken:
-                self.to_be_taken.append((self.simulation.now + self.late, asset_id))
+                self.to_be_taken.append((self.simulation.now + self.late, key))
 
     # iconik's side of a call
 
@@ -191,16 +203,17 @@ class Promise(RuleBasedStateMachine):
         is_first = bool(asset_id) and method == "GET"
         task = simulation.current
         assert task
-        if is_first:
-            row = self.row(asset_id)
-            self.on_old_ones[task] = "proxies" in parts or bool(row and row["last_attempt_at"])
+        claimed = self.rows(f"object_id = '{asset_id}' AND status = 'submitting'") if is_first else []
+        if is_first:  # for one of them
+            self.on_old_ones[task] = "proxies" in parts or all(row["last_attempt_at"] for row in claimed)
             self.works_on[task] = asset_id
             self.assert_permitted()
         is_old = self.on_old_ones.get(task, False)
-        call = Call(task, method, asset_id, is_first, is_old, simulation.now)
+        job = job_of(path) if method == "POST" and asset_id else ""
+        call = Call(task, method, asset_id, job, is_first, is_old, simulation.now)
         if is_first and "proxies" not in parts:
-            since = self.in_doubt_since.get(asset_id)
-            self.check(since is None or simulation.now >= since + DOUBT - 0.002, "it was looked at too early")
+            doubts = [self.in_doubt_since.get((asset_id, row["job"]), -DOUBT) for row in claimed]
+            self.check(simulation.now >= min(doubts) + DOUBT - 0.002, "it was looked at too early")
         if is_first and is_old:
             self.check(not self.fresh(), "a fresh item waited for an old one")
         self.calls.append(call)
@@ -232,18 +245,15 @@ class Promise(RuleBasedStateMachine):
         return self.sandbox.answer(method, url, credentials, json_module.dumps(body or {}).encode())
 
     def note_answer(self, call: Call, reply: Reply) -> None:
-        if call.asset_id and reply == REFUSAL:
-            self.refused.add(call.asset_id)
-        if call.method == "POST" and call.asset_id:
-            if is_answer(reply):
-                self.in_doubt_since.pop(call.asset_id, None)
-            else:
-                self.in_doubt_since[call.asset_id] = self.simulation.now
+        if call.job and is_answer(reply):
+            self.in_doubt_since.pop((call.asset_id, call.job), None)
+        elif call.job:
+            self.in_doubt_since[call.asset_id, call.job] = self.simulation.now
 
     # What is in items.db
 
-    def row(self, asset_id: str) -> Any:
-        return next(iter(self.rows(f"object_id = '{asset_id}'")), None)
+    def items(self, asset_id: str) -> list[Any]:
+        return self.rows(f"object_id = '{asset_id}'")
 
     def rows(self, where: str = "1") -> list[Any]:
         assert self.store
@@ -299,10 +309,10 @@ class Promise(RuleBasedStateMachine):
     def run_for(self, seconds: float) -> None:
         end, is_over = self.simulation.now + seconds, False
         while not is_over:
-            for at, asset_id in sorted(self.to_be_taken):
+            for at, key in sorted(self.to_be_taken):
                 if at <= self.simulation.now:
-                    self.to_be_taken.remove((at, asset_id))
-                    self.sandbox.start_job(asset_id)
+                    self.to_be_taken.remove((at, key))
+                    self.sandbox.start_job(*key)
             count = len(self.to_be_taken)
             next_at = min((at for at, _ in self.to_be_taken), default=end)
             self.simulation.run_until(min(next_at, end), stop=lambda: len(self.to_be_taken) > count)  # noqa: B023
@@ -366,18 +376,17 @@ class Promise(RuleBasedStateMachine):
         if asset_id in self.sandbox.assets:
             self.sandbox.assets[asset_id]["status"] = "DELETED"
 
-    @precondition(lambda self: self.sandbox.jobs)
+    @precondition(lambda self: self.sandbox.started)
     @rule(data=st.data(), works=st.booleans())
     def a_job_ends(self, data: st.DataObject, works: bool) -> None:
-        asset_id = data.draw(st.sampled_from(self.sandbox.jobs))
-        job_id = self.sandbox.latest_job[asset_id]
-        if self.sandbox.job_details[job_id]["status"] != "READY":
+        job_id, job = data.draw(st.sampled_from(list(self.sandbox.job_details.items())))
+        if job["status"] != "READY":
             return
         if works:
             self.sandbox.finish_job(job_id)
         else:
             self.sandbox.fail_job(job_id)
-            self.failed_jobs[asset_id] += 1
+            self.failed_jobs[job["object_id"], job["kind"]] += 1
 
     # Our own trouble
 
@@ -397,17 +406,17 @@ class Promise(RuleBasedStateMachine):
         self.run_for(LATENCY * 1.5)
         self.the_process_is_killed_and_started(is_taken, late, seconds)
 
-    @rule(asset_id=assets)
-    def a_person_retries(self, asset_id: str) -> None:
-        for change in self.changes.retry([(asset_id, "analyze")]):
+    @rule(asset_id=assets, number=numbers)
+    def a_person_retries(self, asset_id: str, number: int) -> None:
+        for change in self.changes.retry([(asset_id, self.jobs[number % len(self.jobs)])]):
             if change.status == "skipped":
-                self.skipped.discard(asset_id)
+                self.skipped.discard((asset_id, change.job))
 
-    @rule(asset_id=assets)
-    def a_person_skips(self, asset_id: str) -> None:
-        for change in self.changes.skip([(asset_id, "analyze")]):
+    @rule(asset_id=assets, number=numbers)
+    def a_person_skips(self, asset_id: str, number: int) -> None:
+        for change in self.changes.skip([(asset_id, self.jobs[number % len(self.jobs)])]):
             if change.is_changed:
-                self.skipped.add(asset_id)
+                self.skipped.add((asset_id, change.job))
 
     @rule(seconds=st.sampled_from([30.0, 3600.0, -30.0, -3600.0]))
     def the_clock_is_set(self, seconds: float) -> None:
@@ -461,20 +470,24 @@ class Promise(RuleBasedStateMachine):
         assert self.violations == [], self.violations
 
     @invariant()
-    def no_asset_gets_two_jobs_but_for_those_that_failed(self) -> None:
-        for asset_id in set(self.sandbox.jobs):
-            assert self.sandbox.jobs.count(asset_id) <= 1 + self.failed_jobs[asset_id]
+    def no_job_is_started_twice_but_for_those_that_failed(self) -> None:
+        for (job, asset_id), count in Counter(self.sandbox.started).items():
+            assert count <= 1 + self.failed_jobs[asset_id, job]
 
     @invariant()
-    def nothing_from_before_the_first_start_is_analyzed(self) -> None:
-        assert OLD_ASSET not in self.sandbox.jobs
+    def nothing_else_is_started(self) -> None:
+        """Neither for an asset from before the first start nor of a kind that is not configured."""
+        assert {asset_id for _, asset_id in self.sandbox.started} <= {*ASSETS}
+        assert {job for job, _ in self.sandbox.started} <= {*self.jobs}
 
     @invariant()
     def no_acknowledged_asset_is_forgotten(self) -> None:
         for asset_id in self.created:
-            assert self.row(asset_id)["status"] != "awaiting_create"
+            items = self.items(asset_id)
+            assert {item["job"] for item in items} == {*self.jobs}
+            assert "awaiting_create" not in {item["status"] for item in items}
         for asset_id, since in self.closed.items():
-            if self.row(asset_id) is None:
+            if not self.items(asset_id):
                 assert asset_id not in self.created
                 assert self.iconiks_time() - since > DAY - 2 * MAX_STEP - 1
 
@@ -482,16 +495,16 @@ class Promise(RuleBasedStateMachine):
     def every_item_has_a_status_for_a_reason(self) -> None:
         under_way = {self.works_on.get(call.task) for call in self.calls}
         for row in self.rows():
-            object_id, status = row["object_id"], row["status"]
+            object_id, job, status = row["object_id"], row["job"], row["status"]
             assert "unexpected" not in str(row["error"])
             if status == "submitting":
                 assert object_id in under_way
             elif status in ("submitted", "done"):
-                assert object_id in self.sandbox.jobs
+                assert (job, object_id) in self.sandbox.started
             elif status == "skipped":
-                assert object_id in self.skipped or self.sandbox.assets[object_id]["status"] == "DELETED"
+                assert (object_id, job) in self.skipped or self.sandbox.assets[object_id]["status"] == "DELETED"
             elif status == "failed":
-                assert self.failed_jobs[object_id] or str(row["error"]).startswith("given up")
+                assert self.failed_jobs[object_id, job] or str(row["error"]).startswith("given up")
 
     @invariant()
     def the_ledger_counts_what_was_started(self) -> None:
@@ -520,11 +533,11 @@ class Promise(RuleBasedStateMachine):
             for _ in range(3):
                 self.run_for(DOUBT + ABSENCE + 60)
                 for row in self.rows("status IN ('awaiting_proxy', 'ready')"):  # the next may be a day away
-                    self.changes.retry([(row["object_id"], "analyze")])
+                    self.changes.retry([(row["object_id"], row["job"])])
             self.run_for(2 * RETRY_DELAY + 60)  # what a person writes is seen at the next poll
             self.no_call_was_wrong()
             self.every_item_has_a_status_for_a_reason()
-            self.no_asset_gets_two_jobs_but_for_those_that_failed()
+            self.no_job_is_started_twice_but_for_those_that_failed()
             for asset_id in ASSETS:
                 self.assert_done(asset_id)
         finally:
@@ -534,18 +547,20 @@ class Promise(RuleBasedStateMachine):
             self.folder.cleanup()
 
     def assert_done(self, asset_id: str) -> None:
-        row = self.row(asset_id)
+        items = self.items(asset_id)
         is_closed = any(proxy["status"] == "CLOSED" for proxy in self.sandbox.proxies.get(asset_id, []))
+        statuses = {item["status"] for item in items}
         if asset_id not in self.sandbox.assets:
-            assert row is None
-        elif row is None:
+            assert not items
+        elif not items:
             assert self.store
             state = {row["key"]: row["value"] for row in self.store.database.run("SELECT * FROM state")}
             raise AssertionError(f"the reconciler has not found it: {self.sandbox.assets[asset_id]}, {state}")
-        elif is_closed:
-            assert row["status"] in ("submitted", "done", "skipped", "failed")
         else:
-            assert row["status"] in ("awaiting_proxy", "skipped")
+            assert len(items) == len(self.jobs)
+            assert statuses <= (
+                {"submitted", "done", "skipped", "failed"} if is_closed else {"awaiting_proxy", "skipped"}
+            )
 
 
 TestPromise = Promise.TestCase
