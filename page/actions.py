@@ -44,6 +44,19 @@ class Action:
         return f"{self.at} {VERBS[self.verb][0]} {self.target}: {result}{end}"
 
 
+@dataclass(frozen=True)
+class Chosen:
+    """A group of items that somebody chose: those of a status, a job (empty: all jobs) and a reason."""
+
+    status: str
+    job: str
+    reason: str
+
+    def describe(self) -> str:
+        """The group, in a few words."""
+        return f"“{one_line(self.reason)}”" + (f" ({one_line(self.job)})" if self.job else "")
+
+
 class Actions:
     """The latest actions. Any thread may use it."""
 
@@ -52,7 +65,7 @@ class Actions:
         self._open_store = open_store
         self._lock = threading.Lock()
         self._latest: deque[Action] = deque(maxlen=MAX_KEPT)
-        self._running: dict[tuple[str, str, str], threading.Thread] = {}
+        self._running: dict[tuple[str, Chosen], threading.Thread] = {}
         self._is_stopping = threading.Event()
 
     def latest(self) -> list[Action]:
@@ -71,17 +84,16 @@ class Actions:
         log.info("Page: %s for %s by %s: %s", verb, named(object_id, title), user, _changed(action))
         return action
 
-    def change_group(self, verb: str, status: str, group: str, user: str, reason: str) -> None:
-        """Retry or skip all items that have that status for the reason `group`. Returns after a second at most.
+    def change_group(self, verb: str, chosen: Chosen, user: str, reason: str) -> None:
+        """Retry or skip all items of a group. Returns after a second at most.
 
         A second click while it goes on changes nothing.
         """
-        key = (verb, status, group)
         with self._lock:
-            thread = self._running.get(key)
+            thread = self._running.get((verb, chosen))
             if thread is None:
-                thread = threading.Thread(target=self._work, args=(key, user, reason), daemon=True)
-                self._running[key] = thread
+                thread = threading.Thread(target=self._work, args=(verb, chosen, user, reason), daemon=True)
+                self._running[verb, chosen] = thread
                 thread.start()
         thread.join(PATIENCE)
 
@@ -99,28 +111,27 @@ class Actions:
             self._latest.append(action)
         return action
 
-    def _work(self, key: tuple[str, str, str], user: str, reason: str) -> None:
-        verb, status, group = key
-        action = self._new(verb, f"“{one_line(group)}”")
+    def _work(self, verb: str, chosen: Chosen, user: str, reason: str) -> None:
+        action = self._new(verb, chosen.describe())
         try:
             with closing(self._open_store()) as store:
-                self._change_all(store, action, status, group, reason)
+                self._change_all(store, action, chosen, reason)
         except ListenerError as error:
             action.error = one_line(error, 1000)
         finally:
             action.is_running = False
             with self._lock:
-                del self._running[key]
+                del self._running[verb, chosen]
         end = f". {action.error}" if action.error else ""
-        log.info('Page: %s for "%s" by %s: %s%s', verb, one_line(group), user, _changed(action), end)
+        log.info("Page: %s for %s by %s: %s%s", verb, chosen.describe(), user, _changed(action), end)
 
-    def _change_all(self, store: Store, action: Action, status: str, group: str, reason: str) -> None:
+    def _change_all(self, store: Store, action: Action, chosen: Chosen, reason: str) -> None:
         changes = ManualChanges(store)
 
         def change(keys: list[Key]) -> list[Change]:
-            return _change(changes, action.verb, keys, status, reason)
+            return _change(changes, action.verb, keys, chosen.status, reason)
 
-        for batch in in_batches(store, status, change, reason=group):
+        for batch in in_batches(store, chosen.status, change, job=chosen.job or None, reason=chosen.reason):
             action.changed += sum(one.is_changed for one in batch)
             if self._is_stopping.is_set():
                 action.error = "The page ended before it was done."

@@ -175,17 +175,19 @@ def asset(store: Store, config: Config, object_id: str) -> AssetView | None:
     )
 
 
-def items(store: Store, status: str, reason: str | None, number: int) -> ItemList:
+def items(store: Store, status: str, job: str, reason: str | None, number: int) -> ItemList:
     """The items of a status, the newest first, `PAGE_SIZE` on a page.
 
+    :param job: only those of this job; empty for all
     :param reason: only those that wait or failed for this reason
     :param number: of the page, from 1 on
     """
     rows = store.database.run(
         f"""SELECT object_id, title, job, {SORTED_BY[status]} AS at, error FROM items
-        WHERE status = :status AND {_matches(status, reason)}
+        WHERE status = :status AND (:job = '' OR job = :job) AND {_matches(status, reason)}
         ORDER BY at DESC LIMIT :limit OFFSET :offset""",  # noqa: S608
         status=status,
+        job=job,
         reason=reason,
         limit=PAGE_SIZE + 1,
         offset=(number - 1) * PAGE_SIZE,

@@ -14,7 +14,7 @@ from commands.changes import RETRYABLE, SKIPPABLE
 from config import Config
 from page import views
 from page.access import Access, cookie_name
-from page.actions import VERBS, Actions
+from page.actions import VERBS, Actions, Chosen
 from store import Store
 from system.errors import ListenerError
 from system.text import format_local, one_line, pluralize
@@ -130,11 +130,11 @@ class Pages:
         """The items of a status and, perhaps, a reason."""
         if status not in views.SORTED_BY:
             abort(404, "There is no such status.")
-        reason = request.args.get("reason")
+        reason, job = request.args.get("reason"), request.args.get("job", "")
         number = max(1, request.args.get("page", 1, type=int))
         with self._store() as store:
-            view = views.items(store, status, reason, min(number, 1_000_000))
-            return render_template("items.html", view=view, status=status, reason=reason, now=_now(store))
+            view = views.items(store, status, job, reason, min(number, 1_000_000))
+            return render_template("items.html", view=view, status=status, job=job, reason=reason, now=_now(store))
 
 
 class Forms:
@@ -154,7 +154,8 @@ class Forms:
         status, group = request.form.get("status", ""), request.form.get("group")
         if verb not in VERBS or status not in GROUP_STATUSES[verb] or group is None:
             abort(400, "This form is not complete.")
-        self._actions.change_group(verb, status, group, g.user, request.form.get("reason", ""))
+        chosen = Chosen(status, request.form.get("job", ""), group)
+        self._actions.change_group(verb, chosen, g.user, request.form.get("reason", ""))
         return redirect(url_for("overview"), 303)
 
     def change_asset(self, verb: str) -> Answer:

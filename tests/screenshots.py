@@ -89,7 +89,7 @@ def fill(sandbox: Sandbox, database: Path) -> None:
         end_jobs(store)
         add_days(store)
         sandbox.refuse_jobs = (402, "Insufficient credits")
-        for title in ("trailer.mov", "b-roll 7.mov"):
+        for title in ("trailer.mov", "b-roll 7.jpg"):
             sandbox.set_proxy(sandbox.create_asset(title))
         sandbox.create_asset("still uploading.mov")
         wait_until(lambda: len(store.database.run("SELECT 1 FROM items WHERE status = 'ready' AND refused = 1")) == 4)
@@ -122,12 +122,12 @@ def take(folder: Path, link: str) -> None:
     """Take the pictures."""
     address = link.partition("?")[0]
     with closing(Browser(folder / "profile")) as browser:
-        browser.look(width=900, height=400)
+        browser.look(width=820, height=400)
         browser.open(link)
         browser.wait_for_text("Jobs of the last 30 days")
         browser.screenshot(ROOT / "docs" / "page-overview.png")
         browser.type("searchbox", "Title or id", "drone 12")
-        browser.wait_for_text("It failed")
+        browser.wait_for_text("Open it in iconik", "As of 20")
         browser.screenshot(ROOT / "docs" / "page-asset.png")
         browser.look(width=390, height=400, dark=True)
         browser.open(address)

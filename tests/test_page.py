@@ -363,6 +363,23 @@ def test_retry_takes_up_one_group_only(listener_here: ListenerHere, page: Page) 
     assert page.text().count("Codec unknown") == 1
 
 
+def test_groups_of_several_jobs_are_told_apart(listeners_here: Any) -> None:
+    listener = listeners_here(submitter__jobs="analyze faces").start()
+    fail(listener.store, "Codec unknown", ASSET, OTHER_ASSET)
+    listener.store.database.run("UPDATE items SET job = 'faces' WHERE object_id = :id", id=ASSET)
+    page = Page(listener)
+    try:
+        page.log_in()
+        text = page.text()
+        assert "Codec unknown (analyze) 1 item failed" in text and "Codec unknown (faces) 1 item failed" in text
+        assert page.text("/items/failed?job=faces&reason=Codec+unknown").count("clip.mov") == 1
+        page.post("/skip/group", {"status": "failed", "job": "faces", "group": "Codec unknown"})
+        assert [row["job"] for row in listener.rows("status = 'skipped'")] == ["faces"]
+        assert "Skip “Codec unknown” (faces): 1 item skipped." in page.text()
+    finally:
+        page.close()
+
+
 def test_skip_takes_what_waits_in_a_group(listener_here: ListenerHere, page: Page) -> None:
     fail(listener_here.store, "iconik answered 402", ASSET, OTHER_ASSET)
     listener_here.command("pause")
@@ -391,7 +408,7 @@ def test_a_group_without_a_reason_can_be_retried(listener_here: ListenerHere, pa
     assert [row["object_id"] for row in listener_here.rows("status = 'skipped'")] == [OTHER_ASSET]
 
 
-def test_one_job_of_an_asset_is_retried(listeners_here: Any, pages: Pages, listener_here: ListenerHere) -> None:
+def test_one_job_of_an_asset_is_retried(pages: Pages, listener_here: ListenerHere) -> None:
     fail(listener_here.store, "Codec unknown", ASSET)
     page = pages()
     page.log_in()

@@ -52,7 +52,7 @@ def test_a_person_finds_a_failed_asset_and_retries_its_group(
     assert browser.url() == f"{page.url}/"
 
     browser.type("searchbox", "Title or id", "holiday")
-    browser.wait_for_text("It failed: Codec unknown", "the asset was added")
+    browser.wait_for_text("failed: Codec unknown", "the asset was added")
     assert browser.url() == f"{page.url}/asset/{ASSET}"
     assert browser.names("heading")[0] == "holiday.mov"
 
@@ -179,7 +179,7 @@ def test_axe_finds_no_error(listener_here: ListenerHere, page: Page, browsers: B
     listener_here.command("pause")
     says = {
         "/": "Jobs of the last",
-        f"/asset/{ASSET}": "It failed",
+        f"/asset/{ASSET}": "failed: Codec",
         "/items/failed": "Codec",
         "/search?q=hol": "mov",
     }
