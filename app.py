@@ -36,21 +36,26 @@ except ImportError as missing:
 
 import commands
 from circuit_breaker import CircuitBreaker
+from commands.help import Program
 from config import Config, load
 from iconik_client import IconikClient
+from menu import MENU
+from page.command import page
 from reconciliation.reconciler import Reconciler
 from resources import Services, create_app
 from store import Rules, Store
 from submitter import Submitter
 from system import systemd
 from system.errors import ListenerError
-from system.log import set_up_logging
+from system.log import flush_log, log_writer, set_up_logging, stderr_is_the_journal
 from system.server import Server
+from system.text import in_container
 from version import __version__
 
 log = logging.getLogger("iconik_listener")
 
 MAX_CALL_EXCESS = 120.0  # seconds beyond its timeout after which a call hangs: the system's resolver may take a minute
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 STARTING_SECONDS = 300.0  # added to systemd's start timeout with each progress line
 
 
@@ -61,6 +66,8 @@ def serve(config: Config) -> None:
     """
     set_up_logging()
     threading.excepthook = _end_process
+    if config.variables is not None:
+        log.info("%s", config.describe_environment())
     for line in (*config.warnings, *config.notes):
         log.warning("%s", line)
     store = Store(config.listener.database, Rules.of(config), listener=True, progress=_starting)
@@ -70,8 +77,9 @@ def serve(config: Config) -> None:
         submitter = Submitter(store, client, breaker, config)
         reconciler = Reconciler(store, client, breaker, submitter, config)
         services = Services(store, submitter, breaker, config.listener.webhook_secret)
-        server = Server(create_app(services), config.listener.host, config.listener.port)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        listen_on = (config.listener.host, config.listener.port)
+        server = Server(create_app(services, MENU), *listen_on, services.judge)
+        for number in STOP_SIGNALS:
             signal.signal(number, lambda *_: server.stop())
         server.wake_for_signals()
         submitter.start()
@@ -80,7 +88,7 @@ def serve(config: Config) -> None:
 
         def show_life() -> None:
             if (seconds := client.longest_call()) > config.iconik.timeout + MAX_CALL_EXCESS:
-                log.error("A call to iconik has hung for %.0f s: restart the listener, if systemd does not", seconds)
+                _hangs(seconds)
             elif submitter.is_alive() and reconciler.is_alive():
                 systemd.notify("WATCHDOG=1", f"STATUS={breaker.describe()}")
 
@@ -92,6 +100,8 @@ def serve(config: Config) -> None:
         breaker.stop()
         submitter.stop()
         reconciler.stop()
+        for number in STOP_SIGNALS:  # while Python ends, it would die of another one
+            signal.signal(number, signal.SIG_IGN)
     finally:
         store.close()
 
@@ -106,18 +116,29 @@ def _announce(server: Server, store: Store, config: Config) -> None:
     systemd.notify("READY=1")
 
 
+def _hangs(seconds: float) -> None:
+    """A call cannot be cut off. systemd restarts a listener that shows no life; in a container, one that ends."""
+    if not in_container():
+        log.error("A call to iconik has hung for %.0f s: restart the listener, if systemd does not", seconds)
+        return
+    log.critical("A call to iconik has hung for %.0f s: ending, to be restarted", seconds)
+    flush_log()
+    os._exit(1)
+
+
 def _starting(line: str) -> None:
     log.info("%s", line)
     systemd.extend_timeout(STARTING_SECONDS)
 
 
 def _end_process(mistake: threading.ExceptHookArgs) -> None:
-    """The service would go on without one of its threads, and nobody would notice. A restart loses nothing."""
+    """Otherwise the service would keep running with a thread missing, unnoticed. A restart loses nothing."""
     log.critical("Ending", exc_info=(mistake.exc_type, mistake.exc_value or mistake.exc_type(), mistake.exc_traceback))
+    flush_log()
     os._exit(1)
 
 
-@click.group(invoke_without_command=True, commands=commands.ALL)
+@click.group(cls=Program, invoke_without_command=True, commands=[*commands.ALL, page])
 @click.option("--config", "path", default="config.ini", show_default=True, help="The configuration file.")
 @click.version_option(__version__, message="iconik-listener %(version)s")
 @click.help_option("-h", "--help")
@@ -125,7 +146,7 @@ def _end_process(mistake: threading.ExceptHookArgs) -> None:
 def cli(context: click.Context, path: str) -> None:
     """Start an analysis in iconik for every new asset, once, as soon as its proxy is ready.
 
-    Without a command, it listens for iconik's webhooks.
+    `serve` listens for iconik's webhooks, and so does app.py without a command.
     """
     # How this program is to be called is printed where a person has to do something.
     this_command = shlex.join([sys.executable, os.path.abspath(__file__), "--config", os.path.abspath(path)])  # noqa: PTH100
@@ -145,6 +166,11 @@ def _serve(path: Path) -> None:
 
 def main() -> None:
     """Every error that is the operator's to fix ends here, as one line."""
+    for descriptor in (0, 1, 2):
+        try:
+            os.fstat(descriptor)
+        except OSError:  # closed: items.db or a connection would become it, and be written to like stderr
+            os.open(os.devnull, os.O_RDWR)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a title may have characters that this terminal does not
             stream.reconfigure(errors="backslashreplace")
@@ -167,8 +193,15 @@ def main() -> None:
 
 
 def _end(message: str, exit_code: int) -> None:
-    with suppress(OSError):
-        click.echo(f"Error: {message}", err=True)
+    if stderr_is_the_journal():  # as a line of the log, with its time and priority
+        if log_writer() is None:
+            set_up_logging()
+        log.critical("%s", message)
+        flush_log()
+    else:
+        flush_log()
+        with suppress(OSError):
+            click.echo(f"Error: {message}", err=True)
     sys.exit(exit_code)
 
 

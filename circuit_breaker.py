@@ -70,9 +70,10 @@ class CircuitBreaker:
 
     def describe(self) -> str:
         """Its state as a sentence."""
-        if self.is_open:
-            return f"The circuit breaker has been open since {self._opened_at}: {self._reason}"
-        return "The circuit breaker is closed"
+        with self._changed:
+            if self.is_open:
+                return f"The circuit breaker has been open since {self._opened_at}: {self._reason}"
+            return "The circuit breaker is closed"
 
     def wait(self) -> Permission | None:
         """Wait until requests may go out. Returns None once the breaker has been stopped."""
@@ -90,14 +91,15 @@ class CircuitBreaker:
     def succeeded(self) -> None:
         """iconik accepted a job or refused it: either is a sign of life."""
         with self._changed:
-            if self._openings_in_a_row:
-                log.info("iconik takes jobs again: the circuit breaker closes (it opened at %s)", self._opened_at)
             self._streak.clear()
             self._rate_limited.clear()
+            if self._is_rate_limit and self.is_open:  # iconik asked for the pause: a success does not end it
+                return
+            if self._openings_in_a_row:
+                log.info("iconik takes jobs again: the circuit breaker closes (it opened at %s)", self._opened_at)
             self._openings_in_a_row = 0
-            if not self._is_rate_limit:
-                self._open_until = 0.0
-                self._changed.notify_all()
+            self._open_until = 0.0
+            self._changed.notify_all()
 
     def failed(self, permission: Permission, error: IconikError, source: str, *, is_item: bool = True) -> None:
         """A call failed.

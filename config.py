@@ -1,4 +1,7 @@
-"""config.ini: read, checked, typed. One dataclass for each kind of section, one field for each key."""
+"""config.ini: read, checked, typed. One dataclass for each kind of section, one field for each key.
+
+In a container, the environment may hold the same keys: see `_read_environment`.
+"""
 
 import configparser
 import grp
@@ -6,18 +9,18 @@ import os
 import re
 import shlex
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import urlsplit
 
 from jobs import DEFAULT_JOB, JOBS, Job
 from system.errors import ListenerError
-from system.text import UUID
+from system.text import UUID, in_container
 
-Section = TypeVar("Section")
 HOST = re.compile(r"[a-z0-9-]+(\.[a-z0-9-]+)*\.?|[0-9a-f:]*:[0-9a-f:.]*")
 THIS_MACHINE = re.compile(r"localhost|127(\.[0-9]{1,3}){3}|::1")
 MAX_SECONDS = 10 * 365 * 24 * 3600.0
@@ -31,7 +34,11 @@ MOVED = {
     ("iconik", "analysis_profile"): (DEFAULT_JOB.name, "profile"),
     ("iconik", "skip_types"): (DEFAULT_JOB.name, "skip_types"),
 }
-Moved = dict[tuple[str, str], tuple[str, str]]  # the section and key where one of MOVED was found, by those of today
+Key = tuple[str, str]  # its section and its name
+SWITCH = "ICONIK_LISTENER_ENVIRONMENT"  # only the image sets it
+# The program's own variables, and those that Kubernetes sets for a service that is called iconik-listener.
+NOT_OURS = "ICONIK_LISTENER_"
+MAX_FILE = 64 * 1024  # characters of a file that holds one value
 # iconik's types of assets, from its API document (AssetSchema).
 ASSET_TYPES = ("ASSET", "SEQUENCE", "NLE_PROJECT", "PLACEHOLDER", "CUSTOM", "LINK", "SUBCLIP")
 
@@ -65,8 +72,16 @@ def _plain(text: str) -> str:
     return text
 
 
+def _without_comment(text: str) -> None:
+    if re.search(r"\s[#;]", text):
+        raise ValueError("is followed by a comment, which needs a line of its own")
+
+
 def _header_value(text: str) -> str:
     """A secret that travels as an HTTP header: visible ASCII."""
+    _without_comment(text)
+    if re.match("[\u2018-\u201f\u00ab\u00bb\u2039\u203a]", text):  # those of word processors
+        raise ValueError("is in quotes: write it without them")
     if not re.fullmatch(r"[!-~]*", text):
         raise ValueError("may consist of visible ASCII characters only, without spaces")
     return text
@@ -79,6 +94,8 @@ def _credential(text: str) -> str:
 
 
 def _secrets(text: str) -> tuple[str, ...]:
+    if len(text.split()) > MAX_SECRETS:
+        _without_comment(text)
     secrets = tuple(_header_value(_plain(secret)) for secret in text.split(" ") if secret)
     if len(secrets) > MAX_SECRETS:
         raise ValueError("may hold two secrets at most, separated by a space")
@@ -120,12 +137,22 @@ def _text(text: str) -> str:
     return text
 
 
+def _addresses(text: str) -> tuple[str, ...]:
+    """Apprise's URLs. They hold passwords, so no message shows them."""
+    addresses = tuple(address.rstrip(",") for address in text.split())
+    for address in addresses:
+        if not re.fullmatch(r"[a-z][a-z0-9]*://[!-~]+", address, re.IGNORECASE):
+            raise ValueError("must be Apprise URLs like ntfy://topic, separated by spaces")
+    return addresses
+
+
 def _path(text: str) -> Path:
     return Path(_text(text))
 
 
 def _number(parse: Callable[[str], Any], lowest: float, highest: float, unit: str = "") -> Callable[[str], Any]:
     def read(text: str) -> Any:
+        _without_comment(text)
         try:
             value = parse(text)
         except ValueError:
@@ -192,6 +219,11 @@ class LimitsConfig:
 
 
 @dataclass(frozen=True)
+class NotifyConfig:
+    to: tuple[str, ...] = _key(_addresses, "", secret=True)
+
+
+@dataclass(frozen=True)
 class ReconcilerConfig:
     interval: float = _key(_seconds(0), "3600")
     min_age: float = _key(_seconds(0), "600")
@@ -203,7 +235,8 @@ class Config:
     """All of config.ini; durations in seconds, `path` and `listener.database` absolute.
 
     `job_sections` has the section of each job by its name. `warnings` and `notes` are lines for the log: what is
-    allowed, but not wise, and what has changed since version 1.0.
+    allowed, but not wise, and what has changed since version 1.0. `variables` are the names of the environment's
+    variables that were read, or None if none are, as without a container.
     """
 
     path: Path
@@ -212,9 +245,16 @@ class Config:
     submitter: SubmitterConfig
     limits: LimitsConfig
     reconciler: ReconcilerConfig
+    notify: NotifyConfig
     job_sections: dict[str, JobConfig]
     warnings: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    variables: tuple[str, ...] | None = None
+
+    def describe_environment(self) -> str:
+        """One line on which variables were read."""
+        file = f", and goes before {self.path}" if self.path.exists() else ""
+        return f"The environment is read{file}: {', '.join(self.variables or ()) or 'it holds no key'}"
 
     @property
     def jobs(self) -> tuple[Job, ...]:
@@ -238,6 +278,7 @@ SECTIONS: dict[str, Any] = {
     "submitter": SubmitterConfig,
     "limits": LimitsConfig,
     "reconciler": ReconcilerConfig,
+    "notify": NotifyConfig,
 }
 
 
@@ -248,45 +289,159 @@ def keys_of(section: str) -> list[Any]:
     return list(fields(SECTIONS[section]))
 
 
+@dataclass(frozen=True)
+class _Source:
+    """What was written, and where, for messages."""
+
+    path: Path
+    parser: configparser.ConfigParser
+    moved: dict[Key, Key]  # where the file has one of MOVED, by the section and key of today
+    variables: dict[Key, str] | None  # from which variable a value is; None if the environment is not read
+
+    def place(self, section: str, key: str) -> str:
+        """Where a value is written or, if it is missing, where it is to be."""
+        if self.variables is not None and ((section, key) in self.variables or not self.path.exists()):
+            return self.variables.get((section, key), f"{section}_{key}".upper())
+        section, key = self.moved.get((section, key), (section, key))
+        return f"{self.path}: [{section}] {key}"
+
+    def section(self, name: str) -> Any:
+        """One section, typed.
+
+        :raises ConfigError: with one line for the operator
+        """
+        written = dict(self.parser[name]) if self.parser.has_section(name) else {}
+        section = SECTIONS.get(name, JobConfig)
+        known = [key.name for key in keys_of(name)]
+        for unknown in written.keys() - set(known):
+            meant = _did_you_mean(unknown, known, "{}")
+            raise ConfigError(f"{self.path}: [{name}] {unknown[:40]}: unknown key{meant}")
+        values = {}
+        for key in fields(section):
+            text = written.get(key.name, key.metadata["default"])
+            try:
+                values[key.name] = key.metadata["read"](_plain(text or ""))
+            except ValueError as error:
+                raise ConfigError(f"{self.place(name, key.name)}: {error}") from None
+        return section(**values)
+
+
 def load(path: Path) -> Config:
-    """Read the file `path`, which is UTF-8.
+    """Read the file `path`, which is UTF-8, and the environment, if the image's switch is on.
 
     :raises ConfigError: with one line for the operator
     """
-    parser = _parse(path)
-    moved = _read_from_old_places(parser)
-    for name in parser.sections():
-        if name not in SECTIONS and name not in JOBS:
-            raise ConfigError(f"{path}: [{name}]: unknown section")
-    listener = _section(parser, path, moved, "listener", ListenerConfig)
+    source = _read(path)
+    known = (*SECTIONS, *JOBS)
+    for name in source.parser.sections():
+        if name not in known:
+            raise ConfigError(f"{path}: [{name}]: unknown section{_did_you_mean(name, known, '[{}]')}")
+    sections = {name: source.section(name) for name in SECTIONS}
     # The path may be relative to the file, or a link: the lock needs the file's one true name.
-    listener = replace(listener, database=(path.resolve().parent / listener.database).resolve())
-    submitter = _section(parser, path, moved, "submitter", SubmitterConfig)
-    job_sections = {name: _section(parser, path, moved, name, JobConfig) for name in JOBS}
-    if submitter.max_retry_delay < submitter.retry_delay:
-        raise ConfigError(f"{path}: [submitter] max_retry_delay: must not be less than retry_delay")
+    database = (path.resolve().parent / sections["listener"].database).resolve()
+    sections["listener"] = replace(sections["listener"], database=database)
+    if sections["submitter"].max_retry_delay < sections["submitter"].retry_delay:
+        raise ConfigError(f"{source.place('submitter', 'max_retry_delay')}: must not be less than retry_delay")
+    job_sections = {name: source.section(name) for name in JOBS}
+    skip_types = job_sections[DEFAULT_JOB.name].skip_types
     return Config(
         path=path.resolve(),
-        iconik=_section(parser, path, moved, "iconik", IconikConfig),
-        listener=listener,
-        submitter=submitter,
-        limits=_section(parser, path, moved, "limits", LimitsConfig),
-        reconciler=_section(parser, path, moved, "reconciler", ReconcilerConfig),
+        **sections,
         job_sections=job_sections,
-        warnings=(*_unwise(path, listener), *_unknown_types(path, job_sections[DEFAULT_JOB.name].skip_types)),
+        warnings=(*_unwise(path, sections["listener"]), *_unknown_types(source, skip_types)),
         notes=tuple(
             f"{path}: {old_key} of [{old_section}] is now {key} of [{section}]: move it there"
-            for (section, key), (old_section, old_key) in moved.items()
+            for (section, key), (old_section, old_key) in source.moved.items()
         ),
+        variables=None if source.variables is None else tuple(sorted(source.variables.values())),
     )
 
 
-def _parse(path: Path) -> configparser.ConfigParser:
+def load_notify(path: Path) -> tuple[NotifyConfig, Path]:
+    """[notify] alone, and where items.db is: a mistake elsewhere in the file does not keep it from being told.
+
+    :raises ConfigError: the file or the environment cannot be read, or the mistake is there
+    """
+    source = _read(path)
+    database = source.parser.get("listener", "database", fallback="items.db")
+    return source.section("notify"), (path.resolve().parent / database).resolve()
+
+
+def _read(path: Path) -> _Source:
+    """What the file says and, before it, the environment."""
+    from_environment = _read_environment()
+    parser = _parse(path, may_be_missing=from_environment is not None)
+    moved = _read_from_old_places(parser)
+    for (section, key), (_, text) in (from_environment or {}).items():
+        if not parser.has_section(section):
+            parser.add_section(section)
+        parser[section][key] = text
+    variables = None
+    if from_environment is not None:
+        variables = {place: variable for place, (variable, _) in from_environment.items()}
+    return _Source(path, parser, moved, variables)
+
+
+def _read_environment() -> dict[Key, tuple[str, str]] | None:
+    """The keys that the environment holds, each with the name of its variable and its text.
+
+    `LIMITS_MAX_PER_DAY` is max_per_day of [limits], and `ICONIK_AUTH_TOKEN_FILE` names a file that holds auth_token of
+    [iconik]. None without the image's switch: outside of a container, a variable that is meant for another program must
+    not change who is asked, or with which credentials.
+
+    :raises ConfigError: with one line for the operator
+    """
+    switch = os.environ.get(SWITCH, "0")
+    if switch not in ("0", "1"):
+        raise ConfigError(f"{SWITCH}: must be 0 or 1")
+    if switch == "0":
+        return None
+    found: dict[Key, tuple[str, str]] = {}
+    for variable in sorted(os.environ):
+        name, _, key = variable.removesuffix("_FILE").partition("_")
+        section, place = name.lower(), (name.lower(), key.lower())
+        is_ours = name.isupper() and key.isupper() and section in (*SECTIONS, *JOBS)
+        if not is_ours or variable.startswith(NOT_OURS):
+            continue
+        if key.lower() not in {known.name for known in keys_of(section)}:
+            raise ConfigError(f"{variable}: [{section}] has no such key")
+        if place in found:
+            raise ConfigError(f"{found[place][0]} and {variable} are both set: remove one of them")
+        found[place] = variable, _text_of(variable)
+    return found
+
+
+def _text_of(variable: str) -> str:
+    """The value that a variable holds, or that the file holds which it names.
+
+    No message quotes either: somebody may have mixed up the two, and then the name is a secret.
+    """
+    text = os.environ[variable]
+    if variable.endswith("_FILE"):
+        try:
+            with Path(text).open(encoding="utf-8") as file:
+                text = file.read(MAX_FILE)
+        except OSError as error:
+            reason = error.strerror
+            if isinstance(error, PermissionError):
+                reason = f"{reason}. It must belong to the user {os.geteuid()}, or be readable by every user"
+            raise ConfigError(f"{variable}: the file cannot be read: {reason}") from None
+        except UnicodeDecodeError:
+            raise ConfigError(f"{variable}: the file is not UTF-8 text") from None
+    text = text.strip()
+    if "\n" in text:
+        raise ConfigError(f"{variable}: has more than one line")
+    return text
+
+
+def _parse(path: Path, *, may_be_missing: bool) -> configparser.ConfigParser:
     # An empty default section means that [DEFAULT] is as unknown as any other.
     parser = configparser.ConfigParser(interpolation=None, default_section="")
     try:
         parser.read_string(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
+        if may_be_missing:
+            return parser
         raise ConfigError(
             f"{path} does not exist: copy config.example.ini to config.ini and fill it in, or try: python app.py demo"
         ) from None
@@ -295,7 +450,7 @@ def _parse(path: Path) -> configparser.ConfigParser:
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
-        raise ConfigError(f"{path}: is not UTF-8 text") from None
+        raise ConfigError(f"{path}: is not UTF-8 text: save it as UTF-8") from None
     except configparser.DuplicateOptionError as error:
         raise ConfigError(f"{path}: [{error.section}] {error.option}: is defined twice") from None
     except configparser.DuplicateSectionError as error:
@@ -307,7 +462,12 @@ def _parse(path: Path) -> configparser.ConfigParser:
     return parser
 
 
-def _read_from_old_places(parser: configparser.ConfigParser) -> Moved:
+def _did_you_mean(word: str, known: Iterable[str], form: str) -> str:
+    close = get_close_matches(word[:40].lower(), list(known), n=1, cutoff=0.6)
+    return f". Did you mean {form.format(close[0])}?" if close else ""
+
+
+def _read_from_old_places(parser: configparser.ConfigParser) -> dict[Key, Key]:
     """Move what an older config.ini has elsewhere to where it is now. Returns where it was."""
     moved = {}
     for (old_section, old_key), (section, key) in MOVED.items():
@@ -324,32 +484,18 @@ def _read_from_old_places(parser: configparser.ConfigParser) -> Moved:
     return moved
 
 
-def _section(
-    parser: configparser.ConfigParser, path: Path, moved: Moved, name: str, section: Callable[..., Section]
-) -> Section:
-    written = dict(parser[name]) if parser.has_section(name) else {}
-    for unknown in written.keys() - {key.name for key in keys_of(name)}:
-        raise ConfigError(f"{path}: [{name}] {unknown[:40]}: unknown key")
-    values = {}
-    for key in fields(section):  # type: ignore[arg-type]
-        text = written.get(key.name, key.metadata["default"])
-        try:
-            values[key.name] = key.metadata["read"](_plain(text or ""))
-        except ValueError as error:
-            section_name, key_name = moved.get((name, key.name), (name, key.name))
-            raise ConfigError(f"{path}: [{section_name}] {key_name}: {error}") from None
-    return section(**values)
-
-
-def _unknown_types(path: Path, types: frozenset[str]) -> list[str]:
+def _unknown_types(source: _Source, types: frozenset[str]) -> list[str]:
+    place = source.place(DEFAULT_JOB.name, "skip_types")
     return [
-        f"{path}: [{DEFAULT_JOB.name}] skip_types: iconik has no type of assets {name}, only {', '.join(ASSET_TYPES)}"
+        f"{place}: iconik has no type of assets {name}, only {', '.join(ASSET_TYPES)}"
         for name in sorted(types - set(ASSET_TYPES))
     ]
 
 
 def _make_private(path: Path) -> str:
-    """The command after which this process's user can read the file `path`, and no stranger can."""
+    """What to do so that this process's user can read the file `path`, and no stranger can."""
+    if in_container():
+        return f"on the host, give the file to the user {os.geteuid()}, with chown, and make it private, with chmod 600"
     file = shlex.quote(str(path))
     with suppress(OSError):
         if path.stat().st_uid == os.geteuid():
@@ -363,7 +509,7 @@ def _make_private(path: Path) -> str:
 
 def _unwise(path: Path, listener: ListenerConfig) -> list[str]:
     warnings = []
-    if path.stat().st_mode & stat.S_IROTH:
+    if path.exists() and path.stat().st_mode & stat.S_IROTH:
         warnings.append(f"{path} contains credentials and is readable by every user: {_make_private(path)}")
     if not listener.webhook_secret:
         warnings.append("No webhook_secret is set: anybody who finds the port can start analyses")

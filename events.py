@@ -75,8 +75,13 @@ class Event:
     @property
     def version_id(self) -> str | None:
         """The version of the asset that a proxy is of; None if the event does not say."""
-        version_id = self.data.get("version_id")
-        return version_id.lower() if isinstance(version_id, str) and UUID.fullmatch(version_id) else None
+        return version_of(self.data)
+
+
+def version_of(proxy: Mapping[str, object]) -> str | None:
+    """The version of the asset that a proxy of iconik's is of; None if it does not say."""
+    version_id = proxy.get("version_id")
+    return version_id.lower() if isinstance(version_id, str) and UUID.fullmatch(version_id) else None
 
 
 def title_of(asset: Mapping[str, object]) -> str | None:
@@ -85,6 +90,53 @@ def title_of(asset: Mapping[str, object]) -> str | None:
     return one_line(title, MAX_TITLE) if isinstance(title, str) else None
 
 
+@dataclass(frozen=True)
+class MenuAction:
+    """An entry of iconik's menu: a custom action, which is a webhook that a person starts for assets."""
+
+    path: str
+    title: str
+
+
+@dataclass(frozen=True)
+class MenuEvent:
+    """What iconik sends when a person chooses an entry of its menu, as much of it as matters here.
+
+    The person's own `auth_token`, which iconik sends as well, is never read.
+
+    :ivar asset_ids: each once, in lower case
+    :ivar collection_ids: as one line each
+    :ivar others: how many of the assets' ids were no ids
+    :ivar user_id: who it was; None if iconik does not say
+    """
+
+    asset_ids: list[str]
+    collection_ids: list[str]
+    others: int
+    user_id: str | None
+
+    @classmethod
+    def of(cls, body: Mapping[str, Any]) -> "MenuEvent":
+        """Read an event.
+
+        :raises BadEvent: it has no list of assets
+        """
+        asset_ids, collection_ids, user_id = body.get("asset_ids"), body.get("collection_ids"), body.get("user_id")
+        if not isinstance(asset_ids, list):
+            raise BadEvent("asset_ids must be a list")
+        ids = [one.lower() for one in asset_ids if isinstance(one, str) and UUID.fullmatch(one)]
+        return cls(
+            asset_ids=list(dict.fromkeys(ids)),
+            collection_ids=[one_line(one, 40) for one in collection_ids] if isinstance(collection_ids, list) else [],
+            others=len(asset_ids) - len(ids),
+            user_id=user_id.lower() if isinstance(user_id, str) and UUID.fullmatch(user_id) else None,
+        )
+
+
 CREATE = EventKind("/create", "iconik-listener: new assets", ("create",), "entity", "")
 PROXY = EventKind("/proxy", "iconik-listener: proxies", ("update", "create"), "proxies", 'data.status="CLOSED"')
 KINDS = (CREATE, PROXY)
+AGAIN = MenuAction("/actions/again", "Analyze again")
+SKIP = MenuAction("/actions/skip", "Do not analyze")
+ACTIONS = (AGAIN, SKIP)
+CONTEXTS = ("ASSET", "BULK")  # where in iconik a person chooses the entry: at one asset, or at several

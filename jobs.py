@@ -1,4 +1,4 @@
-"""The kinds of jobs that iconik can do for an asset. Nothing else in the code knows a job by its name.
+"""The kinds of jobs that iconik can do for an asset. What the service knows about each is in one table here.
 
 Where each fact is from is in docs/iconik.md.
 """
@@ -22,8 +22,7 @@ class Job:
     :ivar status_field: the field of an asset's versions that says how far it is
     :ivar is_on_asset: whether the asset itself has that field, too
     :ivar iconik_type: the type of iconik's jobs
-    :ivar media_types: those that it serves
-    :ivar profile_types: the media type of the profile that serves it, by the media type of the asset
+    :ivar profile_types: the media type of the profile that serves it, by the media types of the assets that it serves
     :ivar meters: which of iconik's meters it is billed by, by the media type of the asset
     :ivar automation_action: what iconik's automations call it
     :ivar keys: those of its section in config.ini
@@ -39,7 +38,6 @@ class Job:
     path: str
     status_field: str
     iconik_type: str
-    media_types: tuple[str, ...]
     profile_types: dict[str, str]
     automation_action: str
     keys: tuple[str, ...]
@@ -60,7 +58,7 @@ class Job:
 
     def serves(self, media_type: str) -> bool:
         """Whether iconik can do it for assets of that media type."""
-        return media_type in self.media_types
+        return media_type in self.profile_types
 
 
 ANALYZE = Job(
@@ -72,7 +70,6 @@ ANALYZE = Job(
     path="transcode/v1/analyze/assets/{asset}/{profile}",
     status_field="analyze_status",
     iconik_type="ANALYZE",
-    media_types=("image", "video"),
     profile_types={"image": "image", "video": "video"},
     automation_action="ANALYZE",
     keys=("profile", "only", "skip_types"),
@@ -88,7 +85,6 @@ TRANSCRIBE = Job(
     status_field="transcribe_status",
     is_on_asset=False,
     iconik_type="TRANSCRIPTION",
-    media_types=("video", "audio"),
     profile_types={"video": "transcription", "audio": "transcription"},
     automation_action="TRANSCRIBE",
     keys=("profile", "only", "language"),
@@ -103,7 +99,6 @@ FACES = Job(
     path="ml/v1/face_recognition/extract/assets/{asset}/versions/{version}/",
     status_field="face_recognition_status",
     iconik_type="FACE_RECOGNITION",
-    media_types=("image", "video"),
     profile_types={"image": "face_image", "video": "face_video"},
     automation_action="EXTRACT_FACES",
     keys=("only",),

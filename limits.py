@@ -1,4 +1,4 @@
-"""Whether more jobs may be started today. iconik bills each of them, and knows no limit itself."""
+"""Whether more jobs may be started today. iconik bills each of them, and has no limit of its own."""
 
 import json
 import logging

@@ -10,7 +10,7 @@ from system.errors import ListenerError
 from system.runtime import Runtime
 from system.text import UUID, one_line
 
-MAX_AGE = 3600.0  # seconds for which a list of profiles is believed
+MAX_AGE = 3600.0  # seconds for which a list of profiles is cached
 MIN_AGE = 60.0  # seconds before the list is asked for again because a name is not in it
 DEFAULT = "default"
 

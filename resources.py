@@ -3,7 +3,7 @@
 import hmac
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NoReturn
@@ -13,16 +13,20 @@ from flask_restful import Api, Resource, abort
 from werkzeug.exceptions import HTTPException
 
 from circuit_breaker import CircuitBreaker
-from events import CREATE, PROXY, SECRET_HEADER, BadEvent, Event, EventKind
+from events import ACTIONS, CREATE, KINDS, PROXY, SECRET_HEADER, BadEvent, Event, EventKind
 from limits import Limits
-from store import UNCHANGED, Store
+from store import UNCHANGED, Status, Store
 from submitter import Submitter
 from system.database import StoreRefused, StoreUnavailable
+from system.log import log_writer
 from system.runtime import Runtime
+from system.server import MAX_BODY, Refusal
 from system.text import UUID, command, format_utc, named, one_line, parse_time
 from version import __version__
 
 log = logging.getLogger("iconik_listener")
+WRONG_SECRET = f"The header {SECRET_HEADER} is missing or wrong"
+WANTED = {part.path for part in (*KINDS, *ACTIONS)}  # the paths whose bodies are read
 LAST_WEBHOOK_AT = "last_webhook_at"  # the key in items.db's state
 WEBHOOK_NOTE_SECONDS = 60.0  # between two notes of that
 MAX_NOTED_VERSIONS = 10_000
@@ -42,32 +46,65 @@ class Services:
     runtime: Runtime = field(default_factory=Runtime)
     started_at: str = ""
     last_webhook_at: float | None = None  # seconds since 1970
+    webhook_noted_at: float | None = None  # the last one that items.db knows of
     noted_versions: set[str] = field(default_factory=set)  # assets whose new version was logged
 
     def __post_init__(self) -> None:
         self.started_at = self.started_at or format_utc(self.runtime.time())
-        self.last_webhook_at = parse_time(self.store.state(LAST_WEBHOOK_AT))
+        self.last_webhook_at = self.webhook_noted_at = parse_time(self.store.state(LAST_WEBHOOK_AT))
+
+    def refuses(self, secret: str, *senders: str | None) -> bool:
+        """Whether a webhook with this X-Webhook-Secret is refused. The log says so, and from whom it came."""
+        given = secret.encode("latin-1", "replace")
+        if not self.secrets or any(hmac.compare_digest(given, ours.encode()) for ours in self.secrets):
+            return False
+        sender = one_line(", ".join(filter(None, senders)))
+        fault = "does not match webhook_secret" if given else "is missing"
+        message = "Refused a webhook from %s: its header X-Webhook-Secret %s"
+        log.warning(message, sender, fault, extra={"topic": ("refused", sender, fault)})
+        return True
+
+    def judge(self, path: str, headers: Mapping[str, str], address: str) -> Refusal | None:
+        """Whether the body of a request is wanted: that of a webhook with the right secret. See `Server`."""
+        if path.rstrip("/") not in WANTED:
+            return Refusal(404, "Not Found")
+        secret = headers.get(SECRET_HEADER.upper().replace("-", "_"), "")
+        return Refusal(401, WRONG_SECRET) if self.refuses(secret, headers.get("X_FORWARDED_FOR"), address) else None
 
     def note_webhook(self) -> None:
         """Note that iconik delivered a webhook, for people who ask when it last did. Kept over a restart."""
-        now = self.runtime.time()
-        before = self.last_webhook_at
-        self.last_webhook_at = now
-        if before is None or not 0 <= now - before < WEBHOOK_NOTE_SECONDS:
+        now = self.last_webhook_at = self.runtime.time()
+        noted_at = self.webhook_noted_at
+        if noted_at is None or not 0 <= now - noted_at < WEBHOOK_NOTE_SECONDS:
             self.store.set_state(LAST_WEBHOOK_AT, format_utc(now))
+            self.webhook_noted_at = now
 
 
-class WebhookResource(Resource):
-    """POST of an event. It is answered 200 once what it says is on the disk."""
-
-    kind: EventKind
+class SecretResource(Resource):
+    """What only those may use who know the secret."""
 
     def __init__(self, services: Services) -> None:
         self.services = services
 
+    def check_secret(self) -> None:
+        """Answer the request with 401 if its secret is missing or wrong."""
+        senders = request.headers.get("X-Forwarded-For"), request.remote_addr
+        if self.services.refuses(request.headers.get(SECRET_HEADER, ""), *senders):
+            refuse(401, WRONG_SECRET)
+
+
+class WebhookResource(SecretResource):
+    """POST of an event. It is answered 200 once what it says is on the disk."""
+
+    kind: EventKind
+
     def post(self) -> Any:
-        self._check_secret()
-        body = _json_object(request.get_data())
+        self.check_secret()
+        if (request.content_length or 0) > MAX_BODY:  # the server has thrown it away
+            message = "Ignored an event of %d bytes at %s: those of assets and proxies are far smaller"
+            log.warning(message, request.content_length, self.kind.path, extra={"topic": ("large", self.kind.path)})
+            return {"object_id": None, "item": "ignored"}
+        body = json_object(request.get_data())
         if not self.kind.includes(body):  # iconik disables a webhook that keeps failing, whatever is in it
             object_id = body.get("object_id")
             return {"object_id": object_id if UUID.fullmatch(str(object_id)) else None, "item": "ignored"}
@@ -94,16 +131,6 @@ class WebhookResource(Resource):
         """Store what the event says. Returns the item's new status, or "unchanged"."""
         raise NotImplementedError
 
-    def _check_secret(self) -> None:
-        secrets = self.services.secrets
-        given = request.headers.get(SECRET_HEADER, "").encode("latin-1", "replace")
-        if secrets and not any(hmac.compare_digest(given, secret.encode()) for secret in secrets):
-            sender = one_line(", ".join(filter(None, (request.headers.get("X-Forwarded-For"), request.remote_addr))))
-            fault = "does not match webhook_secret" if given else "is missing"
-            message = "Refused a webhook from %s: its header X-Webhook-Secret %s"
-            log.warning(message, sender, fault, extra={"topic": ("refused", sender, fault)})
-            refuse(401, f"The header {SECRET_HEADER} is missing or wrong")
-
 
 class Create(WebhookResource):
     """A new asset."""
@@ -126,6 +153,8 @@ class Proxy(WebhookResource):
         if event.proxy_status != "CLOSED":
             return UNCHANGED
         status = self.services.store.proxy_closed(event.object_id, event.version_id)
+        if status == Status.AWAITING_CREATE:
+            log.info("The proxy of %s is ready, and the asset's own webhook has not come yet", event.object_id)
         if status == UNCHANGED and event.version_id:
             self._log_new_version(event)
         return status
@@ -158,6 +187,8 @@ class Health(Resource):
         has_work = bool(items["ready"] or items["submitting"])
         is_open = breaker.is_open or (breaker.opened_at is not None and has_work)
         last = services.last_webhook_at
+        writer = log_writer()
+        stuck_seconds = writer.stuck_seconds() if writer else 0.0
         return {
             "status": "paused" if is_open or limit.pause else "ok",
             "version": __version__,
@@ -165,6 +196,8 @@ class Health(Resource):
             "paused_since": breaker.opened_at if is_open else None,
             "last_error": services.submitter.last_error,
             "last_webhook_at": format_utc(last) if last else None,
+            "log_stuck_since": format_utc(services.runtime.time() - stuck_seconds) if stuck_seconds else None,
+            "log_lines_dropped": writer.dropped if writer else 0,
             **{name: items[name] for name in ("ready", "submitting", "failed", "oldest_due_at")},
             **limit.for_programs(),
         }
@@ -183,12 +216,12 @@ class ListenerApi(Api):
         return super().error_router(partial(original_handler, *context), error)
 
 
-def create_app(services: Services) -> Flask:
-    """The WSGI application."""
+def create_app(services: Services, more: Iterable[tuple[type[Resource], str]] = ()) -> Flask:
+    """The WSGI application. `more`: other resources and their paths."""
     app = Flask("iconik_listener", static_folder=None)
     app.register_error_handler(HTTPException, _json_error)
     api = ListenerApi(app)
-    for resource, path in ((Create, CREATE.path), (Proxy, PROXY.path), (Health, "/health")):
+    for resource, path in ((Create, CREATE.path), (Proxy, PROXY.path), (Health, "/health"), *more):
         api.add_resource(resource, path, f"{path}/", resource_class_kwargs={"services": services})
     return app
 
@@ -199,7 +232,7 @@ def refuse(status: int, message: str) -> NoReturn:
     raise AssertionError("abort() raises")
 
 
-def _json_object(body: bytes) -> dict[str, Any]:
+def json_object(body: bytes) -> dict[str, Any]:
     """The body as JSON, whatever its Content-Type says; 400 if it is not an object."""
     try:
         event = json.loads(body.decode("utf-8-sig"))

@@ -50,7 +50,7 @@ CREATE INDEX items_awaiting_proxy  ON items (next_attempt_at, created_at, status
 CREATE INDEX items_awaiting_create ON items (proxy_closed_at, status) WHERE status = 'awaiting_create';
 CREATE INDEX items_new             ON items (next_attempt_at, created_at, status, last_attempt_at)
     WHERE status = 'ready' AND last_attempt_at IS NULL;
-CREATE INDEX items_retries         ON items (counted_on IS NOT NULL, next_attempt_at, created_at, status, last_attempt_at)
+CREATE INDEX items_retries         ON items (counted_on IS NOT NULL, next_attempt_at, created_at, status, last_attempt_at, counted_on)
     WHERE status = 'ready' AND last_attempt_at IS NOT NULL;
 CREATE INDEX items_newest_retries  ON items (created_at, next_attempt_at) -- under a limit the newest assets go first
     WHERE status = 'ready' AND last_attempt_at IS NOT NULL AND counted_on IS NULL;
@@ -61,6 +61,12 @@ CREATE INDEX items_done            ON items (done_at, status) WHERE status = 'do
 CREATE INDEX items_unmeasured      ON items (done_at) WHERE status = 'done' AND media_type IS NULL;
 CREATE INDEX items_skipped         ON items (created_at, status) WHERE status = 'skipped';
 CREATE INDEX items_failed          ON items (last_attempt_at, status) WHERE status = 'failed';
+
+-- What people ask: status and the page group by reason, and report counts by day.
+CREATE INDEX items_retries_by_reason ON items (reason, last_attempt_at, attempts, status)
+    WHERE status = 'ready' AND last_attempt_at IS NOT NULL AND reason IS NOT NULL;
+CREATE INDEX items_failed_by_reason  ON items (reason, last_attempt_at, status) WHERE status = 'failed';
+CREATE INDEX items_counted           ON items (counted_on, job, status, media_type, duration) WHERE counted_on IS NOT NULL;
 
 -- The ledger: how many jobs were started on each day (UTC), and how many had been started by others.
 CREATE TABLE usage (

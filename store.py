@@ -1,6 +1,7 @@
 """The item state machine: each transition is one SQL statement, which stands beside its method."""
 
 import json
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
@@ -10,13 +11,16 @@ from typing import Any
 import migrations
 from config import Config
 from jobs import DEFAULT_JOB
-from system.database import Database, Progress, Row, StoreRefused
-from system.text import format_utc, parse_time
+from system.database import Database, Progress, Row, StoreRefused, StoreUnavailable
+from system.text import format_utc, one_line, parse_time
 
+log = logging.getLogger("iconik_listener")
+
+Key = tuple[str, str]  # an item: the asset's id, and the job
 DAY_SECONDS = 24 * 3600.0
-MAX_RETRY_AFTER = 3600.0  # seconds that iconik may ask for
-MISDATED_SECONDS = 60.0  # between two looks for polls that are due too late
+MISDATED_SECONDS = 60.0  # between two looks for what is due too late
 MAX_RELEASED = 200  # items that one statement makes due, so that no webhook waits long for its turn
+MAX_COUNT = 1e15  # what the ledger shows at most: a person may have written there what is no number of jobs
 UNCHANGED = "unchanged"
 # Keys of items.db's state.
 PAUSED = "paused"  # by a person: JSON, `since` and `by`; empty if not
@@ -107,11 +111,12 @@ class Item:
 
 
 ITEM_COLUMNS = tuple(field.name for field in fields(Item))
+NUMBERS = ("attempts", "backoff", "waited", "refused", "asked")
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of an attempt.
+    """The result of an attempt.
 
     :ivar status: the item's next status: submitted, done, skipped, failed, or ready for another attempt
     :ivar error: why it is skipped, failed or has to wait
@@ -166,8 +171,11 @@ class Store:
         """`clock`: seconds since 1970. All else, and the StoreError that this may raise, is Database's."""
         self.rules = rules
         self._clock = clock
-        self._looked_for_misdated_at: float | None = None
-        self._left_alone: set[tuple[str, str]] = set()  # items whose row a person's trigger does not let us change
+        self.has_creates = False  # whether an asset's own webhook came to this process
+        self.failed_creates = 0  # how many of them could not be stored, so that iconik was answered an error
+        self._looked_for_misdated_at: dict[str, float] = {}
+        self._left_alone: set[Key] = set()  # items whose row a person's trigger does not let us change
+        self._unfinished: set[Key] = set()  # items whose claim may have been written although it failed
         self.database = Database(path, migrations, listener=listener, progress=progress)
 
     def close(self) -> None:
@@ -188,7 +196,13 @@ class Store:
 
         :returns: the new status of its items, or "unchanged"
         """
-        rows = self.database.run(ADD_ASSET, **self.asset_values(object_id, title, Source.WEBHOOK, self.rules.min_age))
+        self.has_creates = True
+        try:
+            values = self.asset_values(object_id, title, Source.WEBHOOK, self.rules.min_age)
+            rows = self.database.run(ADD_ASSET, **values)
+        except (StoreUnavailable, StoreRefused):
+            self.failed_creates += 1
+            raise
         return str(rows[0]["status"]) if rows else UNCHANGED
 
     def asset_values(
@@ -242,41 +256,52 @@ class Store:
         :returns: how many items were under way
         """
         values = {"now": self.now(), "looked_at": self.now(self.rules.doubt_delay)}
-        with self.database.transaction() as db:
-            interrupted = db.execute(
-                """UPDATE items SET status = 'ready',
-                    next_attempt_at = CASE WHEN in_doubt_since IS NULL THEN :now ELSE :looked_at END,
-                    last_attempt_at = CASE WHEN in_doubt_since IS NULL THEN last_attempt_at ELSE :now END,
-                    error = coalesce(error, 'the listener ended before iconik answered'),
-                    reason = coalesce(reason, 'the listener ended before iconik answered')
-                WHERE status = 'submitting'""",
-                values,
-            ).rowcount
-            db.execute(
-                """UPDATE items SET next_attempt_at = :looked_at
-                WHERE status = 'ready' AND last_attempt_at IS NOT NULL AND in_doubt_since IS NOT NULL""",
-                values,
-            )
-            db.execute(
-                """UPDATE items SET next_attempt_at = :looked_at, last_attempt_at = :now
-                WHERE status = 'ready' AND last_attempt_at IS NULL AND in_doubt_since IS NOT NULL""",
-                values,
-            )
-            db.execute(
-                """UPDATE items SET next_attempt_at = :now,
-                    waited = max(0, waited - max(0, min(backoff,
-                        coalesce(seconds_between(:now, CAST(next_attempt_at AS BLOB)), 0))))
-                WHERE status = 'ready' AND last_attempt_at IS NOT NULL AND in_doubt_since IS NULL AND refused = 0
-                    AND next_attempt_at > :now""",
-                values,
-            )
+        interrupted, *_ = self._change_all(RECOVER, ("submitting", "ready"), values)
         return interrupted
 
     def skip_other_jobs(self) -> int:
         """At a start: skip the unfinished items of jobs that are no longer configured. Returns how many."""
         values = {"jobs": json.dumps(self.rules.jobs)}
-        with self.database.transaction() as db:
-            return sum(db.execute(statement, values).rowcount for statement in SKIP_OTHER_JOBS)
+        return sum(self._change_all(SKIP_OTHER_JOBS, ("awaiting_proxy", "awaiting_create", "ready"), values))
+
+    def _change_all(self, statements: Sequence[str], statuses: Sequence[str], values: dict[str, Any]) -> list[int]:
+        """Execute statements that change all items of these statuses for which they hold.
+
+        An item that a person's trigger does not let us change keeps no other from it: they are changed one by one then.
+
+        :returns: how many items each statement changed
+        """
+        try:
+            with self.database.transaction() as db:
+                return [db.execute(one, {**values, "object_id": None, "job": None}).rowcount for one in statements]
+        except StoreRefused:
+            rows = self.database.run(
+                "SELECT object_id, job FROM items WHERE +status IN (SELECT value FROM json_each(:statuses))",
+                statuses=json.dumps(statuses),
+            )
+            keys = [(row["object_id"], row["job"]) for row in rows]
+            return [self.change_each(statement, keys, values) for statement in statements]
+
+    def change_each(self, statement: str, keys: Sequence[Key], values: dict[str, Any]) -> int:
+        """Execute a statement for each of some items. One that a constraint or trigger protects is logged and left.
+
+        :returns: how many items were changed
+        """
+        if not keys:
+            return 0
+        try:
+            with self.database.transaction() as db:
+                return sum(
+                    db.execute(statement, {**values, "object_id": object_id, "job": job}).rowcount
+                    for object_id, job in keys
+                )
+        except StoreRefused as error:
+            if len(keys) == 1:
+                log.error("%s. %s is left alone until the next start", error, one_line(keys[0][0]))
+                self._left_alone.add(keys[0])
+                return 0
+            half = len(keys) // 2
+            return self.change_each(statement, keys[:half], values) + self.change_each(statement, keys[half:], values)
 
     def claim_new(self) -> Item | None:
         """Take an item that was never attempted: the earliest or, under a limit, the newest."""
@@ -288,25 +313,29 @@ class Store:
 
         Under a limit, one without a reservation is taken only if its asset is as new as the newest that was never
         attempted, and of several the newest: a morning of refusals turns a whole backlog into retries, and today's
-        assets must not wait behind it. What is due later than any delay of ours allows is due, too: the clock was wrong
-        when that was written.
+        assets must not wait behind it. What is due later than its delays allow is due, too: the clock was wrong when
+        that was written.
         """
-        longest = max(DAY_SECONDS * 1.2, self.rules.max_retry_delay, MAX_RETRY_AFTER)
-        due: dict[str, Any] = {"now": self.now(), "latest": self.now(longest)}
-        reserved = self._claim([(RETRY, {**due, "reserved": 1}), (MISDATED_RETRY, {**due, "reserved": 1})])
-        if reserved:
-            return reserved
-        due["reserved"] = 0
-        order = [NEWEST_RETRY, UNDATED_RETRY] if self.rules.max_per_day else [RETRY]
-        return self._claim([(statement, due) for statement in (*order, MISDATED_RETRY)], needs_room=True)
+        due = {"now": self.now(), "longest": max(self.rules.max_retry_delay, self.rules.min_age)}
+        should_look = self._should_look_for_misdated("retries")
+        misdated = [MISDATED_RETRY] if should_look else []
+        item = self._claim([(one, {**due, "reserved": 1}) for one in (RETRY, *misdated)])
+        if item is None:
+            retries = [NEWEST_RETRY, UNDATED_RETRY] if self.rules.max_per_day else [RETRY]
+            item = self._claim([(one, {**due, "reserved": 0}) for one in (*retries, *misdated)], needs_room=True)
+        if should_look and item is None:
+            self._looked_for_misdated_at["retries"] = self._clock()
+        return item
 
     def _claim(self, searches: Sequence[tuple[str, dict[str, Any]]], *, needs_room: bool = False) -> Item | None:
         """Take the first item that one of the searches finds, for an attempt that starts now.
 
         It is looked for before anything is locked, so a look that finds nothing waits for nobody.
         """
-        item: tuple[str, str] | None = None
+        item: Key | None = None
         try:
+            if self._unfinished:
+                self._put_back_unfinished()
             with self.database.reading() as db:
                 if not self._find(db, searches, needs_room=needs_room):
                     return None
@@ -320,10 +349,27 @@ class Store:
             if item:
                 self._left_alone.add(item)
             raise
+        except StoreUnavailable:
+            if item:
+                self._unfinished.add(item)  # it may have been written all the same
+            raise
 
-    def _find(
-        self, db: Any, searches: Sequence[tuple[str, dict[str, Any]]], *, needs_room: bool
-    ) -> tuple[str, str] | None:
+    def _put_back_unfinished(self) -> None:
+        """Items whose claim was written, but could not be handed out: no worker has them."""
+        keys = list(self._unfinished)
+        self.change_each(
+            """UPDATE items SET status = 'ready', attempts = max(0, attempts - 1)
+            WHERE object_id = :object_id AND job = :job AND status = 'submitting'""",
+            keys,
+            {},
+        )
+        self._unfinished.difference_update(keys)
+
+    def leave_alone(self, item: Item) -> None:
+        """Do not claim an item again before the next start."""
+        self._left_alone.add((item.object_id, item.job))
+
+    def _find(self, db: Any, searches: Sequence[tuple[str, dict[str, Any]]], *, needs_room: bool) -> Key | None:
         """The item that is to be claimed; None if there is none, or if nothing may be started."""
         if self._is_paused(db) or (needs_room and not self._has_room(db)):
             return None
@@ -367,9 +413,10 @@ class Store:
         try:
             with self.database.reading() as db:
                 found = db.execute(POLL, values).fetchone()
-                if found is None and self._should_look_for_misdated():
+                if found is None and self._should_look_for_misdated("polls"):
                     found = db.execute(MISDATED_POLL, values).fetchone()
-                    self._looked_for_misdated_at = self._clock() if found is None else None
+                    if found is None:
+                        self._looked_for_misdated_at["polls"] = self._clock()
             if found is None:
                 return None
             with self.database.transaction() as db:
@@ -396,9 +443,9 @@ class Store:
             raise
         return _item(rows[0]) if rows else None
 
-    def _should_look_for_misdated(self) -> bool:
-        """Whether a minute has passed since the last look, which reads all that await a proxy, or the clock stepped."""
-        looked_at = self._looked_for_misdated_at
+    def _should_look_for_misdated(self, kind: str) -> bool:
+        """Whether a minute has passed since a look, which reads all that waits, found none, or the clock stepped."""
+        looked_at = self._looked_for_misdated_at.get(kind)
         return looked_at is None or abs(self._clock() - looked_at) > MISDATED_SECONDS
 
     def postpone_poll(self, object_id: str, delay: float) -> None:
@@ -427,7 +474,10 @@ class Store:
         if row["is_due"]:
             return 0.0
         due = parse_time(row["due"])  # a person may have written something else there
-        return due - self._clock() if due and due > self._clock() else None
+        if due is None:
+            return None
+        seconds = due - self._clock()
+        return max(0.0, seconds) if seconds > -1 else None  # it may have become due a moment ago
 
     def held_by(self) -> str:
         """What holds back items that are ready: `paused`, a day whose jobs are used up, or nothing."""
@@ -502,7 +552,7 @@ class Store:
             self._left_alone.add((item.object_id, item.job))
             raise
 
-    # What was refused for everybody, such as for want of credits.
+    # Refusals that affect every item, such as insufficient credits.
 
     def is_refused_alone(self, item: Item, reason: str) -> bool:
         """Whether no other item was refused in the same words and is due within `max_retry_delay`.
@@ -520,29 +570,37 @@ class Store:
 
     def release_refused(self, reason: str) -> None:
         """Make items due that were refused in these words, because one of them has been accepted."""
-        self.database.run(
-            """UPDATE items SET next_attempt_at = :now WHERE (object_id, job) IN (
-                SELECT object_id, job FROM items
-                WHERE status = 'ready' AND refused = 1 AND reason = :reason AND next_attempt_at > :now
-                    AND in_doubt_since IS NULL
-                LIMIT :limit)""",
+        rows = self.database.run(
+            """SELECT object_id, job FROM items
+            WHERE status = 'ready' AND refused = 1 AND reason = :reason AND next_attempt_at > :now
+                AND in_doubt_since IS NULL
+            LIMIT :limit""",
             reason=reason,
             now=self.now(),
             limit=MAX_RELEASED,
         )
+        self._make_due(rows)
 
     def probe_refused(self, seconds: float) -> None:
         """Make one item due of each reason for which none has been attempted for that long."""
-        self.database.run(
-            """UPDATE items SET next_attempt_at = :now WHERE (object_id, job) IN (
-                SELECT object_id, job FROM items AS one WHERE status = 'ready' AND refused = 1
-                    AND in_doubt_since IS NULL
-                GROUP BY reason HAVING max(last_attempt_at) < :since AND min(next_attempt_at) > :now)""",
+        rows = self.database.run(
+            """SELECT object_id, job FROM items AS one WHERE status = 'ready' AND refused = 1
+                AND in_doubt_since IS NULL
+            GROUP BY reason HAVING max(last_attempt_at) < :since AND min(next_attempt_at) > :now""",
             now=self.now(),
             since=self.now(-seconds),
         )
+        self._make_due(rows)
 
-    # What must be remembered, and what is asked.
+    def _make_due(self, rows: Sequence[Row]) -> None:
+        self.change_each(
+            """UPDATE items SET next_attempt_at = :now
+            WHERE object_id = :object_id AND job = :job AND status = 'ready' AND refused = 1""",
+            [(row["object_id"], row["job"]) for row in rows],
+            {"now": self.now()},
+        )
+
+    # Persistent state and queries.
 
     def state(self, key: str) -> str | None:
         """What was remembered under that key."""
@@ -573,11 +631,14 @@ class Store:
                         + (SELECT count(*) FROM items WHERE status = 'ready' AND last_attempt_at IS NOT NULL) AS ready,
                     (SELECT count(*) FROM items WHERE status = 'submitting') AS submitting,
                     (SELECT count(*) FROM items WHERE status = 'failed') AS failed,
-                    CASE WHEN :is_held THEN
+                    CASE WHEN :is_paused THEN
+                        (SELECT count(*) FROM items WHERE status = 'ready' AND last_attempt_at IS NULL)
+                        + (SELECT count(*) FROM items WHERE status = 'ready' AND last_attempt_at IS NOT NULL)
+                    WHEN :is_held THEN
                         (SELECT count(*) FROM items WHERE status = 'ready' AND last_attempt_at IS NULL)
                         + (SELECT count(*) FROM items WHERE status = 'ready' AND last_attempt_at IS NOT NULL
-                            AND (:is_paused OR (counted_on IS NOT NULL) = 0))
-                        ELSE 0 END AS held,
+                            AND (counted_on IS NOT NULL) = 0)
+                    ELSE 0 END AS held,
                     (SELECT total(started) FROM usage WHERE day = :day) AS jobs_today,
                     (SELECT min(due) FROM (
                         SELECT min(next_attempt_at) AS due FROM items
@@ -591,7 +652,11 @@ class Store:
                         WHERE due <= :now) AS oldest_due_at""",
                 {"now": self.now(), "is_held": is_held, "is_paused": is_paused, "day": self.today()},
             ).fetchall()
-        return {**dict(row), "jobs_today": int(row["jobs_today"]), "max_per_day": self.rules.max_per_day}
+        return {
+            **dict(row),
+            "jobs_today": int(min(row["jobs_today"], MAX_COUNT)),
+            "max_per_day": self.rules.max_per_day,
+        }
 
 
 SET_STATE = "INSERT INTO state VALUES (:key, :value) ON CONFLICT (key) DO UPDATE SET value = :value"
@@ -608,16 +673,43 @@ ON CONFLICT (object_id, job) DO UPDATE SET status = 'ready', title = :title, sou
     WHERE status = 'awaiting_create'
 RETURNING status, job"""
 
-# One for each index, because SQLite uses none of them for all together.
+# What these change is all items or, if :object_id is given, one of them. First what was under way.
+RECOVER = (
+    """UPDATE items SET status = 'ready',
+        next_attempt_at = CASE WHEN in_doubt_since IS NULL THEN :now ELSE :looked_at END,
+        last_attempt_at = CASE WHEN in_doubt_since IS NULL THEN last_attempt_at ELSE :now END,
+        error = coalesce(error, 'the listener ended before iconik answered'),
+        reason = coalesce(reason, 'the listener ended before iconik answered')
+    WHERE status = 'submitting'
+        AND (:object_id IS NULL OR (object_id = :object_id AND job = :job))""",
+    """UPDATE items SET next_attempt_at = :looked_at
+    WHERE status = 'ready' AND last_attempt_at IS NOT NULL AND in_doubt_since IS NOT NULL
+        AND (:object_id IS NULL OR (object_id = :object_id AND job = :job))""",
+    """UPDATE items SET next_attempt_at = :looked_at, last_attempt_at = :now
+    WHERE status = 'ready' AND last_attempt_at IS NULL AND in_doubt_since IS NOT NULL
+        AND (:object_id IS NULL OR (object_id = :object_id AND job = :job))""",
+    """UPDATE items SET next_attempt_at = :now,
+        waited = max(0, waited - max(0, min(backoff,
+            coalesce(seconds_between(:now, CAST(next_attempt_at AS BLOB)), 0))))
+    WHERE status = 'ready' AND last_attempt_at IS NOT NULL AND in_doubt_since IS NULL AND refused = 0
+        AND next_attempt_at > :now
+        AND (:object_id IS NULL OR (object_id = :object_id AND job = :job))""",
+)
+
+# The same. One for each index, because SQLite uses none of them for all together.
 SKIP_OTHER_JOBS = (
     """UPDATE items SET status = 'skipped', error = job || ' is not in jobs', reason = job || ' is not in jobs'
-    WHERE status = 'awaiting_proxy' AND job NOT IN (SELECT value FROM json_each(:jobs))""",
+    WHERE status = 'awaiting_proxy' AND job NOT IN (SELECT value FROM json_each(:jobs))
+        AND (:object_id IS NULL OR (object_id = :object_id AND job = :job))""",
     """UPDATE items SET status = 'skipped', error = job || ' is not in jobs', reason = job || ' is not in jobs'
-    WHERE status = 'awaiting_create' AND job NOT IN (SELECT value FROM json_each(:jobs))""",
+    WHERE status = 'awaiting_create' AND job NOT IN (SELECT value FROM json_each(:jobs))
+        AND (:object_id IS NULL OR (object_id = :object_id AND job = :job))""",
     """UPDATE items SET status = 'skipped', error = job || ' is not in jobs', reason = job || ' is not in jobs'
-    WHERE status = 'ready' AND last_attempt_at IS NULL AND job NOT IN (SELECT value FROM json_each(:jobs))""",
+    WHERE status = 'ready' AND last_attempt_at IS NULL AND job NOT IN (SELECT value FROM json_each(:jobs))
+        AND (:object_id IS NULL OR (object_id = :object_id AND job = :job))""",
     """UPDATE items SET status = 'skipped', error = job || ' is not in jobs', reason = job || ' is not in jobs'
-    WHERE status = 'ready' AND last_attempt_at IS NOT NULL AND job NOT IN (SELECT value FROM json_each(:jobs))""",
+    WHERE status = 'ready' AND last_attempt_at IS NOT NULL AND job NOT IN (SELECT value FROM json_each(:jobs))
+        AND (:object_id IS NULL OR (object_id = :object_id AND job = :job))""",
 )
 
 NEW = {
@@ -655,9 +747,12 @@ WHERE status = 'ready' AND last_attempt_at IS NOT NULL AND counted_on IS NULL AN
     AND object_id || ' ' || job NOT IN (SELECT value FROM json_each(:left_alone))
 LIMIT 1"""
 
+# Due later than the delay that was written, or the longest of the others: an hour for one in doubt.
 MISDATED_RETRY = """SELECT object_id, job FROM items
 WHERE status = 'ready' AND last_attempt_at IS NOT NULL AND (counted_on IS NOT NULL) = :reserved
-    AND next_attempt_at > :latest
+    AND next_attempt_at > :now
+    AND ((julianday(next_attempt_at) - julianday(:now)) * 86400
+        > max(:longest, backoff, CASE WHEN in_doubt_since IS NULL THEN 0 ELSE 3600 END) + 60)
     AND object_id || ' ' || job NOT IN (SELECT value FROM json_each(:left_alone))
 ORDER BY next_attempt_at, created_at LIMIT 1"""
 
@@ -706,4 +801,18 @@ ON CONFLICT (day, job) DO UPDATE SET started = max(0, started + :started), found
 
 
 def _item(row: Row) -> Item:
-    return Item(**{name: row[name] for name in ITEM_COLUMNS})
+    return Item(
+        **{name: row[name] if name in ("object_id", "job") else typed(row[name], name) for name in ITEM_COLUMNS}
+    )
+
+
+def typed(value: Any, column: str) -> Any:
+    """A value of a row as its column's type says, whatever a person wrote there: 0 if it is no number, or its text.
+
+    Only the key stays as it is, or no statement would find the row again.
+    """
+    if column in ("object_id", "job"):
+        return value
+    if column in NUMBERS:
+        return value if isinstance(value, int | float) else 0
+    return value if value is None or isinstance(value, str) else one_line(value)

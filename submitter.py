@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 from circuit_breaker import CircuitBreaker, Permission
 from config import Config
+from events import version_of
 from iconik_client import (
     IconikClient,
     IconikDenied,
@@ -118,7 +119,7 @@ class Submitter:
         """
         if interrupted := self._store.recover():
             log.warning(
-                "Under way when the listener ended: %s. iconik is asked first whether it took them",
+                "Under way when the listener ended: %s. Checking first whether iconik accepted them",
                 pluralize(interrupted, "item"),
             )
         if skipped := self._store.skip_other_jobs():
@@ -187,14 +188,14 @@ class Submitter:
     def _start_new(self, permission: Permission) -> bool:
         item = self._store.claim_new()
         if item:
-            self._record(item, self._attempt(item, permission))
+            self._work_on(item, permission)
         return item is not None
 
     def _start_retry(self, permission: Permission) -> bool:
         with self._retry_slot() as has_slot:
             item = self._store.claim_retry() if has_slot else None
             if item:
-                self._record(item, self._attempt(item, permission))
+                self._work_on(item, permission)
             return item is not None
 
     @contextmanager
@@ -217,6 +218,12 @@ class Submitter:
 
     # One attempt.
 
+    def _work_on(self, item: Item, permission: Permission) -> None:
+        outcome = self._attempt(item, permission)
+        self._record(item, outcome)
+        if outcome.status == Status.SUBMITTED and not outcome.found:
+            self._release_refused(item)
+
     def _attempt(self, item: Item, permission: Permission) -> Outcome:
         """One attempt at starting an item's job.
 
@@ -238,29 +245,49 @@ class Submitter:
         log.info("Submitting %s Job for %s", job.label, named(item.object_id, item.title))  # as the article logs it
         call = Call(item.object_id)
         try:
+            outcome = self._try(item, job, permission, call)
+        except StoreUnavailable as error:
+            log.error("%s. No job can be started", error, extra={"topic": ("claim", str(error))})
+            outcome = self._put_back(item, call)
+        except Exception as error:  # a person's trigger, or a value that no listener wrote: the item stops no other
+            if isinstance(error, StoreRefused):
+                log.error("%s. %s is left alone until the next start", error, named(item.object_id, item.title))
+            else:
+                log.exception("%s is left alone until the next start", named(item.object_id, item.title))
+            self._store.leave_alone(item)
+            outcome = self._put_back(item, call)
+        if item.in_doubt_since and outcome.status == Status.READY and not outcome.in_doubt:
+            outcome = replace(outcome, in_doubt=True, started_nothing=False)  # the earlier request is still in doubt
+        self._note_doubt(item, outcome, call)
+        return outcome
+
+    def _try(self, item: Item, job: Job, permission: Permission, call: Call) -> Outcome:
+        try:
             asset = self._read_asset(item)
             outcome = self._outcome_without_job(item, job, asset, call)
             if outcome is None:
                 facts = self._find_facts(item, job, call)
                 call.source = item.object_id
                 outcome = self._start(item, job, asset, facts, call)
+            return outcome
         except NotNow as reason:
-            outcome = reason.outcome
+            return reason.outcome
         except IconikError as error:
-            outcome = self._after_error(item, job, error, permission, call)
-        except StoreUnavailable as error:
-            log.error("%s. No job can be started", error, extra={"topic": ("claim", str(error))})
-            outcome = Outcome(Status.READY, delay=self._config.submitter.retry_delay, is_attempt=False)
-        except StoreRefused:
+            return self._after_error(item, job, error, permission, call)
+        except (StoreUnavailable, StoreRefused):
             raise
         except Exception as mistake:
             log.exception("%s: unexpected error", named(item.object_id, item.title))
             wrapped = IconikUnavailable(f"unexpected {type(mistake).__name__}, see the log", may_have_been_done=True)
-            outcome = self._after_error(item, job, wrapped, permission, call)
-        if item.in_doubt_since and outcome.status == Status.READY and not outcome.in_doubt:
-            outcome = replace(outcome, in_doubt=True, started_nothing=False)  # the earlier request is still in doubt
-        self._note_doubt(item, outcome, call)
-        return outcome
+            return self._after_error(item, job, wrapped, permission, call)
+
+    def _put_back(self, item: Item, call: Call) -> Outcome:
+        """The item is as if it had not been claimed, but for what iconik may have done meanwhile."""
+        delay = self._config.submitter.retry_delay
+        in_doubt = call.is_sent or item.in_doubt_since is not None
+        if in_doubt:
+            delay = max(delay, self._store.rules.doubt_delay)
+        return Outcome(Status.READY, delay=delay, is_attempt=False, in_doubt=in_doubt)
 
     def _read_asset(self, item: Item) -> Json:
         asset = self._client.asset(item.object_id)
@@ -310,16 +337,22 @@ class Submitter:
 
     def _is_new(self, item: Item) -> bool:
         """Whether the asset's own webhooks came to this process, so that nothing can have been started before."""
-        return item.source == Source.WEBHOOK and (item.proxy_closed_at or "") >= self._started_at_text
+        closed_at = item.proxy_closed_at or ""
+        return item.source == Source.WEBHOOK and self._started_at_text <= closed_at <= self._store.now()
 
     def _second_source(self, item: Item, job: Job, call: Call) -> Outcome | None:
-        """The asset does not say whether the job was started: ask iconik's list of jobs."""
+        """The asset does not say whether the job was started: ask iconik's list of jobs.
+
+        Who wants the job done again does not mind one that is finished.
+        """
         call.source = "jobs"
-        found = [one for one in self._client.jobs_of(item.object_id, job, 0) if one.status not in JOB_FAILED]
-        if not found:
+        listed = self._client.jobs_of(item.object_id, job, 0)
+        done = [one for one in listed if one.status in JOB_DONE and item.asked < 2]
+        under_way = [one for one in listed if one.status not in (*JOB_DONE, *JOB_FAILED)]
+        if not done and not under_way:
             return None
-        is_done = any(one.status in JOB_DONE for one in found)
-        return Outcome(Status.DONE if is_done else Status.SUBMITTED, found=True, job_id=found[-1].id)
+        status, found = (Status.DONE, done) if done else (Status.SUBMITTED, under_way)
+        return Outcome(status, found=True, started_nothing=True, job_id=found[-1].id)
 
     # Doubt: evidence before money.
 
@@ -360,14 +393,15 @@ class Submitter:
         if now - noted >= seconds:
             del self._absences[key]
             return None
-        so_far = f"iconik did not answer when the {job.name} job was started, and shows none so far"
+        so_far = f"iconik did not answer when the {job.name} job was started, and does not list the job yet"
         delay = seconds - (now - noted)
         return Outcome(Status.READY, so_far, so_far, delay=delay, in_doubt=True, is_absent=True)
 
     def _list_unreadable(self, item: Item, job: Job, error: IconikError, in_doubt_since: float) -> Outcome:
         if self._client.now() - in_doubt_since > MAX_DOUBT_SECONDS:
             message = f"the {job.name} job may have been started: iconik did not answer, and its list of jobs"
-            return replace(_final(Status.FAILED, f"{message} cannot be read: {error}"), in_doubt=True)
+            failed = _final(Status.FAILED, f"{message} cannot be read: {error}", started_nothing=False)
+            return replace(failed, in_doubt=True)
         message = f"iconik's list of jobs cannot be read: {error}"
         delay = self._backoff(item, self._config.submitter.max_retry_delay)
         delay = max(delay, error.retry_after or 0)
@@ -378,7 +412,7 @@ class Submitter:
         key = item.object_id, item.job
         if not outcome.is_absent:
             self._absences.pop(key, None)
-        if outcome.in_doubt and outcome.status == Status.READY and outcome.is_attempt:
+        if outcome.in_doubt and outcome.status == Status.READY and (outcome.is_attempt or call.is_sent):
             self._doubts[key] = self._runtime.monotonic() + outcome.delay
         elif not outcome.in_doubt:
             self._doubts.pop(key, None)
@@ -402,6 +436,7 @@ class Submitter:
                 raise NotNow(self._not_yet(item, "iconik's search does not know the asset, or its media type, yet"))
             if only:
                 self._check_only(item, job, only)
+        call.source = "profiles"
         try:
             profile = self._profiles.choose(job, section.profile, media_type)
         except ProfileMissing as error:
@@ -418,8 +453,10 @@ class Submitter:
 
         :raises NotNow: it does not match, or not yet
         """
+        key = item.object_id, item.job
         try:
             if self._client.document(item.object_id, only):
+                self._missed_by_only.pop(key, None)
                 return
             is_useful = self._finds_something(only)
         except IconikForbidden:
@@ -428,7 +465,6 @@ class Submitter:
             raise NotNow(self._not_yet(item, f"iconik refuses the query in [{job.name}] only: {error}")) from None
         if not is_useful:
             raise NotNow(self._not_yet(item, f"the query in [{job.name}] only finds no asset at all"))
-        key = item.object_id, item.job
         now = self._runtime.monotonic()
         missed_at = self._missed_by_only.setdefault(key, now)
         if (seconds := missed_at + self._config.reconciler.min_age - now) > 0:
@@ -472,7 +508,6 @@ class Submitter:
         job_id = self._client.start(job, asset, version_id=version_id, options=options, profile=path)
         self._breaker.succeeded()
         self.last_error = None
-        self._release_refused(item)
         return Outcome(
             Status.SUBMITTED,
             submitted_at=format_utc(self._client.now()),
@@ -482,12 +517,18 @@ class Submitter:
         )
 
     def _release_refused(self, item: Item) -> None:
-        """A job was accepted: what was refused in the same words as its item before is due, and one of each other."""
-        if item.refused and item.reason:
-            self._store.release_refused(item.reason)
-        if self._runtime.monotonic() - self._probed_at > PROBE_SECONDS / 10:
-            self._probed_at = self._runtime.monotonic()
-            self._store.probe_refused(PROBE_SECONDS)
+        """A job was accepted: what was refused in the same words as its item before is due, and one of each other.
+
+        If that cannot be written, they wait for their own delays. The acceptance must not be lost over it.
+        """
+        try:
+            if item.refused and item.reason:
+                self._store.release_refused(item.reason)
+            if self._runtime.monotonic() - self._probed_at > PROBE_SECONDS / 10:
+                self._probed_at = self._runtime.monotonic()
+                self._store.probe_refused(PROBE_SECONDS)
+        except (StoreUnavailable, StoreRefused) as error:
+            log.warning("%s. What was refused waits for its own delay", error, extra={"topic": ("release", str(error))})
 
     # What went wrong.
 
@@ -538,7 +579,7 @@ class Submitter:
                 pass  # it is asked again at the next refusal
         profile_type = self._profiles.media_type_of(facts.profile)
         if media_type and not job.serves(media_type):
-            outcome = _final(Status.SKIPPED, f"{job.name} is not for {media_type}")
+            outcome = _final(Status.SKIPPED, f"{job.name} does not support {media_type}")
         elif media_type and profile_type and profile_type != job.profile_types[media_type]:
             outcome = _final(Status.SKIPPED, f"no profile in [{job.name}] is for {media_type}")
         else:
@@ -614,8 +655,7 @@ class Submitter:
                 self._store.postpone_poll(item.object_id, delay)
                 return True
             if proxy:
-                version_id = proxy.get("version_id")
-                self._store.proxy_closed(item.object_id, version_id if isinstance(version_id, str) else None)
+                self._store.proxy_closed(item.object_id, version_of(proxy))
                 log.info("Found object %s in finished proxy queue: the webhook for its proxy was missed", name)
             return True
 
@@ -678,7 +718,7 @@ def _log_outcome(item: Item, outcome: Outcome, *, with_job: bool) -> None:
         return
     if outcome.status in (Status.SUBMITTED, Status.DONE):
         if outcome.found:
-            log.info("iconik already has %s Job for %s", f"an {label}" if label[0] == "A" else f"a {label}", name)
+            log.info("iconik already has the %s Job for %s", label, name)
         else:
             log.info("Submitted %s Job for %s", label, name)
         return

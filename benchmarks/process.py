@@ -68,6 +68,11 @@ class Process:
                 return int(line.split()[1]) / 1024
         raise LookupError(kind)
 
+    def peak_memory(self) -> float:
+        """MB of memory (Rss) that it has had at most."""
+        status = Path(f"/proc/{self._process.pid}/status").read_text()
+        return int(status.partition("VmHWM:")[2].split()[0]) / 1024
+
 
 def python(script: str, *arguments: object) -> list[str]:
     """The command line of a script of this folder."""

@@ -15,6 +15,7 @@ import footprint
 import growth
 import ingest
 import rivals
+import strangers
 import trouble
 from bench import Bench
 
@@ -25,6 +26,7 @@ BENCHMARKS = {
     "drain": drain.run,
     "trouble": trouble.run,
     "footprint": footprint.run,
+    "strangers": strangers.run,
 }
 THIS_CHECKOUT = Path(__file__).resolve().parent.parent
 

@@ -155,10 +155,15 @@ def _measure(asset: FoundAsset, jobs: list[Job], estimate: Estimate) -> None:
 
 
 def _show(estimate: Estimate, limits: Limits) -> None:
-    if not estimate.new:
-        click.echo("All of them are in items.db already." if estimate.known else "No asset was created then.")
+    if not estimate.new and not estimate.failed:
+        verb = "is" if estimate.known == 1 else "are"
+        known = f"Nothing to add: {pluralize(estimate.known, 'asset')} of that time {verb} in items.db already."
+        click.echo(known if estimate.known else "No asset was created then.")
         return
-    click.echo(f"{pluralize(estimate.new, 'asset')} would be added. {estimate.describe()}")
+    if estimate.new:
+        click.echo(f"{pluralize(estimate.new, 'asset')} would be added. {estimate.describe()}")
+    else:
+        click.echo("No asset would be added.")
     if estimate.known:
         verb = "is" if estimate.known == 1 else "are"
         click.echo(f"{pluralize(estimate.known, 'asset')} of that time {verb} in items.db already.")
@@ -166,7 +171,7 @@ def _show(estimate: Estimate, limits: Limits) -> None:
         verb, whose = ("is", "its job") if estimate.failed == 1 else ("are", "their jobs")
         click.echo(f"{pluralize(estimate.failed, 'asset')} {verb} left out, because {whose} failed at iconik.")
     limit = limits.now()
-    if limit.max_per_day:
+    if limit.max_per_day and estimate.new:
         days = max(1, math.ceil(estimate.jobs / limit.max_per_day))
         click.echo(f"At {limit.max_per_day} jobs a day, that takes {pluralize(days, 'day')}.")
 

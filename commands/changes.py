@@ -1,7 +1,8 @@
 """What a person does to items: retry and skip, and how a person names them."""
 
+import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,15 +89,23 @@ class ManualChanges:
         )
         return [(object_id, row["job"]) for row in rows]
 
+    def keys_of_all(self, object_ids: Sequence[str]) -> list[Key]:
+        """All items of several assets."""
+        rows = self._database.run(
+            "SELECT object_id, job FROM items WHERE object_id IN (SELECT value FROM json_each(:ids))",
+            ids=json.dumps(object_ids),
+        )
+        return [(row["object_id"], row["job"]) for row in rows]
+
     def next_keys(self, status: str, after: Key, *, job: str | None = None, reason: str | None = None) -> list[Key]:
         """Up to 200 items of that status (and job, and reason), in the order of their ids: those after `after`.
 
-        Whatever becomes of the items meanwhile, who asks on and on gets each once.
+        Repeated calls return each item exactly once, even if items change in between.
         """
         rows = self._database.run(
             """SELECT object_id, job FROM items
-            WHERE +status = :status AND (:job IS NULL OR job = :job) AND (:reason IS NULL OR reason IS :reason)
-                AND (object_id, job) > (:after_id, :after_job)
+            WHERE +status = :status AND (:job IS NULL OR job = :job)
+                AND (:reason IS NULL OR coalesce(reason, '') = :reason) AND (object_id, job) > (:after_id, :after_job)
             ORDER BY object_id, job LIMIT 200""",
             status=status,
             job=job,
@@ -116,24 +125,32 @@ class ManualChanges:
         return self._change(keys, RETRYABLE, status, {Status.FAILED: RETRY, Status.SKIPPED: RETRY}, MAKE_DUE, reason)
 
     def again(self, keys: Iterable[Key]) -> list[Change]:
-        """Have iconik do jobs again that are done. Without effect within ten minutes of the last time."""
+        """Run finished jobs again. Without effect within ten minutes of the last time."""
         return self._change(keys, REPEATABLE, None, {}, AGAIN, "")
 
     def skip(self, keys: Iterable[Key], *, status: str | None = None, reason: str = "") -> list[Change]:
         """Mark items as not to be done."""
         return self._change(keys, SKIPPABLE, status, {}, SKIP, reason)
 
-    def add_again(self, object_id: str) -> bool:
-        """Add an asset that was never seen, to be done. Returns whether it was added."""
-        values = self._store.asset_values(object_id, None, Source.MENU)
+    def add(self, object_ids: Iterable[str], *, again: bool) -> list[str]:
+        """Add assets that were never seen. Returns the ids of those that were added.
+
+        :param again: they are to be done, even if iconik has done them before; otherwise they are polled for later
+        """
+        added = []
         with self._database.transaction() as db:
-            rows = db.execute(ADD_ASSET, values).fetchall()
-            for row in rows:
-                db.execute(
-                    "UPDATE items SET asked = 2, asked_at = :now WHERE object_id = :object_id AND job = :job",
-                    {**values, "job": row["job"]},
-                )
-        return bool(rows)
+            for object_id in object_ids:
+                poll_in = 0.0 if again else self._store.rules.min_age
+                values = self._store.asset_values(object_id, None, Source.MENU, poll_in)
+                rows = db.execute(ADD_ASSET, values).fetchall()
+                for row in rows if again else ():
+                    db.execute(
+                        "UPDATE items SET asked = 2, asked_at = :now WHERE object_id = :object_id AND job = :job",
+                        {**values, "job": row["job"]},
+                    )
+                if rows:
+                    added.append(object_id)
+        return added
 
     def _change(
         self,
@@ -178,6 +195,7 @@ RETRY = """UPDATE items SET
     asked = max(asked, 1), attempts = 0, backoff = 0, waited = 0, refused = 0, absent_since = NULL,
     counted_on = CASE WHEN in_doubt_since IS NOT NULL THEN counted_on END,
     old_job_id = coalesce(job_id, old_job_id), job_id = NULL,
+    error = coalesce('retried: ' || :reason, error),
     next_attempt_at = CASE WHEN in_doubt_since IS NULL THEN :now
         ELSE max(:now, coalesce(later(CAST(last_attempt_at AS BLOB), :doubt_delay), :now)) END
 WHERE object_id = :object_id AND job = :job AND status IN ('failed', 'skipped')"""
@@ -185,6 +203,7 @@ WHERE object_id = :object_id AND job = :job AND status IN ('failed', 'skipped')"
 # What is due already keeps its place, and what is in doubt keeps its delay.
 MAKE_DUE = """UPDATE items SET
     waited = 0, backoff = 0, asked = CASE WHEN status = 'ready' THEN max(asked, 1) ELSE asked END,
+    error = coalesce('retried: ' || :reason, error),
     next_attempt_at = CASE WHEN in_doubt_since IS NULL THEN min(coalesce(next_attempt_at, :now), :now)
         ELSE next_attempt_at END
 WHERE object_id = :object_id AND job = :job AND status IN ('ready', 'awaiting_proxy')"""

@@ -1,10 +1,9 @@
 """check: verify the files, the running listener and iconik."""
 
 import json
-import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,28 +12,50 @@ from urllib.parse import urlsplit, urlunsplit
 import click
 import requests
 
+from commands import notify
+from commands.route import Cause, route_fault
 from commands.running import running_listener
-from config import Config, ConfigError, load
-from events import CREATE, KINDS, SECRET_HEADER
-from iconik_client import MAX_CLOCK_DIFFERENCE, NOT_ENABLED, IconikClient, IconikError, IconikForbidden, IconikRefused
-from jobs import JOBS, Job
+from config import THIS_MACHINE, Config, ConfigError, load, load_notify
+from events import ACTIONS, CONTEXTS, CREATE, KINDS
+from iconik_client import (
+    MAX_CLOCK_DIFFERENCE,
+    NOT_ENABLED,
+    IconikClient,
+    IconikDenied,
+    IconikError,
+    IconikForbidden,
+    IconikRefused,
+)
+from jobs import Job
 from limits import Limits
 from profiles import DEFAULT, Profile, list_profiles
+from reconciliation.actions import REGISTERED_ACTIONS, ActionDefinition, at
 from reconciliation.catalog import IconikCatalog
 from reconciliation.reconciler import passed_over
 from reconciliation.webhooks import REGISTERED_URL, WebhookDefinition, of_our_kinds, ours
 from store import DAY_SECONDS, Rules, Store
-from system.database import network_file_system
+from system.database import listener_runs, network_file_system
 from system.errors import ListenerError
-from system.text import command, format_local, one_line, parse_time, pluralize
-from system.transport import Transport, TransportError
+from system.text import (
+    UUID,
+    command,
+    format_local,
+    in_container,
+    one_line,
+    parse_time,
+    pluralize,
+    restart_it,
+    start_it,
+)
 from version import __version__
 
 MAX_DUE_SECONDS = 15 * 60.0  # for which an item that is due may wait
 MAX_WAL_BYTES = 64 * 1024 * 1024
+PASSED_OVER_SECONDS = 7 * DAY_SECONDS  # for which it is told that assets were passed over
 MANY = 10  # items refused in the same words that are everybody's trouble
-ROUTE_TIMEOUT = 10.0
 PING_TIMEOUT = 10.0
+
+STUCK_REMEDY = "Once that is mended, restart the listener"
 
 # What is lost without each role. README.md has the same table.
 SERVICE_ROLES = {
@@ -51,13 +72,11 @@ OTHER_ROLES = {
     "can_delete_webhooks": "register --remove cannot be used",
     "can_read_stats": "report cannot show iconik's own meters",
 }
-# An event of a kind that the listener ignores. It takes the same route as iconik's events, and has no effect.
-TEST_EVENT: dict[str, object] = {
-    "event_type": "iconik-listener",
-    "operation": "check",
-    "realm": "check",
-    "object_id": None,
-    "data": {},
+# What is lost without these is only iconik's menu, which few listeners use.
+MENU_ROLES = {
+    "can_read_custom_actions": "register --actions cannot be used, and check cannot see our entries in iconik's menu",
+    "can_write_custom_actions": "register --actions cannot be used",
+    "can_delete_custom_actions": "register --remove cannot remove our entries from iconik's menu",
 }
 
 
@@ -102,14 +121,19 @@ def _monitor(context: click.Context, option: click.Parameter, url: str | None) -
     callback=_monitor,
     help="Tell a monitor: GET URL if all is well, else POST to URL/fail what is wrong.",
 )
+@click.option("--notify", "is_told", is_flag=True, help="Tell those in [notify] what has changed, as the timer does.")
+@click.option("--test", "is_trial", is_flag=True, help="With --notify: only send a test message.")
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 @click.pass_obj
-def check(path: Path, ping: str | None, as_json: bool) -> None:
+def check(path: Path, ping: str | None, is_told: bool, is_trial: bool, as_json: bool) -> None:
     """Check everything, one line each, and say what to do.
 
     Looks at config.ini, items.db, the running listener, iconik, the credentials and their roles, the analysis profiles,
     the two webhooks and the route from their URL to the listener. Exit code 0 if all is well, else 1.
     """
+    if is_trial:
+        _send_trial(path, is_told)
+        return
     facts = []
     for fact in all_facts(path):
         facts.append(fact)
@@ -121,6 +145,8 @@ def check(path: Path, ping: str | None, as_json: bool) -> None:
         click.echo(json.dumps(found, indent=2))
     if ping:
         _ping(ping, faults)
+    if is_told:
+        _tell(path, faults)
     raise SystemExit(1 if faults else 0)
 
 
@@ -132,7 +158,15 @@ def _print(fact: Fact) -> None:
 
 
 def all_facts(path: Path) -> Facts:
-    """Everything that check knows."""
+    """Everything that check knows, each fact once: both webhooks may have the same fault."""
+    known = set()
+    for fact in _facts(path):
+        if fact not in known:
+            known.add(fact)
+            yield fact
+
+
+def _facts(path: Path) -> Facts:
     try:
         config = load(path)
     except ConfigError as error:
@@ -142,10 +176,12 @@ def all_facts(path: Path) -> Facts:
         yield wrong(warning)
     for old_place in config.notes:
         yield note(old_place)
+    if config.variables is not None:
+        yield note(config.describe_environment())
     if not config.warnings:
-        yield ok(f"{path} is complete and private")
+        yield ok(f"{path} is complete and private" if path.exists() else "the configuration is complete")
     database = config.listener.database
-    registered_url = None
+    registered_url = registered_actions = None
     try:
         with closing(Store(database, Rules.of(config))) as store:
             yield from _database_facts(store)
@@ -154,9 +190,14 @@ def all_facts(path: Path) -> Facts:
             yield from _limit_facts(Limits(store))
             yield from _listener_facts(config, running_listener(store))
             registered_url = store.state(REGISTERED_URL)
+            registered_actions = store.state(REGISTERED_ACTIONS)
     except ListenerError as error:
         yield wrong(str(error))
-    yield from _iconik_facts(config, registered_url)
+        with suppress(ListenerError):
+            if not listener_runs(database):
+                yield _no_listener(config)
+    yield from _notify_facts(config)
+    yield from _iconik_facts(config, registered_url, registered_actions)
 
 
 def _database_facts(store: Store) -> Facts:
@@ -168,18 +209,19 @@ def _database_facts(store: Store) -> Facts:
     if wal.exists() and wal.stat().st_size > MAX_WAL_BYTES:
         size = wal.stat().st_size // 2**20
         yield note(
-            f"{wal} has grown to {size} MiB: another program has been reading items.db for long. Quit that program"
+            f"{wal} has grown to {size} MiB: another program has kept items.db open for a long time. Quit that program"
         )
     if kind := network_file_system(database):
         yield wrong(f"{database} is on {kind}, where SQLite files are damaged sooner or later: move it to a local disk")
-    if period := passed_over(store):
+    period = passed_over(store)
+    if period and (parse_time(period["until"]) or 0) > time.time() - PASSED_OVER_SECONDS:
         remedy = command("catch-up", "--since", period["since"], "--until", period["until"])
         times = f"from {format_local(period['since'])} to {format_local(period['until'])}"
         yield note(f"assets created {times} were passed over, because {period['why']}. To add them: {remedy}")
 
 
 def _item_facts(store: Store) -> Facts:
-    """What failed is wrong for a day, and a note after that. What waits is told by reason."""
+    """What failed is wrong for a day, and a note after that. Waiting items are grouped by reason."""
     since = store.now(-DAY_SECONDS)
     [failed] = store.database.run(
         "SELECT count(*) AS items, total(last_attempt_at > :since) AS recent FROM items WHERE status = 'failed'",
@@ -242,9 +284,13 @@ def _limit_facts(limits: Limits) -> Facts:
         yield note("no limit is set (max_per_day): a bulk import would be analyzed, and billed, as a whole")
 
 
+def _no_listener(config: Config) -> Fact:
+    return wrong(f"no listener is running on {config.listener.database}: {start_it()}")
+
+
 def _listener_facts(config: Config, listener: dict[str, Any] | None) -> Facts:
     if listener is None:
-        yield wrong(f"no listener is running on {config.listener.database}: start it")
+        yield _no_listener(config)
         return
     if "version" not in listener:
         message = one_line(str(listener["message"]))
@@ -254,6 +300,10 @@ def _listener_facts(config: Config, listener: dict[str, Any] | None) -> Facts:
     yield from map(wrong, faults)
     if not faults:
         yield ok(f"the listener has been running since {format_local(listener['started_at'])}")
+    listening = config.listener
+    if not THIS_MACHINE.fullmatch(listening.host) and not in_container():
+        remedy = f"Behind Caddy, set host = 127.0.0.1 in {config.path}, and {restart_it()}"
+        yield note(f"port {listening.port} is open to the network ({listening.host}), without encryption. {remedy}")
     last = listener.get("last_webhook_at")
     yield note(f"the last webhook came at {format_local(last)}" if last else "no webhook has come yet")
 
@@ -261,37 +311,60 @@ def _listener_facts(config: Config, listener: dict[str, Any] | None) -> Facts:
 def _listener_faults(config: Config, listener: dict[str, Any]) -> list[str]:
     faults = []
     if listener["version"] != __version__:
-        faults.append(f"version {listener['version']} is running, and {__version__} is installed: restart the listener")
-    if config.path.stat().st_mtime > (parse_time(listener.get("started_at")) or 0):
-        faults.append(f"{config.path} was changed after the listener was started: restart the listener")
+        faults.append(f"version {listener['version']} is running, and {__version__} is installed: {restart_it()}")
+    if config.path.exists() and config.path.stat().st_mtime > (parse_time(listener.get("started_at")) or 0):
+        faults.append(f"{config.path} was changed after the listener was started: {restart_it()}")
     if listener.get("paused_since"):
         since, reason = format_local(listener["paused_since"]), one_line(str(listener["last_error"]))
         faults.append(f"the listener has been paused since {since}: {reason}")
+    if listener.get("log_stuck_since"):
+        since, dropped = format_local(listener["log_stuck_since"]), pluralize(listener["log_lines_dropped"], "line")
+        reason = "its disk is full, or the program that reads it has ended or hangs"
+        faults.append(f"the listener's log has been stuck since {since} ({dropped} dropped): {reason}. {STUCK_REMEDY}")
     due = parse_time(listener.get("oldest_due_at"))
     if due and time.time() - due > MAX_DUE_SECONDS:
         faults.append(f"an item has been due since {format_local(listener['oldest_due_at'])}: {command('status')}")
     return faults
 
 
-def _iconik_facts(config: Config, registered_url: str | None) -> Facts:
+def _notify_facts(config: Config) -> Facts:
+    addresses = config.notify.to
+    if not addresses:
+        return
+    try:
+        faults = notify.not_understood(addresses)
+    except notify.NotInstalled as error:
+        yield wrong(str(error))
+        return
+    yield from map(wrong, faults)
+    if not faults:
+        yield ok(f"[notify] to has {pluralize(len(addresses), 'address', 'addresses')} that check --notify tells")
+
+
+def _iconik_facts(config: Config, registered_url: str | None, registered_actions: str | None) -> Facts:
     client = IconikClient(config.iconik)
     catalog = IconikCatalog(client)
     try:
         yield ok(f"iconik answers at {config.iconik.url}, and accepts the credentials ({catalog.user()})")
         roles = catalog.roles()
+    except IconikDenied as error:
+        yield wrong(f"{config.iconik.url}: {error}. Correct them in {config.path}, and {restart_it()}")
+        return
     except IconikError as error:
         yield wrong(f"{config.iconik.url}: {error}")
         return
     steps: list[Callable[[], Facts]] = [
         lambda: _clock_facts(client),
-        lambda: _role_facts(config, roles),
+        lambda: _role_facts(config, roles, has_menu=bool(registered_actions)),
         lambda: _profile_facts(config, client),
         lambda: _only_facts(config, client),
     ]
     if "can_read_automations" in roles:
-        steps.append(lambda: _automation_facts(catalog))
+        steps.append(lambda: _automation_facts(config, catalog))
     if "can_read_webhooks" in roles:
         steps.append(lambda: _webhook_facts(config, catalog, registered_url))
+    if registered_actions and "can_read_custom_actions" in roles:
+        steps.append(lambda: _menu_facts(config, catalog, str(registered_actions)))
     for step in steps:
         try:
             yield from step()
@@ -307,14 +380,14 @@ def _clock_facts(client: IconikClient) -> Facts:
         yield wrong(f"this machine's clock is {abs(difference):.0f} s {where} iconik's. To set it: {remedy}")
 
 
-def _role_facts(config: Config, roles: set[str]) -> Facts:
+def _role_facts(config: Config, roles: set[str], *, has_menu: bool) -> Facts:
     needed = {job.role: f"no {job.name} job can be started" for job in config.jobs} | SERVICE_ROLES
     missing = [role for role in needed if role not in roles]
     for role in missing:
         yield wrong(f"the role {role} is missing: {needed[role]}")
     if not missing:
         yield ok("the credentials have all the roles that the listener needs")
-    for role, loss in OTHER_ROLES.items():
+    for role, loss in (OTHER_ROLES | (MENU_ROLES if has_menu else {})).items():
         if role not in roles:
             yield note(f"the role {role} is missing: {loss}")
 
@@ -374,8 +447,8 @@ def _only_facts(config: Config, client: IconikClient) -> Facts:
             yield wrong(f"the query in [{job.name}] only finds no asset at all, so no {job.name} job is started")
 
 
-def _automation_facts(catalog: IconikCatalog) -> Facts:
-    ours_too = {job.automation_action for job in JOBS.values()}
+def _automation_facts(config: Config, catalog: IconikCatalog) -> Facts:
+    ours_too = {job.automation_action for job in config.jobs}
     for automation in catalog.automations():
         actions = automation.get("actions")
         known = [action for action in actions if isinstance(action, dict)] if isinstance(actions, list) else []
@@ -405,7 +478,7 @@ def _webhook_facts(config: Config, catalog: IconikCatalog, registered_url: str |
     for other in of_our_kinds(found):
         if secrets and other.secret in secrets and other not in shown:
             removal = _register(other.base_url, "--remove")
-            yield note(f"another webhook sends our secret, to {other.url}. If nobody listens there: {removal}")
+            yield note(f"another webhook sends our secret, to {other.base_url}. If nobody listens there: {removal}")
     for webhook in shown:
         yield from _webhook_fact(webhook, secrets)
 
@@ -419,7 +492,29 @@ def _webhook_fact(webhook: WebhookDefinition, secrets: tuple[str, ...]) -> Facts
         only = f", for events with {webhook.query}" if webhook.query else ""
         lost = "; so missed assets are not found" if webhook.query and webhook.kind is CREATE else ""
         yield ok(f"{name} is ENABLED{only}{lost}")
-    yield _route_fact(webhook)
+    yield _route_fact(webhook, secrets)
+
+
+def _menu_facts(config: Config, catalog: IconikCatalog, url: str) -> Facts:
+    """Our entries in iconik's menu, which `register --actions` put there."""
+    found, repair = at(url, catalog.actions()), _register(url, "--actions")
+    for action in ACTIONS:
+        own = [one for one in found if one.action is action]
+        faults = [
+            f"iconik's menu has no {action.path} for {context} at {url}: {repair}"
+            for context in CONTEXTS
+            if not any(one.context == context for one in own)
+        ]
+        for one in own:
+            name = f"{one.url} for {one.context}, in iconik's menu,"
+            problems = one.problems(config.listener.webhook_secret)
+            faults += [f"{name} {problem}. Once the cause is fixed: {repair}" for problem in problems]
+        yield from map(wrong, faults)
+        if not faults:
+            titles = " and ".join(sorted({f'"{one_line(str(one.fields.get("title")), 40)}"' for one in own}))
+            yield ok(f"{titles} is in iconik's menu, for one asset and for several")
+        if own:
+            yield _route_fact(own[0], config.listener.webhook_secret)
 
 
 def _register(url: str, *options: str) -> str:
@@ -428,69 +523,19 @@ def _register(url: str, *options: str) -> str:
     return command("register", *options, *insecure, url)
 
 
-def _route_fact(webhook: WebhookDefinition) -> Fact:
-    """Send an event where iconik sends its own: through DNS, firewall, TLS and proxy to the listener."""
-    url = webhook.url
-    try:
-        parts = urlsplit(url)
-        host, port = str(parts.hostname), parts.port or (443 if parts.scheme == "https" else 80)
-        addresses = {str(entry[4][0]) for entry in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)}
-    except (socket.gaierror, ValueError) as error:  # UnicodeError is a ValueError
-        return _no_address(webhook, error)
-    try:
-        socket.create_connection((host, port), ROUTE_TIMEOUT).close()
-    except OSError as error:
-        return _no_connection(url, host, port, addresses, error)
-    try:
-        # All of its headers, because a gateway on the way may want them.
-        headers = {**webhook.headers, "Content-Type": "application/json"}
-        transport = Transport(f"{parts.scheme}://{parts.netloc}", headers, ROUTE_TIMEOUT)
-        answer = transport.send("POST", url.removeprefix(f"{parts.scheme}://{parts.netloc}"), json=TEST_EVENT)
-    except TransportError as error:
-        return _no_tls(url, host, str(error)) if parts.scheme == "https" else wrong(f"{url}: {error}")
-    if answer.status == 401 and SECRET_HEADER.encode() in answer.body:
-        again = _register(webhook.base_url)
-        return wrong(f"{url}: the listener there does not accept the secret that iconik sends: restart it, or {again}")
-    if answer.status != 200 or b'"ignored"' not in answer.body:
-        return wrong(f"{url}: something other than this listener answers there ({answer.status})")
-    return ok(f"{url} reaches this listener, and the secret is right")
-
-
-def _no_address(webhook: WebhookDefinition, error: Exception) -> Fact:
-    if isinstance(error, socket.gaierror) and error.errno == socket.EAI_AGAIN:
-        return note(f"{webhook.url} cannot be tried: this machine cannot look up names just now")
-    host, removal = urlsplit(webhook.url).hostname, _register(webhook.base_url, "--remove")
-    remedy = f"create its DNS entry or, if the name is wrong, register the right one and remove this: {removal}"
-    return wrong(f"{host} is not in DNS: {remedy}")
-
-
-def _no_connection(url: str, host: str, port: int, addresses: set[str], error: OSError) -> Fact:
-    reason = one_line(error.strerror or str(error))
-    if isinstance(error, ConnectionRefusedError) and addresses & _addresses_here():
-        remedy = "sudo systemctl status caddy" if port in (80, 443) else "start what listens there"
-        return wrong(f"{url}: nothing listens on port {port} of this machine: {remedy}")
-    return note(f"{url} cannot be reached from this machine ({reason}): try it from another one")
-
-
-def _addresses_here() -> set[str]:
-    """The addresses of this machine, as far as it knows them."""
-    found = {"127.0.0.1", "127.0.1.1", "::1"}
-    for family, target in ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1")):
-        try:
-            with socket.socket(family, socket.SOCK_DGRAM) as probe:
-                probe.connect((target, 9))  # sends nothing: the system only chooses the address to send from
-                found.add(str(probe.getsockname()[0]))
-        except OSError:
-            continue
-    return found
-
-
-def _no_tls(url: str, host: str, reason: str) -> Fact:
-    if "certificate" in reason or "TLS" in reason:
-        cause = "Caddy requests one when the name points to this VM and ports 80 and 443 are open"
-        remedy = "sudo journalctl -u caddy -n 20"
-        return wrong(f"{url}: {reason}. {host} may have no valid certificate yet. {cause}: {remedy}")
-    return wrong(f"{url}: {reason}")
+def _route_fact(webhook: WebhookDefinition | ActionDefinition, secrets: tuple[str, ...]) -> Fact:
+    """Whether iconik's events reach this listener on the way that they take."""
+    fault = route_fault(webhook.url, webhook.headers)
+    if fault is None:
+        return ok(f"{webhook.url} reaches this listener, and the secret is right")
+    text = fault.text
+    if fault.cause is Cause.NAME:
+        removal = _register(webhook.base_url, "--remove")
+        text = f"{text} or, if the name is wrong, register the right one and remove this: {removal}"
+    elif fault.cause is Cause.SECRET:
+        remedy = restart_it() if webhook.secret in secrets else _register(webhook.base_url)
+        text = f"{text} that iconik sends: {remedy}"
+    return wrong(text) if fault.is_certain else note(text)
 
 
 def _ping(url: str, faults: list[str]) -> None:
@@ -498,6 +543,7 @@ def _ping(url: str, faults: list[str]) -> None:
     try:
         parts = urlsplit(url)
         if faults:
+            faults = [UUID.sub("…", fault) for fault in faults]
             fail = urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/fail"))
             answer = requests.post(fail, data="\n".join(faults).encode(), timeout=PING_TIMEOUT)
         else:
@@ -506,3 +552,28 @@ def _ping(url: str, faults: list[str]) -> None:
             click.echo(f"The monitor at {parts.hostname} answered {answer.status_code}", err=True)
     except (requests.RequestException, OSError, ValueError) as error:
         click.echo(f"The monitor at {urlsplit(url).hostname} cannot be reached: {type(error).__name__}", err=True)
+
+
+def _tell(path: Path, faults: list[str]) -> None:
+    """Tell people, if they want to be told. If that fails, that is a line, no more."""
+    with suppress(ConfigError):  # which is one of the faults, and says where
+        settings, database = load_notify(path)
+        if settings.to:
+            notify.tell(settings.to, database, faults, lambda line: click.echo(line, err=True))
+
+
+def _send_trial(path: Path, is_told: bool) -> None:
+    if not is_told:
+        raise click.UsageError("--test needs --notify")
+    settings, _ = load_notify(path)
+    if not settings.to:
+        raise click.ClickException(f"{path}: [notify] to is empty, so nobody is told")
+    try:
+        failures = notify.send(settings.to, notify.trial())
+    except notify.NotInstalled as error:
+        raise click.ClickException(str(error)) from None
+    for failure in failures:
+        click.echo(failure, err=True)
+    taken = len(settings.to) - len(failures)
+    click.echo(f"{pluralize(taken, 'address', 'addresses')} of {len(settings.to)} took the message.")
+    raise SystemExit(1 if failures else 0)

@@ -1,5 +1,6 @@
 """demo: the listener at work on a stand-in for iconik."""
 
+import os
 import re
 import signal
 import subprocess
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, TextIO
 
 import click
 
+from config import SWITCH
 from jobs import DEFAULT_JOB
 from store import Store
 
@@ -57,7 +59,10 @@ def demo() -> None:
         command = [sys.executable, str(APP), "--config", str(config)]
         database = config.with_name("items.db")
         # In a session of its own, it does not get the terminal's signals.
-        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as listener:
+        environment = {**os.environ, SWITCH: "0"}  # in a container, it may hold the credentials of the real iconik
+        with subprocess.Popen(
+            command, stderr=subprocess.PIPE, text=True, start_new_session=True, env=environment
+        ) as listener:
             addresses: list[str] = []
             assert listener.stderr  # noqa: S101 it is a pipe
             relay = Thread(target=_relay, args=(listener.stderr, addresses))

@@ -1,11 +1,11 @@
 """What `retry`, `skip` and `show` have in common: items named by a person, or all of a status, in batches."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import click
 
-from commands.changes import MAX_MATCHES, Change, Key, ManualChanges, Match
+from commands.changes import BATCH_SIZE, MAX_MATCHES, Change, Key, ManualChanges, Match
 from store import Store
 from system.text import format_local, named, one_line, pluralize
 
@@ -60,17 +60,32 @@ def change_all(
     describe: Callable[[Change], str],
 ) -> None:
     """Change all items of a status in batches, and say of each what was done."""
-    changes = ManualChanges(store)
-    changed, last = 0, ("", "")
-    while keys := changes.next_keys(status, last, job=job):
-        started = time.monotonic()
-        for one in change_batch(keys):
+    changed = 0
+    for batch in in_batches(store, status, change_batch, job=job):
+        for one in batch:
             if one.is_changed:
                 click.echo(f"{_name(store, one)} {describe(one)}")
                 changed += 1
-        last = keys[-1]
-        pause_after(started)
     click.echo(f"{pluralize(changed, 'item')} changed")
+
+
+def in_batches(
+    store: Store,
+    status: str,
+    change_batch: Callable[[list[Key]], list[Change]],
+    *,
+    job: str | None = None,
+    reason: str | None = None,
+) -> Iterator[list[Change]]:
+    """Change all items of a status (and job, and reason), batch by batch, with pauses between."""
+    changes, last = ManualChanges(store), ("", "")
+    while keys := changes.next_keys(status, last, job=job, reason=reason):
+        started = time.monotonic()
+        yield change_batch(keys)
+        last = keys[-1]
+        if len(keys) < BATCH_SIZE:
+            return
+        pause_after(started)
 
 
 def pause_after(started: float) -> None:

@@ -11,7 +11,7 @@ import click
 from config import load
 from limits import Limits
 from store import Rules, Store
-from system.text import format_local, pluralize
+from system.text import command, format_local, pluralize
 
 
 @click.command()
@@ -52,7 +52,7 @@ def pause(path: Path, reason: str) -> None:
             click.echo(f"{before.by} paused it already{since}.")
             return
         limits.pause(_person(), reason)
-        click.echo("No more jobs are started until you run: resume")
+        click.echo(f"No more jobs are started until you run: {command('resume')}")
 
 
 @click.command()

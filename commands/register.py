@@ -1,55 +1,72 @@
 """register: create, repair or remove the two webhooks at iconik."""
 
 import re
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import click
 
+from commands.menu import find_actions, remove_actions, save_actions
+from commands.route import Cause, route_fault
 from config import Config, load
-from events import CREATE, KINDS
+from events import ACTIONS, CREATE, KINDS, SECRET_HEADER, MenuAction
 from iconik_client import IconikClient
+from reconciliation.actions import REGISTERED_ACTIONS
 from reconciliation.catalog import IconikCatalog
-from reconciliation.reconciler import about_to_register, forget_fingerprint
+from reconciliation.reconciler import about_to_register, forget_fingerprint, registered
 from reconciliation.webhooks import REGISTERED_URL, WebhookDefinition, of_our_kinds
 from store import Rules, Store
-from system.text import one_line
+from system.text import one_line, restart_it
 
 
 @click.command()
 @click.argument("url")
 @click.option("--remove", is_flag=True, help="Delete the two webhooks that point at URL.")
 @click.option("--insecure", is_flag=True, help="Allow http://, over which the secret travels readable.")
+@click.option("--actions", "with_actions", is_flag=True, help="Also put our two entries into iconik's menu.")
+@click.option("--yes", is_flag=True, help="Register it even if this listener does not answer there.")
 @click.pass_obj
-def register(path: Path, url: str, remove: bool, insecure: bool) -> None:
+def register(path: Path, url: str, remove: bool, insecure: bool, with_actions: bool, yes: bool) -> None:
     """Create or repair the two webhooks at iconik.
 
     URL is where iconik reaches this listener, without /create or /proxy: https://iconik-listener.example.com
+    Before anything is changed, the URL is asked whether this listener answers there.
 
     A webhook that is there already, by URL and kind of event, is updated if need be: it gets the secret of
-    config.ini, and one that is disabled is put back in use. A query that you gave it to have only some assets
-    analyzed stays.
+    config.ini, and one that is disabled is put back in use. A query that you added to limit which assets are analyzed
+    is kept.
+
+    With --actions, people can also choose "Analyze again" and "Do not analyze" for assets in iconik. Without it, such
+    entries that are there already are repaired.
     """
     url = _checked(url, insecure or remove)
     config = load(path)
+    if with_actions and (remove or not config.listener.webhook_secret):
+        reason = "--remove removes them" if remove else "set webhook_secret in config.ini first"
+        raise click.UsageError(f"--actions cannot be used: {reason}")
     catalog = IconikCatalog(IconikClient(config.iconik))
     same = [webhook for webhook in of_our_kinds(catalog.webhooks()) if webhook.url == url + webhook.kind.path]
     with _store(config, remove) as store:
+        actions = find_actions(catalog, store, url, is_needed=with_actions)
         if remove:
+            remove_actions(catalog, actions)
             _remove(catalog, same, url)
-            if store and store.state(REGISTERED_URL) == url:
-                store.set_state(REGISTERED_URL, "")
+            for key in (REGISTERED_URL, REGISTERED_ACTIONS):
+                if store and store.state(key) == url:
+                    store.set_state(key, "")
             return
-        if store:
-            creates = [webhook for webhook in same if webhook.kind is CREATE]
-            about_to_register(store, catalog.now(), creates)
-        is_changed = _save(catalog, same, url, config)
+        if not yes:
+            _check_route(same, url, config, ACTIONS if with_actions else ())
+        creates = [webhook for webhook in same if webhook.kind is CREATE]
+        why = about_to_register(store, creates) if store else None
+        written = _save(catalog, same, url, config, store)
         if store:
             store.set_state(REGISTERED_URL, url)
-            if is_changed:
-                forget_fingerprint(store)
+            registered(store, catalog, [webhook for webhook in written if webhook.kind is CREATE], why)
+        save_actions(catalog, store, url, config.listener.webhook_secret, actions, may_create=with_actions)
 
 
 @contextmanager
@@ -76,27 +93,64 @@ def _checked(url: str, may_be_http: bool) -> str:
     if parts.scheme == "http" and not may_be_http:
         raise click.UsageError("with http:// the secret travels unencrypted: use https://, or add --insecure")
     path = parts.path.rstrip("/")
-    if path.endswith(tuple(kind.path for kind in KINDS)):
+    if path.endswith(tuple(part.path for part in (*KINDS, *ACTIONS))):
         raise click.UsageError("URL must be without /create or /proxy: they are added")
     return f"{parts.scheme}://{parts.netloc.lower()}{path}"
 
 
-def _save(catalog: IconikCatalog, same: list[WebhookDefinition], url: str, config: Config) -> bool:
-    """Create or repair both. Returns whether anything was written."""
-    is_changed = False
-    secret = config.listener.webhook_secret[0] if config.listener.webhook_secret else ""
+def _check_route(same: list[WebhookDefinition], url: str, config: Config, actions: Sequence[MenuAction]) -> None:
+    """Ask the URL whether this listener answers there, and a person if it does not: iconik would send it the secret.
+
+    :param actions: the entries of iconik's menu that are wanted, too
+    """
+    faults = []
+    wanted = []
+    for kind in KINDS:
+        existing = next((webhook.fields for webhook in same if webhook.kind is kind), {})
+        desired = WebhookDefinition.desired(kind, url + kind.path, _secret(config), existing)
+        wanted.append((desired.url, desired.headers))
+    wanted += [(url + action.path, {SECRET_HEADER: _secret(config)}) for action in actions]
+    for address, headers in wanted:
+        fault = route_fault(address, headers)
+        if fault and fault.cause is Cause.NAME:
+            faults.append(f"{fault.text} or correct the name")
+        elif fault and fault.cause is Cause.SECRET:
+            faults.append(f"{fault.text} of config.ini: {restart_it()}")
+        elif fault:
+            faults.append(fault.text)
+    if not faults:
+        return
+    for line in dict.fromkeys(faults):
+        click.echo(line, err=True)
+    if sys.stdin is not None and sys.stdin.isatty():
+        click.confirm("This listener does not answer there. Register it all the same?", abort=True)
+        return
+    raise click.ClickException("nothing was registered. If iconik reaches this listener there all the same, add --yes")
+
+
+def _secret(config: Config) -> str:
+    return config.listener.webhook_secret[0] if config.listener.webhook_secret else ""
+
+
+def _save(
+    catalog: IconikCatalog, same: list[WebhookDefinition], url: str, config: Config, store: Store | None
+) -> list[WebhookDefinition]:
+    """Create or repair both. Returns the definitions as they are now, as far as iconik says."""
+    now = []
+    secret = _secret(config)
     if not secret:
         click.echo("note: no webhook_secret is set in config.ini: the webhooks are registered without", err=True)
     for kind in KINDS:
         for existing in [webhook.fields for webhook in same if webhook.kind is kind] or [{}]:
             desired = WebhookDefinition.desired(kind, url + kind.path, secret, existing)
             changed = [key for key, value in desired.fields.items() if (existing.get(key) or "") != (value or "")]
-            if changed:
-                catalog.save_webhook(desired.fields, existing.get("id"))
-                is_changed = True
+            if changed and store:
+                forget_fingerprint(store, desired)
+            fields = catalog.save_webhook(desired.fields, existing.get("id")) if changed else existing
+            now.append(WebhookDefinition(kind, fields))
             was = f"updated (it was {one_line(str(existing.get('status')))})" if existing else "created"
             click.echo(f"{desired.url}: {was if changed else 'as it should be'}")
-    return is_changed
+    return now
 
 
 def _remove(catalog: IconikCatalog, same: list[WebhookDefinition], url: str) -> None:

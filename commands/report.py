@@ -1,7 +1,9 @@
 """report: what was started, in iconik's units."""
 
 import csv
+import re
 import sys
+from calendar import monthrange
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass, fields
@@ -62,7 +64,7 @@ def lines(store: Store, first: str, last: str) -> Iterator[Line]:
         yield Line(row["day"], row["job"], video_hours=video_hours, audio_hours=audio_hours, **counts)
 
 
-@click.command()
+@click.command(short_help="Show what was started per day, in iconik's units.")
 @click.option("--month", metavar="YYYY-MM", help="A month, by UTC.  [default: this one]")
 @click.option("--days", type=click.IntRange(1, 750), help="The last so many days instead.")
 @click.option("--csv", "as_csv", is_flag=True, help="For a spreadsheet.")
@@ -95,10 +97,10 @@ def _period(store: Store, month: str | None, days: int | None) -> tuple[str, str
     if days:
         return store.now(-(days - 1) * DAY_SECONDS)[:10], store.today()
     month = month or store.today()[:7]
-    year, _, number = month.partition("-")
-    if not (len(year) == 4 and year.isdigit() and number.isdigit() and 1 <= int(number) <= 12):
+    if not re.fullmatch("[0-9]{4}-(0[1-9]|1[0-2])", month):
         raise click.UsageError(f"--month: {one_line(month, 20)} is not a month like 2026-11")
-    return f"{month}-01", f"{month}-31"
+    last = monthrange(int(month[:4]), int(month[5:]))[1]
+    return f"{month}-01", f"{month}-{last}"
 
 
 def _table(found: list[Line], with_job: bool) -> None:

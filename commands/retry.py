@@ -48,7 +48,7 @@ def _describe_again(change: Change) -> str:
     type=click.Choice(RETRYABLE),
     help="All items of that status.  [without one: failed]",
 )
-@click.option("--again", is_flag=True, help="Have iconik do it again, although it is done. iconik bills it again.")
+@click.option("--again", is_flag=True, help="Run it again even though it is finished. iconik bills it again.")
 @click.option("--job", type=click.Choice(list(JOBS)), help="Only that job of the assets.")
 @click.option("--reason", default="", help="Why, for the log.")
 @click.pass_obj

@@ -1,18 +1,20 @@
 """The listener that is running, as the commands see it: through its lock and its /health."""
 
 import json
+import os
 from typing import Any
 
 from store import Store
 from system.database import listener_runs
+from system.text import in_container
 from system.transport import Transport, TransportError
 
 HEALTH_TIMEOUT = 10.0  # seconds; it waits up to 5 s for a database that somebody else holds
 FIELDS = {"version", "started_at", "status", "paused_since", "last_error", "last_webhook_at", "oldest_due_at"}
 
 
-def running_listener(store: Store) -> dict[str, Any] | None:
-    """What the listener on this database says at its /health. None if none is running.
+def running_listener(store: Store, timeout: float = HEALTH_TIMEOUT) -> dict[str, Any] | None:
+    """What the listener on this database says at its /health, within `timeout` seconds. None if none is running.
 
     `{"status": "unreachable", "message": …}` if one is running and does not answer, and `{"message": …}` without a
     status if it says that it cannot use its database.
@@ -24,9 +26,11 @@ def running_listener(store: Store) -> dict[str, Any] | None:
     address = store.state("listening_at")
     if not address:
         return {"status": "unreachable", "message": "it is still starting"}
+    if in_container():  # another container may ask, for which 127.0.0.1 is not the listener's
+        address = os.environ.get("ICONIK_LISTENER_ADDRESS", address)
     address = address.replace("0.0.0.0:", "127.0.0.1:").replace("[::]:", "[::1]:")
     try:
-        health = json.loads(Transport(f"http://{address}", {}, HEALTH_TIMEOUT).send("GET", "/health").body)
+        health = json.loads(Transport(f"http://{address}", {}, timeout).send("GET", "/health").body)
     except TransportError as error:
         reason = f"http://{address}/health: {error}. It may still be starting"
         return {"status": "unreachable", "message": reason}

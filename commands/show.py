@@ -1,6 +1,5 @@
 """show: what happened to an asset, and what is next."""
 
-import textwrap
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -13,10 +12,10 @@ from commands.items import one_asset
 from config import load
 from jobs import JOBS
 from store import Rules, Source, Status, Store
-from system.text import format_local, one_line, pluralize
+from system.text import command, format_local, one_line, pluralize, wrapped
 
 FOUND = {
-    Source.WEBHOOK: "iconik's webhook told of it",
+    Source.WEBHOOK: "reported by iconik's webhook",
     Source.SEARCH: "its webhook was missed, and the listener found it at iconik",
     Source.CATCH_UP: "catch-up added it",
     Source.MENU: "a person added it from iconik's menu",
@@ -48,7 +47,7 @@ def show(path: Path, assets: tuple[str, ...], job: str | None) -> None:
             click.echo(f"{one_line(match.title or 'without a title')}\n  {config.iconik.url}/asset/{match.object_id}")
             for row in rows:
                 for line in story(dict(row), is_one_of_many=len(rows) > 1):
-                    click.echo(textwrap.fill(line, 100, initial_indent="  ", subsequent_indent="    "))
+                    click.echo(wrapped(line, "  ", "    "))
     raise SystemExit(0 if is_found else 1)
 
 
@@ -70,7 +69,9 @@ def story(row: dict[str, Any], *, is_one_of_many: bool) -> Iterator[str]:
         again = f"{format_local(row['asked_at'])}: a person wants it done again."
         yield "A person retried it." if row["asked"] == 1 else again
     if row["submitted_at"] and row["status"] in (Status.SUBMITTED, Status.DONE, Status.FAILED):
-        profile = f" with the profile {one_line(row['profile'])}" if row["profile"] else ""
+        job_kind = JOBS.get(row["job"])
+        chosen = " with iconik's choice of profile" if row["counted_on"] and job_kind and job_kind.has_profile else ""
+        profile = f" with the profile {one_line(row['profile'])}" if row["profile"] else chosen
         job = f" (job {one_line(row['job_id'])})" if row["job_id"] else ""
         by = "iconik accepted the job" if row["counted_on"] else "iconik had a job already"
         yield f"{format_local(row['submitted_at'])}: {by}{profile}{job}."
@@ -106,4 +107,5 @@ def _now(row: dict[str, Any]) -> Iterator[str]:
     elif status == Status.SKIPPED:
         yield f"It is skipped: {error}."
     else:
-        yield f"It failed: {error}."
+        when = f"{format_local(row['last_attempt_at'])}: it failed" if row["last_attempt_at"] else "It failed"
+        yield f"{when}: {error}. Once the cause is fixed: {command('retry', row['object_id'])}"

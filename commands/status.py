@@ -1,7 +1,6 @@
 """status: the state of the listener and its items at a glance."""
 
 import json
-import textwrap
 import time
 from contextlib import closing
 from dataclasses import dataclass
@@ -16,7 +15,17 @@ from jobs import Job
 from limits import Limit, Limits
 from store import Rules, Status, Store
 from system.database import Row
-from system.text import command, format_local, named, one_line, parse_time, pluralize
+from system.text import (
+    command,
+    format_local,
+    in_container,
+    named,
+    one_line,
+    parse_time,
+    pluralize,
+    service_command,
+    wrapped,
+)
 
 MAX_PROBLEMS = 100
 MAX_GROUPS = 10
@@ -40,7 +49,7 @@ class Group:
     newest: list[tuple[str, str | None]]
 
 
-@click.command()
+@click.command(short_help="Show what waits and what failed, today's jobs, and the listener.")
 @click.option("--all", "show_all", is_flag=True, help="List every item that waits or failed.")
 @click.option("--json", "as_json", is_flag=True, help="For programs. Times are UTC, and problems 100 at most.")
 @click.pass_obj
@@ -53,13 +62,14 @@ def status(path: Path, show_all: bool, as_json: bool) -> None:
             _print_json(store, listener, limit)
             return
         if show_all:
-            _list_problems(store)
+            _list_unfinished(store)
         _print_groups(problem_groups(store))
-        click.echo(_jobs_line(store, limit, config.jobs))
+        _print_retried(store)
+        click.echo(wrapped(jobs_line(store, limit, config.jobs)))
         _print_overview(store, overview, limit)
         if reason := limit.describe():
-            click.echo("\n" + textwrap.fill(reason, 100, break_on_hyphens=False))
-        click.echo("\n" + _listener_line(listener))
+            click.echo("\n" + wrapped(reason))
+        click.echo("\n" + wrapped(listener_line(listener)))
 
 
 def problem_groups(store: Store) -> list[Group]:
@@ -101,11 +111,13 @@ def jobs_on(store: Store, day: str) -> dict[str, int]:
     return {row["job"]: int(row["started"]) for row in rows}
 
 
-def _jobs_line(store: Store, limit: Limit, jobs: tuple[Job, ...]) -> str:
+def jobs_line(store: Store, limit: Limit, jobs: tuple[Job, ...]) -> str:
+    """How many jobs were started today and this month, as sentences. `jobs`: those that are configured."""
     month = jobs_since(store, limit.day[:7])
     [last] = store.database.run(
         """SELECT max(at) AS at FROM (SELECT max(submitted_at) AS at FROM items WHERE status = 'submitted'
-            UNION ALL SELECT max(submitted_at) FROM items WHERE status = 'done')"""
+            UNION ALL SELECT max(submitted_at) FROM
+                (SELECT submitted_at FROM items WHERE status = 'done' ORDER BY done_at DESC LIMIT 100))"""
     )
     of = f" of {limit.total}" if limit.max_per_day else ""
     share = f" ({limit.percent} %)" if limit.is_near else ""
@@ -115,7 +127,7 @@ def _jobs_line(store: Store, limit: Limit, jobs: tuple[Job, ...]) -> str:
     if len(jobs) > 1:
         today = jobs_on(store, limit.day)
         line += f" Today: {', '.join(f'{today.get(job.name, 0)} {job.name}' for job in jobs)}."
-    return textwrap.fill(line, 120, break_on_hyphens=False)
+    return line
 
 
 def _print_overview(store: Store, overview: list[Row], limit: Limit) -> None:
@@ -129,7 +141,7 @@ def _print_overview(store: Store, overview: list[Row], limit: Limit) -> None:
     for row in overview:
         held = f"  ({limit.held} held)" if row["status"] == Status.READY and limit.held else ""
         of_each = "".join(f"{counts.get((row['status'], job), 0):12}" for job in jobs)
-        click.echo(f"{row['status']:15}  {row['items']:8}{of_each}  {_age(row['oldest'])}{held}".rstrip())
+        click.echo(f"{row['status']:15}  {row['items']:8}{of_each}  {age(row['oldest'])}{held}".rstrip())
 
 
 def _counts_by_job(store: Store) -> dict[tuple[str, str], int]:
@@ -146,23 +158,50 @@ def _print_groups(groups: list[Group]) -> None:
             since = f", since {format_local(group.since)}" if group.since else ""
             job = f" ({one_line(group.job)})" if group.job else ""
             click.echo(click.style(f"{pluralize(group.items, 'item')}{job} {heading}{since}:", fg=colour))
-            click.echo(textwrap.fill(one_line(group.reason, 1000), 100, initial_indent="  ", subsequent_indent="  "))
+            click.echo(wrapped(one_line(group.reason, 1000), "  "))
             names = [one_line(title) if title else object_id for object_id, title in group.newest]
             more = f" and {group.items - len(names)} more" if group.items > len(names) else ""
             click.echo(f"  {', '.join(names)}{more}\n")
 
 
-def _list_problems(store: Store) -> None:
-    rows = store.database.run("SELECT * FROM problems")
+def _print_retried(store: Store) -> None:
+    """What a person retried, with the reasons of before, until it is attempted."""
+    for row in store.database.run(
+        f"""SELECT reason, count(*) AS items FROM items
+        WHERE status = 'ready' AND last_attempt_at IS NOT NULL AND reason IS NOT NULL AND attempts = 0
+        GROUP BY reason ORDER BY items DESC LIMIT {MAX_GROUPS}"""  # noqa: S608
+    ):
+        click.echo(f"{pluralize(row['items'], 'item')} to be tried again, as somebody asked. The old reason was:")
+        click.echo(wrapped(one_line(str(row["reason"]), 1000), "  ") + "\n")
+
+
+def _list_unfinished(store: Store) -> None:
+    """Every item that waits or failed, with its reason, those of a status together."""
+    rows = store.database.run(
+        """SELECT * FROM items WHERE status NOT IN ('submitted', 'done', 'skipped')
+        ORDER BY status, coalesce(last_attempt_at, proxy_closed_at, created_at)"""
+    )
     is_one_of_many = len(store.rules.jobs) > 1
     for row in rows:
         job = f"{one_line(str(row['job']))}, " if is_one_of_many else ""
-        due = f", next attempt at {format_local(row['next_attempt_at'])}" if row["status"] == Status.READY else ""
-        attempts = pluralize(row["attempts"], "attempt")
-        click.echo(f"{named(row['object_id'], row['title'])}  {job}{row['status']}, {attempts}{due}")
-        click.echo(textwrap.fill(one_line(str(row["error"]), 1000), 100, initial_indent="  ", subsequent_indent="  "))
+        click.echo(f"{named(row['object_id'], row['title'])}  {job}{_where(row)}")
+        if row["error"]:
+            old = "The old reason was: " if row["status"] == Status.READY and not row["attempts"] else ""
+            click.echo(wrapped(old + one_line(str(row["error"]), 1000), "  "))
     if rows:
         click.echo()
+
+
+def _where(row: Row) -> str:
+    """Where an item is, since when, and when its next attempt is due."""
+    since = row["last_attempt_at"] or row["proxy_closed_at"] or row["created_at"]
+    parts = [f"{row['status']} since {format_local(since)}" if since else str(row["status"])]
+    if row["attempts"]:
+        parts.append(pluralize(row["attempts"], "attempt"))
+    if row["next_attempt_at"] and row["status"] in (Status.READY, Status.AWAITING_PROXY):
+        what = "next attempt" if row["status"] == Status.READY else "polled"
+        parts.append(f"{what} at {format_local(row['next_attempt_at'])}")
+    return ", ".join(parts)
 
 
 def _print_json(store: Store, listener: dict[str, Any] | None, limit: Limit) -> None:
@@ -178,11 +217,14 @@ def _print_json(store: Store, listener: dict[str, Any] | None, limit: Limit) -> 
     click.echo(json.dumps(found, indent=2))
 
 
-def _listener_line(listener: dict[str, Any] | None) -> str:
+def listener_line(listener: dict[str, Any] | None) -> str:
+    """How the listener is, in a few sentences. `listener`: what `running_listener` found."""
     if listener is None:
-        return "No listener is running."
+        if in_container():  # this one is not the one that was to run
+            return "No listener is running."
+        return f"No listener is running. To start it: {service_command('start') or command()}"
     if "version" not in listener:
-        return textwrap.fill(f"A listener is running, and is not well: {one_line(str(listener['message']))}.", 100)
+        return f"A listener is running, and is not well: {one_line(str(listener['message']))}."
     parts = [f"The listener ({listener['version']}) has been running since {format_local(listener['started_at'])}."]
     if listener.get("paused_since"):
         since, reason = format_local(listener["paused_since"]), one_line(str(listener["last_error"]))
@@ -192,10 +234,10 @@ def _listener_line(listener: dict[str, Any] | None) -> str:
     else:
         parts.append("No webhook has come yet.")
     parts.append(f"To check everything: {command('check')}")
-    return textwrap.fill(" ".join(parts), 100, break_on_hyphens=False)
+    return " ".join(parts)
 
 
-def _age(time_text: str | None) -> str:
+def age(time_text: str | None) -> str:
     """How long ago that was: `2 d 3 h`, `5 min`."""
     since = parse_time(time_text)
     if since is None:  # none is meant, or it was written by hand

@@ -21,7 +21,7 @@ completion=/usr/share/bash-completion/completions/iconik-listener
 units=/etc/systemd/system
 user=iconik-listener
 timers=(iconik-listener-check.timer iconik-listener-backup.timer)
-unit_files=(iconik-listener.service iconik-listener-{check,backup}.{service,timer})
+unit_files=(iconik-listener{,-page}.service iconik-listener-{check,backup}.{service,timer})
 system_python=python3
 environment=$home/.venv # the virtual environment of this checkout; build_environment makes a new one beside it
 variables=()            # NAME=VALUE, from $defaults
@@ -268,6 +268,7 @@ start() {
     fi
   done
   systemctl restart "${timers[@]}"
+  systemctl try-restart iconik-listener-page.service 'iconik-listener-page@*.service' # which is off unless it was enabled
   remove_old_environments
   say "iconik-listener check"
   "$wrapper" check || say "Something is not right yet: see the lines with WRONG."

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
-from events import title_of
+from events import CONTEXTS, title_of
 from iconik_client import MAX_PAGES, IconikClient, IconikJob, IconikRefused, IconikUnavailable, search_body
 from jobs import JOBS, Json
 from system.text import UUID, one_line
 
 MAX_IDS = 100  # in one request
+ACTIONS = "assets/v1/custom_actions/"
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class FoundAsset:
     :ivar created_at: `date_created` as iconik writes it; a client may have chosen it
     :ivar statuses: how far each job is, by its status field, as far as the search shows it
     :ivar duration: seconds
+    :ivar imported_at: `date_imported`, which no client can choose; empty if the search does not show it
     """
 
     object_id: str
@@ -31,6 +33,7 @@ class FoundAsset:
     media_type: str | None
     duration: float | None
     statuses: dict[str, str]
+    imported_at: str = ""
 
     @classmethod
     def of(cls, fields: Json) -> "FoundAsset":
@@ -48,6 +51,7 @@ class FoundAsset:
                 for job in JOBS.values()
                 if isinstance(fields.get(job.status_field), str)
             },
+            imported_at=one_line(str(fields.get("date_imported") or "")),
         )
 
 
@@ -55,7 +59,7 @@ class FoundAsset:
 class Page:
     """One page of a search.
 
-    :ivar read: how many objects iconik sent that had not come before, those that are no assets included
+    :ivar read: how many objects iconik sent that had not come before; null is none
     :ivar total: how many it says that there are in all; None if it does not say
     """
 
@@ -73,6 +77,11 @@ class IconikCatalog:
     def __init__(self, client: IconikClient) -> None:
         self._client = client
 
+    @property
+    def knows_time(self) -> bool:
+        """Whether iconik has said its time."""
+        return self._client.knows_time
+
     def now(self) -> float:
         """iconik's time, in seconds since 1970."""
         return self._client.now()
@@ -80,26 +89,49 @@ class IconikCatalog:
     def assets(self, since: str, until: str, only: str = "") -> Iterator[Page]:
         """The assets created or imported in that time (UTC, ISO 8601), by `date_created`, in pages.
 
-        Only an empty page ends it, because iconik may leave out what we are not to see. An asset may come twice.
+        Only an empty page ends it, because iconik may leave out what we are not to see. If it leaves out a whole page,
+        nothing says where the next one begins: then all are read once more by number. An asset may come twice.
 
         :param only: a query in iconik's search language that they must match, too
         """
         body = _period(since, until, only)
         led_to: set[str] = set()  # where each page led, as a search that goes round must not be followed
         known: set[str] = set()
+        total, read = None, 0
         while True:
             answer = self._client.search(body)
-            yield _page(answer, known)
-            if not answer["objects"]:
-                return
+            page = _page(answer, known)
+            total, read = page.total if total is None else total, read + page.read
+            yield page
             last = next((one for one in reversed(_dicts(answer["objects"])) if one.get("_sort")), {})
             after = last.get("_sort")
+            if not after and total is not None and (answer["objects"] or read < total):
+                yield from self._by_number(_period(since, until, only), total, known)
+            if not answer["objects"] or (not after and not _dicts(answer["objects"])):
+                return
             if not isinstance(after, list) or str(after) in led_to:
                 raise IconikUnavailable("iconik's search does not lead to its next page", status=200)
             if len(after) < 2:  # only the date: search_after would skip the rest of those of that moment
                 yield from self._of_moment(str(last.get("date_created")), only, known)
             led_to.add(str(after))
             body["search_after"] = after
+
+    def _by_number(self, body: Json, total: int, known: set[str]) -> Iterator[Page]:
+        """What is not known yet of a search that has so many results, by the numbers of its pages."""
+        size = 1  # of the largest page
+        for number in range(1, MAX_PAGES):
+            try:
+                answer = self._client.search(body, page=number)
+            except IconikRefused:  # a page after the last one, or after those that iconik numbers
+                if number == 1:
+                    raise
+                return
+            page = _page({**answer, "objects": _dicts(answer["objects"])}, known)
+            yield Page(page.assets, page.read, None)
+            size = max(size, len(answer["objects"]))
+            pages = answer.get("pages")
+            if number >= (pages if isinstance(pages, int) else total / size):
+                return
 
     def _of_moment(self, date: str, only: str, known: set[str]) -> Iterator[Page]:
         term = {"name": "date_created", "range": {"min": date, "max": date}}
@@ -159,16 +191,32 @@ class IconikCatalog:
         path = f"notifications/v1/webhooks/{quote(webhook_id, safe='')}/"
         return self._client.call("GET", path, "can_read_webhooks")
 
-    def save_webhook(self, webhook: Json, webhook_id: str | None = None) -> None:
-        """Create a webhook definition, or update the one with that id."""
+    def save_webhook(self, webhook: Json, webhook_id: str | None = None) -> Json:
+        """Create a webhook definition, or update the one with that id. Returns it as iconik has it, if it says so."""
         method, path = ("PUT", f"{quote(webhook_id, safe='')}/") if webhook_id else ("POST", "")
         path = f"notifications/v1/webhooks/{path}"
-        self._client.call(method, path, "can_write_webhooks", body=webhook, may_be_empty=True)
+        return self._client.call(method, path, "can_write_webhooks", body=webhook, may_be_empty=True)
 
     def delete_webhook(self, webhook_id: str) -> None:
         """Delete a webhook definition."""
         path = f"notifications/v1/webhooks/{quote(webhook_id, safe='')}/"
         self._client.call("DELETE", path, "can_delete_webhooks", may_be_empty=True)
+
+    def actions(self) -> list[Json]:
+        """The custom actions of iconik's menu for one asset and for several, as in iconik's CustomActionSchema."""
+        found = [self._all(f"{ACTIONS}{context}/", "can_read_custom_actions") for context in CONTEXTS]
+        return [{"context": context, **action} for context, of_context in zip(CONTEXTS, found) for action in of_context]
+
+    def save_action(self, action: Json, action_id: str | None = None) -> None:
+        """Create a custom action, or update the one with that id."""
+        method, path = ("PUT", f"{quote(action_id, safe='')}/") if action_id else ("POST", "")
+        path = f"{ACTIONS}{action['context']}/{path}"
+        self._client.call(method, path, "can_write_custom_actions", body=action, may_be_empty=True)
+
+    def delete_action(self, context: str, action_id: str) -> None:
+        """Delete a custom action."""
+        path = f"{ACTIONS}{context}/{quote(action_id, safe='')}/"
+        self._client.call("DELETE", path, "can_delete_custom_actions", may_be_empty=True)
 
     def _all(self, path: str, role: str) -> list[Json]:
         found: dict[str, Json] = {}
@@ -181,6 +229,7 @@ SEARCH_FIELDS: list[str] = [
     "id",
     "title",
     "date_created",
+    "date_imported",
     "media_type",
     "duration_milliseconds",
     *(job.status_field for job in JOBS.values()),
@@ -194,9 +243,8 @@ def _page(answer: Json, known: set[str]) -> Page:
     new = {asset.object_id for asset in found} - known
     known |= new
     total = answer.get("total")
-    others = len(objects) - len(found)
     assets = [asset for asset in found if UUID.fullmatch(asset.object_id)]
-    return Page(assets, len(new) + others, total if isinstance(total, int) else None)
+    return Page(assets, len(new), total if isinstance(total, int) else None)
 
 
 def _dicts(objects: list[Any]) -> list[Json]:

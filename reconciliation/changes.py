@@ -1,12 +1,16 @@
 """The changes that the reconciler makes to items."""
 
 import json
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from reconciliation.catalog import FoundAsset
-from store import ADD_ASSET, DAY_SECONDS, SET_STATE, Outcome, Store
-from system.text import format_utc
+from store import ADD_ASSET, DAY_SECONDS, SET_STATE, Outcome, Store, typed
+from system.database import StoreRefused
+from system.text import format_utc, named
+
+log = logging.getLogger("iconik_listener")
 
 BATCH_SIZE = 200  # rows that are written in one transaction, so that no webhook waits long for its turn
 AWAITING_CREATE_SECONDS = DAY_SECONDS  # how long a closed proxy waits for the create that it overtook
@@ -57,10 +61,33 @@ class ReconciledChanges:
         :param wait: the seconds to wait, instead of 5, for a database that somebody else holds
         :returns: how many of the assets change something: they were not there yet, or awaited their create
         """
+        assets = list(assets)
+        polls = (first_poll_in, seconds_between_polls)
+        try:
+            return self._add(assets, source, state, jobs, polls, wait)
+        except StoreRefused as error:  # by a person's trigger: it is about one asset and keeps no other out
+            if len(assets) == 1 and not state:
+                log.error("%s. %s is not added", error, named(assets[0].object_id, assets[0].title))
+                return 0
+        added = 0
+        for number, asset in enumerate(assets):
+            poll_in = first_poll_in + number * seconds_between_polls
+            added += self.add_assets([asset], source, {}, jobs=jobs, first_poll_in=poll_in, wait=wait)
+        return added + self._add([], source, state, jobs, polls, wait)
+
+    def _add(
+        self,
+        assets: list[FoundAsset],
+        source: str,
+        state: Mapping[str, str],
+        jobs: Mapping[str, Sequence[str]] | None,
+        polls: tuple[float, float],
+        wait: float | None,
+    ) -> int:
         added = 0
         with self._database.transaction(wait) as db:
             for asset in assets:
-                poll_in = first_poll_in + added * seconds_between_polls
+                poll_in = polls[0] + added * polls[1]
                 wanted = None if jobs is None else jobs[asset.object_id]
                 values = self._store.asset_values(asset.object_id, asset.title, source, poll_in, wanted)
                 added += bool(db.execute(ADD_ASSET, values).fetchall())
@@ -89,7 +116,7 @@ class ReconciledChanges:
             object_id=after[0],
             job=after[1],
         )
-        return [SubmittedItem(**dict(row)) for row in rows]
+        return [SubmittedItem(**{name: typed(row[name], name) for name in row.keys()}) for row in rows]  # noqa: SIM118
 
     def end_job(self, item: SubmittedItem, outcome: Outcome) -> bool:
         """Note how the job of a submitted item ended. Returns whether the item was still submitted."""
@@ -120,8 +147,8 @@ class ReconciledChanges:
             submitted_at=item.submitted_at,
         )
 
-    def unmeasured(self, since: float) -> list[str]:
-        """Up to 100 assets with a job that has ended since then, whose media type is not known.
+    def unmeasured(self, after: str, since: float) -> list[str]:
+        """Up to 100 assets with a job that has ended since then, whose media type is not known: ids after `after`.
 
         Of the jobs that failed, only those that we started: the report counts them.
         """
@@ -132,8 +159,9 @@ class ReconciledChanges:
                 UNION ALL SELECT +object_id FROM items
                     WHERE status = 'failed' AND media_type IS NULL AND last_attempt_at > :since
                         AND counted_on IS NOT NULL)
-            LIMIT 100""",
+            WHERE object_id > :after ORDER BY object_id LIMIT 100""",
             since=format_utc(since),
+            after=after,
         )
         return [row["object_id"] for row in rows]
 
@@ -150,12 +178,15 @@ class ReconciledChanges:
     def delete_awaiting_create(self) -> int:
         """Delete up to 200 of the items whose create has not come for a day. Returns how many."""
         rows = self._database.run(
-            """DELETE FROM items WHERE (object_id, job) IN (SELECT object_id, job FROM items
-                WHERE status = 'awaiting_create' AND proxy_closed_at < :before LIMIT 200)
-            RETURNING object_id""",
+            """SELECT object_id, job FROM items
+            WHERE status = 'awaiting_create' AND proxy_closed_at < :before LIMIT 200""",
             before=self._store.now(-AWAITING_CREATE_SECONDS),
         )
-        return len(rows)
+        return self._store.change_each(
+            "DELETE FROM items WHERE object_id = :object_id AND job = :job AND status = 'awaiting_create'",
+            [(row["object_id"], row["job"]) for row in rows],
+            {},
+        )
 
     def delete_old_usage(self) -> None:
         """Delete what the ledger and the state hold of days that nobody asks for any more."""

@@ -18,6 +18,7 @@ from iconik_client import (
     IconikForbidden,
     IconikJob,
     IconikRefused,
+    IconikUnavailable,
 )
 from jobs import JOBS
 from reconciliation import webhooks
@@ -87,7 +88,10 @@ class Reconciler:
         self._changes = ReconciledChanges(store)
         self._stopping = self._runtime.event()
         self._logged: set[str] = set()  # what is logged once in a process
+        self._listed_until = "", ""  # the item whose jobs the latest look listed last
         self._started_at = self._runtime.monotonic()
+        self._has_looked = False  # at our webhooks, in this process
+        self._failed_creates = 0  # how many creates had been answered with an error at the last look
         self._thread = self._runtime.thread(self._run)
 
     def start(self) -> None:
@@ -149,8 +153,11 @@ class Reconciler:
             log.exception("Cannot check %s at iconik: unexpected error", name)
         return None
 
-    def _ask(self, call: Callable[[], Answer]) -> Answer:
-        """One request to iconik, when the circuit breaker permits it."""
+    def _ask(self, kind: str, call: Callable[[], Answer]) -> Answer:
+        """One request to iconik, when the circuit breaker permits it.
+
+        :param kind: what it is about, by the same names as the submitter's calls: a 429 counts once for a kind
+        """
         permission = self._breaker.wait()
         if permission is None or self._stopping.is_set():
             raise Stopped
@@ -159,11 +166,11 @@ class Reconciler:
         except IconikRefused:
             raise
         except IconikError as error:
-            self._breaker.failed(permission, error, "reconciler", is_item=False)
+            self._breaker.failed(permission, error, kind, is_item=False)
             raise
 
     def _each(self, pages: Iterator[Answer]) -> Iterator[Answer]:
-        while (page := self._ask(lambda: next(pages, None))) is not None:
+        while (page := self._ask("search", lambda: next(pages, None))) is not None:
             yield page
 
     # Step 1: our webhooks.
@@ -176,8 +183,12 @@ class Reconciler:
            passed over. If a person had it so at some time since the last look, the time since then is.
         3. If ours is not in the list, that says nothing: nothing is added, and nothing is passed over.
         """
-        found = self._ask(self._catalog.webhooks)
+        found = self._ask("webhooks", self._catalog.webhooks)
         own = webhooks.ours(found, self._store.state(REGISTERED_URL), self._config.listener.webhook_secret)
+        if not own and not self._has_registered(found):
+            line = "iconik has no webhooks of this listener yet"
+            self._log_once(logging.INFO, f"{line}: {command('register', 'URL')}")
+            return Wanted.UNKNOWN
         if not own:
             line = "Cannot tell which of iconik's webhooks belong to this listener, so missed assets are not added"
             self._log_once(logging.WARNING, f"{line}: {command('register', 'URL')}")
@@ -193,28 +204,49 @@ class Reconciler:
             raise failure
         return wanted
 
+    def _has_registered(self, found: list[dict[str, Any]]) -> bool:
+        """Whether iconik has, or had, webhooks that may be ours. At a first start it has none, and all is well."""
+        secrets = self._config.listener.webhook_secret
+        with_our_secret = (webhook.secret in secrets for webhook in webhooks.of_our_kinds(found))
+        return bool(self._store.state(REGISTERED_URL)) or not secrets or any(with_our_secret)
+
     def _are_assets_wanted(self, creates: list[WebhookDefinition]) -> Wanted:
-        if not creates:
+        if not creates or not self._catalog.knows_time:
             return Wanted.UNKNOWN
+        now = self._catalog.now()
         open_ones = [webhook for webhook in creates if webhook.lets_all_through and not self._is_left_disabled(webhook)]
+        chosen = chosen_one(open_ones or creates)
         if not open_ones:
-            self._note_fingerprint(creates[0])
-            pass_over(self._store, self._catalog.now(), "a person has the /create webhook disabled or filtered")
-            return Wanted.NO
-        if self._was_otherwise(open_ones[0]):
-            pass_over(self._store, self._catalog.now(), "a person had the /create webhook otherwise meanwhile")
-        self._note_fingerprint(open_ones[0])
-        return Wanted.YES
+            self._pass_over(now, "a person has the /create webhook disabled or filtered", is_over=False)
+        elif self._was_otherwise(chosen):
+            self._pass_over(now, "a person had the /create webhook otherwise meanwhile", is_over=True)
+        note_fingerprint(self._store, now, chosen)
+        self._failed_creates = self._store.failed_creates
+        self._has_looked = True
+        return Wanted.YES if open_ones else Wanted.NO
 
     def _was_otherwise(self, webhook: WebhookDefinition) -> bool:
-        if self._store.state(FIRST_LOOK_PASSES_OVER):
-            self._store.set_state(FIRST_LOOK_PASSES_OVER, "")
-            return True
-        return was_otherwise(self._store, webhook)
+        """Whether a person had it otherwise since the last look.
 
-    def _note_fingerprint(self, webhook: WebhookDefinition) -> None:
-        self._store.set_state(FINGERPRINT, json.dumps(webhook.fingerprint()))
-        self._store.set_state(WEBHOOKS_SEEN_AT, format_utc(self._catalog.now()))
+        If a webhook of ours may have failed since then and iconik may have recovered, the date of its last change says
+        nothing: outages are common. That is so when we answered one with an error, and at the first look of a process
+        to which webhooks have come already.
+        """
+        if self._store.state(FIRST_LOOK_PASSES_OVER):
+            return True
+        may_have_failed = self._store.failed_creates != self._failed_creates
+        may_have_recovered = not self._has_looked and self._store.has_creates
+        return was_otherwise(self._store, webhook, is_date_known=not may_have_failed and not may_have_recovered)
+
+    def _pass_over(self, now: float, why: str, *, is_over: bool) -> None:
+        """Add what was created up to the last look, when all was well. What was created since then is passed over."""
+        seen_at = parse_time(self._store.state(WEBHOOKS_SEEN_AT))
+        if seen_at is not None:
+            try:
+                self._search(min(seen_at, now) - DATE_SECONDS)
+            except IconikRefused as error:
+                log.warning("Cannot check missed assets at iconik: %s", error)
+        pass_over(self._store, now, why, is_over=is_over)
 
     def _forget_look(self) -> bool:
         """With an interval of 0 nobody looks: the time until the next look is passed over."""
@@ -229,13 +261,14 @@ class Reconciler:
             line = f"Somebody disabled the webhook to {webhook.url} in iconik, so it is left disabled. To enable it:"
             self._log_once(logging.WARNING, f"{line} {command('register', 'URL')}")
         elif webhook.status == "DISABLED":
-            now = WebhookDefinition(webhook.kind, self._ask(lambda: self._catalog.webhook(webhook.id)))
+            now = WebhookDefinition(webhook.kind, self._ask("webhooks", lambda: self._catalog.webhook(webhook.id)))
             if now.fields != webhook.fields:
                 log.warning("The webhook to %s has just been changed, so it is left as it is", webhook.url)
                 return
-            self._ask(lambda: self._catalog.save_webhook(webhook.enabled(), webhook.id))
-            self._store.set_state(FINGERPRINT, "")
-            self._store.set_state(_enabled_key(webhook), self._store.now())
+            forget_fingerprint(self._store, webhook)
+            written = self._ask("webhooks", lambda: self._catalog.save_webhook(webhook.enabled(), webhook.id))
+            note_written(self._store, self._catalog.now(), WebhookDefinition(webhook.kind, written))
+            self._store.set_state(_enabled_key(webhook), format_utc(self._catalog.now()))
             log.warning("iconik had disabled the webhook to %s for failing: it is enabled again", webhook.url)
 
     def _is_left_disabled(self, webhook: WebhookDefinition) -> bool:
@@ -245,12 +278,17 @@ class Reconciler:
         if webhook.status != "DISABLED":
             is_left = False
         else:
-            enabled_at = self._store.state(_enabled_key(webhook)) or ""
-            again_so_soon = self._store.now(-MIN_ICONIK_DISABLE_SECONDS) < enabled_at <= self._store.now()
-            is_left = was_left or again_so_soon or not webhook.disabled_by_iconik
+            enabled_at = parse_time(self._store.state(_enabled_key(webhook))) or 0.0
+            again_so_soon = self._catalog.now() - enabled_at < MIN_ICONIK_DISABLE_SECONDS
+            is_left = was_left or again_so_soon or not webhook.disabled_by_iconik or self._was_well(webhook)
         if is_left != was_left:
             self._store.set_state(key, "1" if is_left else "")
         return is_left
+
+    def _was_well(self, webhook: WebhookDefinition) -> bool:
+        """Whether nothing failed since the last look, so that an error in the definition is an old one."""
+        before = _fingerprint(self._store)
+        return before is not None and before.get("id") == webhook.id and not webhook.failed_since(before)
 
     # Step 2: missed assets.
 
@@ -262,16 +300,21 @@ class Reconciler:
         3. The mark moves only if as many assets were read as iconik says that there are, or the same number in three
            looks. What a look could not read is searched again in the next one.
         """
-        floor = self._floor()
+        self._floor()
         if wanted is not Wanted.YES:
             return True
-        now = self._catalog.now()
-        until = now - self._config.reconciler.min_age
-        mark = min(parse_time(self._store.state(ASSETS_SEEN_UNTIL)) or floor, now)
-        since = max(floor, mark - SEARCH_LAG)
-        if since < until and self._add_assets(format_utc(since), format_utc(until)):
+        until = self._catalog.now() - self._config.reconciler.min_age
+        if self._search(until):
+            mark = parse_time(self._store.state(ASSETS_SEEN_UNTIL)) or until
             self._store.set_state(ASSETS_SEEN_UNTIL, format_utc(max(mark, until)))
         return True
+
+    def _search(self, until: float) -> bool:
+        """Add what was created since the mark and up to then. Returns whether all of it was read."""
+        floor = self._floor()
+        mark = min(parse_time(self._store.state(ASSETS_SEEN_UNTIL)) or floor, self._catalog.now())
+        since = max(floor, mark - SEARCH_LAG)
+        return since < until and self._add_assets(since, until, floor)
 
     def _floor(self) -> float:
         """When the first asset was created that may be added, by iconik's clock. It never moves back."""
@@ -279,26 +322,33 @@ class Reconciler:
         if noted is not None:
             return noted
         if not self._client.knows_time:
-            self._ask(self._catalog.user)
+            self._ask("user", self._catalog.user)
+        if not self._client.knows_time:  # our own clock may be wrong, and what is older would be billed
+            raise IconikUnavailable("iconik's answers do not say its time")
         floor = self._catalog.now() - DATE_SECONDS - (self._runtime.monotonic() - self._started_at)
         self._store.set_state(ASSETS_FLOOR, format_utc(floor))
         return floor
 
-    def _add_assets(self, since: str, until: str) -> bool:
-        """Add the assets created or imported in that time. Returns whether all were read."""
+    def _add_assets(self, since: float, until: float, floor: float) -> bool:
+        """Add the assets created or imported in that time. Returns whether all were read.
+
+        One that was imported before the floor is not new, whatever a client wrote as the date of its creation.
+        """
         added = read = 0
         total: int | None = None
         try:
-            for page in self._each(self._catalog.assets(since, until)):
+            for page in self._each(self._catalog.assets(format_utc(since), format_utc(until))):
                 read += page.read
                 total = page.total if total is None else total
-                for start in range(0, len(page.assets), BATCH_SIZE):
-                    batch = page.assets[start : start + BATCH_SIZE]
+                new = [one for one in page.assets if floor <= (parse_time(one.imported_at) or floor) <= until]
+                for start in range(0, len(new), BATCH_SIZE):
+                    batch = new[start : start + BATCH_SIZE]
                     added += self._changes.add_assets(batch, Source.SEARCH, {})
                 self._submitter.wake()
         finally:
             if added:
-                log.warning("Added %s whose webhooks were missed, created since %s", pluralize(added, "asset"), since)
+                text = "Added %s whose webhooks were missed, created since %s"
+                log.warning(text, pluralize(added, "asset"), format_utc(since))
         return self._is_complete(read, total)
 
     def _is_complete(self, read: int, total: int | None) -> bool:
@@ -308,7 +358,7 @@ class Reconciler:
         number, looks = _numbers(self._store.state(ASSETS_SHORT))
         looks = looks + 1 if number == read else 1
         if looks >= MAX_LOOKS:
-            log.warning("iconik's search shows %d of %s assets again and again: the rest are passed over", read, total)
+            log.warning("iconik's search keeps returning only %d of %s assets: skipping the rest", read, total)
             self._store.set_state(ASSETS_SHORT, "")
             return True
         self._store.set_state(ASSETS_SHORT, json.dumps([read, looks]))
@@ -320,22 +370,26 @@ class Reconciler:
         """Find out how the jobs ended that iconik accepted in the last 7 days.
 
         1. Those whose ids are known are asked for by id, 100 in a request.
-        2. The others are asked for by asset and kind of job, a request each.
+        2. The others are asked for by asset and kind of job, a request each, and up to 200 in a look. The next look
+           goes on after the last of them.
         3. The media types and durations of what is done are asked of the search, 100 in a request.
         """
         since = self._catalog.now() - OUTCOME_SECONDS
-        after, listed = ("", ""), 0
+        after, listed, listed_after = ("", ""), 0, self._listed_until
         while items := self._changes.submitted(after, since):
             after = items[-1].object_id, items[-1].job
-            by_id = {item.job_id: item for item in items if item.job_id}
-            found = {job.id: job for job in self._jobs_by_id(list(by_id))}
+            found = {job.id: job for job in self._jobs_by_id([item.job_id for item in items if item.job_id])}
             for item in items:
                 job = found.get(item.job_id or "")
-                if job is None and listed < MAX_LISTED:
+                key = item.object_id, item.job
+                if job is None and listed < MAX_LISTED and key > listed_after:
                     listed += 1
+                    self._listed_until = key
                     job = self._newest_job(item)
                 if job:
                     self._end_job(item, job)
+        if listed < MAX_LISTED:
+            self._listed_until = "", ""
         self._measure(since)
         return True
 
@@ -344,7 +398,7 @@ class Reconciler:
         if not job_ids:
             return []
         try:
-            return self._ask(lambda: self._catalog.jobs(job_ids[:MAX_IDS]))
+            return self._ask("jobs", lambda: self._catalog.jobs(job_ids[:MAX_IDS]))
         except IconikForbidden:
             raise
         except IconikRefused as error:
@@ -362,7 +416,7 @@ class Reconciler:
             return None
         since = (parse_time(item.submitted_at) or 0) - DOUBT_MARGIN if item.is_ours else 0.0
         try:
-            found = self._ask(lambda: self._client.jobs_of(item.object_id, job, since))
+            found = self._ask("jobs", lambda: self._client.jobs_of(item.object_id, job, since))
         except IconikForbidden:
             raise
         except IconikRefused:
@@ -372,28 +426,30 @@ class Reconciler:
 
     def _end_job(self, item: SubmittedItem, found: IconikJob) -> None:
         outcome: Outcome = job_outcome(JOBS[item.job], found) if item.job in JOBS else Outcome(Status.SUBMITTED)
-        if outcome.status == Status.SUBMITTED:
-            if item.job_id != found.id:
-                self._changes.note_job_id(item, found.id)
-            return
         try:
+            if outcome.status == Status.SUBMITTED:
+                if item.job_id != found.id:
+                    self._changes.note_job_id(item, found.id)
+                return
             is_ended = self._changes.end_job(item, outcome)
         except StoreRefused as error:
-            log.error("%s: %s", item.object_id, error)
+            log.error("%s: %s", named(item.object_id, item.title), error, extra={"topic": ("outcome", item.object_id)})
             return
         if is_ended and outcome.status == Status.FAILED:
             name, remedy = named(item.object_id, item.title), command("retry", item.object_id)
             log.error("%s failed: %s. Once the cause is fixed: %s", name, outcome.error, remedy)
 
     def _measure(self, since: float) -> None:
-        asked: set[str] = set()
-        while object_ids := [one for one in self._changes.unmeasured(since) if one not in asked]:
-            asked |= set(object_ids)
-            measured = [asset for asset in self._ask(lambda: self._catalog.measures(object_ids)) if asset.media_type]
-            for asset in measured:
-                self._changes.measure(asset)
-            if not measured:
-                return
+        after = ""
+        while object_ids := self._changes.unmeasured(after, since):
+            after = object_ids[-1]
+            found = self._ask("search", lambda: self._catalog.measures(object_ids))
+            for asset in found:
+                try:
+                    if asset.media_type:
+                        self._changes.measure(asset)
+                except StoreRefused as error:
+                    log.error("%s: %s", asset.object_id, error, extra={"topic": ("measure", asset.object_id)})
 
     # Step 4: old rows.
 
@@ -408,7 +464,10 @@ class Reconciler:
             self._changes.delete_old_usage()
         finally:
             if deleted:
-                log.info("Deleted %s whose create has not come for a day after the proxy", pluralize(deleted, "item"))
+                log.info(
+                    "Deleted %s whose create webhook did not arrive within a day of the proxy",
+                    pluralize(deleted, "item"),
+                )
         return True
 
     def _compare_clocks(self) -> None:
@@ -426,32 +485,74 @@ class Reconciler:
             log.log(level, line)
 
 
-def was_otherwise(store: Store, webhook: WebhookDefinition) -> bool:
-    """Whether a person had the definition for /create otherwise at some time since the last look."""
+def was_otherwise(store: Store, webhook: WebhookDefinition, *, is_date_known: bool = True) -> bool:
+    """Whether a person had the definition for /create otherwise at some time since the last look.
+
+    :param is_date_known: whether a change of its date means that a person changed it
+    """
+    before = _fingerprint(store)
+    if before is None:
+        return False
+    return webhook.was_otherwise(before if is_date_known else {**before, "is_failing": True})
+
+
+def chosen_one(creates: list[WebhookDefinition]) -> WebhookDefinition:
+    """Of several definitions for /create the one that is watched, whatever their order in iconik's list."""
+    return min(creates, key=lambda webhook: webhook.id)
+
+
+def _fingerprint(store: Store) -> dict[str, Any] | None:
     try:
-        before: Any = json.loads(store.state(FINGERPRINT) or "null")
-    except ValueError:
-        before = None
-    return isinstance(before, dict) and webhook.was_otherwise(before)
+        before = json.loads(store.state(FINGERPRINT) or "null")
+    except (ValueError, RecursionError):
+        return None
+    return before if isinstance(before, dict) else None
 
 
-def pass_over(store: Store, now: float, why: str) -> None:
+def note_fingerprint(store: Store, now: float, webhook: WebhookDefinition) -> None:
+    """Note how the definition for /create is at that time (iconik's)."""
+    store.set_state(FINGERPRINT, json.dumps(webhook.fingerprint()))
+    store.set_state(WEBHOOKS_SEEN_AT, format_utc(now))
+
+
+def forget_fingerprint(store: Store, webhook: WebhookDefinition) -> None:
+    """Before we write a definition ourselves: what changes is no person's doing."""
+    if webhook.kind is CREATE:
+        store.set_state(FINGERPRINT, "")
+
+
+def note_written(store: Store, now: float, webhook: WebhookDefinition) -> None:
+    """After we wrote a definition: from now on, a person may have it otherwise. iconik need not say what it wrote."""
+    if webhook.kind is CREATE and webhook.id and webhook.fields.get("status") and webhook.fields.get("date_modified"):
+        note_fingerprint(store, now, webhook)
+
+
+def pass_over(
+    store: Store, now: float, why: str, *, is_over: bool = True, not_added_since: float | None = None
+) -> None:
     """Add nothing that was created until now (iconik's time), because a person keeps or kept it out.
 
     The time since the last look is noted, for the log and for `check`, with the command that adds its assets.
+
+    :param is_over: whether the person has put it back
+    :param not_added_since: from when on missed assets have not been added, if that is before the last look
     """
     floor = max(now, parse_time(store.state(ASSETS_FLOOR)) or 0)
+    mark = max(floor, parse_time(store.state(ASSETS_SEEN_UNTIL)) or 0)
     store.set_state(ASSETS_FLOOR, format_utc(floor))
-    store.set_state(ASSETS_SEEN_UNTIL, format_utc(floor))
+    store.set_state(ASSETS_SEEN_UNTIL, format_utc(mark))
+    store.set_state(FIRST_LOOK_PASSES_OVER, "")
     seen_at = parse_time(store.state(WEBHOOKS_SEEN_AT))
     if seen_at is None:
         return
-    since, until = format_utc(seen_at), format_utc(now)
+    since, until = format_utc(min(seen_at, not_added_since or seen_at)), format_utc(now)
     before = passed_over(store)
-    if before and before["until"] == since:  # it goes on
+    goes_on = before is not None and before["until"] == format_utc(seen_at)
+    if before and goes_on:
         since = before["since"]
-    else:
-        remedy = command("catch-up", "--since", since, "--until", until)
+    if is_over or not goes_on:
+        period = ("--since", since, "--until", until) if is_over else ("--since", since)
+        remedy = command("catch-up", *period)
         log.warning("Assets created since %s are passed over, because %s. To add them: %s", since, why, remedy)
     store.set_state(PASSED_OVER, json.dumps({"since": since, "until": until, "why": why}))
 
@@ -465,25 +566,42 @@ def passed_over(store: Store) -> dict[str, str] | None:
     return period if isinstance(period, dict) and period.keys() == {"since", "until", "why"} else None
 
 
-def about_to_register(store: Store, now: float, creates: list[WebhookDefinition]) -> None:
-    """Before `register` writes the definition for /create: pass over the time in which a person kept assets out.
+def about_to_register(store: Store, creates: list[WebhookDefinition]) -> str | None:
+    """Before `register` writes the definition for /create: why the time before it is to be passed over; None if not.
 
-    That is the time before it if there is no such definition yet, if a person disabled or filtered it, or had it so at
-    some time since the last look.
+    That is so if there is no such definition yet, if a person disabled or filtered it, or had it so at some time since
+    the last look. If `register` is cut off, the next look passes over that time.
 
     :param creates: the definitions for /create that iconik has at that URL
     """
+    why = None
     if not creates:
-        pass_over(store, now, "there was no /create webhook at that URL")
+        why = "there was no /create webhook at that URL"
     elif not any(webhook.lets_all_through for webhook in creates):
-        pass_over(store, now, "a person had the /create webhook disabled or filtered")
-    elif any(was_otherwise(store, webhook) for webhook in creates):
-        pass_over(store, now, "a person had the /create webhook otherwise meanwhile")
+        why = "a person had the /create webhook disabled or filtered"
+    elif was_otherwise(store, chosen_one([webhook for webhook in creates if webhook.lets_all_through])):
+        why = "a person had the /create webhook otherwise meanwhile"
+    if why:
+        store.set_state(FIRST_LOOK_PASSES_OVER, "1")
+    return why
 
 
-def forget_fingerprint(store: Store) -> None:
-    """We wrote the definition ourselves: what changed is no person's doing."""
-    store.set_state(FINGERPRINT, "")
+def registered(store: Store, catalog: IconikCatalog, creates: list[WebhookDefinition], why: str | None) -> None:
+    """After `register` has written what it had to.
+
+    :param creates: the definitions for /create, as they are now
+    :param why: what about_to_register returned
+    """
+    if not catalog.knows_time:  # then the next look passes over that time
+        return
+    now = catalog.now()
+    open_ones = [webhook for webhook in creates if webhook.lets_all_through]
+    if why:
+        # Unlike a look, this has not added what was created between the mark and the last look.
+        mark = store.state(ASSETS_SEEN_UNTIL) or store.state(ASSETS_FLOOR)
+        pass_over(store, now, why, is_over=bool(open_ones), not_added_since=parse_time(mark))
+    if creates:
+        note_written(store, now, chosen_one(open_ones or creates))
 
 
 def _enabled_key(webhook: WebhookDefinition) -> str:

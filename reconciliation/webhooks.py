@@ -117,6 +117,7 @@ class WebhookDefinition:
             "query": self._whole_query,
             "object_id": str(self.fields.get("object_id") or ""),
             "is_enabled": self.status in ("ENABLED", "FAILING") or self.disabled_by_iconik,
+            "is_failing": self.status == "FAILING" or self.disabled_by_iconik,
             "date_modified": str(self.fields.get("date_modified") or ""),
             "signs_of_failing": [str(sign or "") for sign in self.signs_of_failing],
         }
@@ -131,8 +132,18 @@ class WebhookDefinition:
         if any(now[key] != before.get(key) for key in ("id", "query", "object_id", "is_enabled")):
             return True
         is_written = now["date_modified"] != before.get("date_modified")
-        is_failing = any(now["signs_of_failing"]) or now["signs_of_failing"] != before.get("signs_of_failing")
-        return is_written and not is_failing
+        return is_written and self.status != "FAILING" and not self.failed_since(before)
+
+    def failed_since(self, before: Json) -> bool:
+        """Whether there is a sign that iconik could not deliver since the fingerprint was `before`.
+
+        An error that was there before already is none: iconik may leave it there when it has recovered.
+        """
+        known = before.get("signs_of_failing")
+        return bool(before.get("is_failing")) or any(
+            sign and (not isinstance(known, list) or sign not in known)
+            for sign in self.fingerprint()["signs_of_failing"]
+        )
 
     def problems(self, secrets: tuple[str, ...]) -> list[str]:
         """Reasons why events do not reach us, as predicates such as "is DISABLED (…)"; empty if there are none."""

@@ -1,11 +1,12 @@
 """What the stand-in for iconik has: assets, jobs, webhooks and profiles, and what happens to them."""
 
+import json
 import random
 import re
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from functools import lru_cache
@@ -239,14 +240,25 @@ class Sandbox:
             if is_for(webhook, event):
                 self._deliver(webhook, event)
 
-    def run_action(self, action_id: str, asset_ids: list[str]) -> requests.Response:
-        """Start a custom action for assets, as a person does from iconik's menu. Returns the answer to it."""
+    def menu(self, context: str) -> dict[str, str]:
+        """What a person sees in iconik's menu: the ids of the custom actions by their titles."""
+        actions = self.custom_actions.values()
+        return {one["title"]: one["id"] for one in actions if one["context"] == context and not one.get("disabled")}
+
+    def run_action(
+        self, action_id: str, asset_ids: Sequence[str], collection_ids: Sequence[str] = ()
+    ) -> requests.Response:
+        """Start a custom action, as a person does from iconik's menu. Returns the answer to it."""
         action = self.custom_actions[action_id]
-        body = {"context": action["context"], "asset_ids": asset_ids, "collection_ids": [], "action_id": action_id}
-        body |= {"user_id": str(uuid.UUID(int=2)), "system_domain_id": str(uuid.UUID(int=3)), "auth_token": "person"}
+        body: Json = {"context": action["context"], "action_id": action_id, "auth_token": "a-persons-own-token"}
+        body |= {"asset_ids": list(asset_ids), "collection_ids": list(collection_ids)}
+        body |= {"user_id": str(uuid.UUID(int=2)), "system_domain_id": str(uuid.UUID(int=3))}
         with requests.Session() as session:
             session.trust_env = False
-            return session.post(action["url"], json=body, headers=action.get("headers"), timeout=DELIVERY_SECONDS)
+            answer = session.post(action["url"], json=body, headers=action.get("headers"), timeout=DELIVERY_SECONDS)
+        action["status"] = "HEALTHY" if answer.ok else "FAILING"
+        action["last_error"] = "" if answer.ok else f"{answer.status_code} {answer.reason}"
+        return answer
 
     def _deliver(self, webhook: Json, event: Json) -> None:
         url, status, error = webhook["url"], 0, ""
@@ -260,13 +272,13 @@ class Sandbox:
         except (requests.RequestException, ValueError) as failure:
             error = type(failure).__name__
         with self.changed:
-            self._note_delivery(webhook, error)
+            self._note_delivery(webhook, event, error)
             self.deliveries.append((urlsplit(url).path, event["object_id"], status))
             self.changed.notify_all()
         if self.verbose:
             print(f"Webhook to {url}: {error or status}. It is {webhook['status']}", flush=True)
 
-    def _note_delivery(self, webhook: Json, error: str) -> None:
+    def _note_delivery(self, webhook: Json, event: Json, error: str) -> None:
         """Let a success put a webhook back to ENABLED, and failures disable it in the end."""
         if webhook["status"] not in ("ENABLED", "FAILING"):
             return  # it was disabled meanwhile
@@ -277,7 +289,8 @@ class Sandbox:
         first_failed_at = webhook.get("first_failed_at") or self.now_text()
         is_disabled = self.clock() - milliseconds(first_failed_at) / 1000 >= self.disable_after
         status = "DISABLED" if is_disabled else "FAILING"
-        webhook.update(status=status, first_failed_at=first_failed_at, last_error=error, last_payload="{}")
+        webhook.update(status=status, first_failed_at=first_failed_at, last_error=error)
+        webhook["last_payload"] = json.dumps(event)
         webhook["date_modified"] = self.now_text()
 
     def asset(self, asset_id: str) -> Json:

@@ -25,7 +25,7 @@ from system.database_files import (
     remedy_if_missing,
 )
 from system.errors import ListenerError
-from system.text import format_utc, one_line, parse_time
+from system.text import FIRST_SECOND, LAST_SECOND, format_utc, one_line, parse_time
 
 __all__ = [
     "Database",
@@ -81,7 +81,7 @@ class Database:
         """
         :param schema: what creates the tables, or brings an older file to them
         :param listener: be the one listener on this file: create it or migrate it if need be, and keep all others out
-        :param progress: is told in a line what takes long
+        :param progress: called with a one-line message during slow operations
         :raises StoreError: the file is not ours or is damaged, or another listener runs on it; it was left as it was
         """
         self.path = Path(os.path.realpath(path))  # SQLite's own files are beside the target of a link, so ours are, too
@@ -345,10 +345,8 @@ def _later(time: object, seconds: object) -> str | None:
     start = _seconds_of(time)
     if start is None or not isinstance(seconds, (int, float)):
         return None
-    try:
-        return format_utc(start + seconds)
-    except (ValueError, OverflowError, OSError):  # not in the years 1 to 9999
-        return None
+    is_possible = FIRST_SECOND <= start + seconds <= LAST_SECOND
+    return format_utc(start + seconds) if is_possible else None
 
 
 def _seconds_between(start: object, end: object) -> float | None:

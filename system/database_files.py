@@ -15,7 +15,7 @@ from shlex import quote
 from typing import BinaryIO
 
 from system.errors import ListenerError
-from system.text import one_line
+from system.text import in_container, one_line
 
 LOCK_SECONDS = 1.0  # listener_runs(), in another process, holds a lock for an instant
 SHARED_BYTES = (0x40000002, 510)  # of the database, which SQLite locks: the first of them, and how many
@@ -172,7 +172,8 @@ def _remedy_if_lost(path: Path) -> str:
     if listener_runs(path):
         return "Stop the listener that runs on it, restore a backup, as the README says, and start it"
     files = [beside(path, ending) for ending in ("", "-wal", "-shm", ".lock")]
-    remove = " ".join(["sudo rm", *(quote(str(file)) for file in files if file.exists())])
+    existing = [quote(str(file)) for file in files if file.exists()]
+    remove = f"remove {', '.join(existing)}" if in_container() else f"sudo rm {' '.join(existing)}"
     return f"Restore a backup, as the README says; or begin anew, without what it knew: {remove}"
 
 
@@ -254,6 +255,8 @@ def _remedy_if_read_only(folder: Path) -> str:
 def _remedy_if_closed(file: Path) -> str:
     """For files of root's, change their owner. Those of another user are the service's, who is to keep them."""
     owner, user = file.stat().st_uid, os.geteuid()
+    if in_container():
+        return f"on the host, give what is mounted there to the user {user}, with chown -R"
     name, mode = quote(str(file)), "u+rwx" if file.is_dir() else "600"
     if owner == user:
         return f"sudo chmod {mode} {name}"

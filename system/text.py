@@ -3,11 +3,13 @@
 import os
 import re
 import shlex
+import textwrap
 from contextlib import suppress
 from datetime import datetime, timezone
 
 UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE | re.ASCII)
 MAX_TITLE_IN_LOG = 80
+FIRST_SECOND, LAST_SECOND = -62_135_596_800.0, 253_402_300_799.0  # of the years 1 and 9999
 
 
 def one_line(text: object, max_length: int = 200) -> str:
@@ -20,9 +22,20 @@ def one_line(text: object, max_length: int = 200) -> str:
     return line if len(line) <= max_length else line[: max_length - 1] + "…"
 
 
-def pluralize(count: int, noun: str) -> str:
-    """`1 item`, `2 items`."""
-    return f"{count} {noun}{'' if count == 1 else 's'}"
+def wrapped(text: str, indent: str = "", hanging: str | None = None) -> str:
+    """A paragraph of lines of up to 100 characters. Ids and commands are not cut at their hyphens.
+
+    :param hanging: the indent of all lines but the first; None for the same
+    """
+    rest = indent if hanging is None else hanging
+    return textwrap.fill(
+        text, 100, initial_indent=indent, subsequent_indent=rest, break_on_hyphens=False, break_long_words=False
+    )
+
+
+def pluralize(count: int, noun: str, plural: str = "") -> str:
+    """`1 item`, `2 items`; `plural` is for a noun that takes no s."""
+    return f"{count} {noun if count == 1 else plural or noun + 's'}"
 
 
 def named(object_id: str, title: object) -> str:
@@ -37,7 +50,8 @@ def without_ids(text: str) -> str:
 
 
 def format_utc(seconds: float) -> str:
-    """Write seconds since 1970 as items.db and the log do: `2026-11-23T16:47:00.123Z`."""
+    """Write seconds since 1970 as items.db and the log do: `2026-11-23T16:47:00.123Z`. The years end at 1 and 9999."""
+    seconds = min(max(seconds, FIRST_SECOND), LAST_SECOND)
     return datetime.fromtimestamp(seconds, timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
@@ -66,6 +80,31 @@ def parse_time(text: object, *, local: bool = False) -> float | None:
         return None
 
 
+def in_container() -> bool:
+    """Whether this is the image. There, whoever runs it restarts what ends, and people's own commands are elsewhere."""
+    return os.environ.get("ICONIK_LISTENER_CONTAINER") == "1"
+
+
+def service_command(action: str) -> str:
+    """The command that starts, stops or restarts the service; empty where install.sh has not installed it."""
+    words = os.environ.get("ICONIK_LISTENER_COMMAND", "").split()
+    if words[:1] != ["iconik-listener"] or in_container():
+        return ""
+    name = f"@{words[2]}" if words[1:2] == ["--system"] and len(words) > 2 else ""
+    return f"sudo systemctl {action} iconik-listener{name}"
+
+
+def restart_it() -> str:
+    """What a person has to do so that the listener reads config.ini again."""
+    remedy = service_command("restart")
+    return f"restart the listener: {remedy}" if remedy else "restart the listener"
+
+
+def start_it() -> str:
+    """What a person has to do so that a listener runs."""
+    return service_command("start") or "start it"
+
+
 def command(*words: str) -> str:
     """A command of this program, as a line that can be pasted on this machine: `iconik-listener retry --all`."""
-    return f"{os.environ.get('ICONIK_LISTENER_COMMAND', 'python app.py')} {shlex.join(words)}"
+    return f"{os.environ.get('ICONIK_LISTENER_COMMAND', 'python app.py')} {shlex.join(words)}".rstrip()

@@ -7,6 +7,7 @@ operation on a socket gets only the time that is left of its call.
 import http
 import http.client
 import os
+import re
 import socket
 import ssl
 import threading
@@ -250,8 +251,16 @@ def _reason(error: BaseException, timeout: float) -> str:
     for cause in causes:
         for kind, reason in REASONS.items():
             if isinstance(cause, kind):
-                return reason.format(error=cause, timeout=timeout)
+                return reason.format(error=cause, timeout=timeout, tls=_tls_reason(cause))
     return f"the request failed: {type(causes[0]).__name__}"
+
+
+def _tls_reason(error: BaseException) -> str:
+    """What OpenSSL says, without its own names and lines. Its words for an answer that is plain HTTP mislead."""
+    if getattr(error, "reason", None) in NOT_TLS:
+        return "that port does not speak TLS"
+    words = re.sub(r"^\[[^]]*\] *| *\(_ssl\.c:\d+\)$", "", str(getattr(error, "strerror", None) or ""))
+    return f"TLS failed: {one_line(words, 100)}" if words else "TLS failed"
 
 
 def _causes(error: BaseException) -> list[BaseException]:
@@ -270,10 +279,12 @@ class _NoConnection(OSError):
 
 NOT_SENT = (_NoConnection, ssl.SSLCertVerificationError, ProxyError)  # causes from before the request was sent
 
+# What OpenSSL's versions say of an answer that is plain HTTP.
+NOT_TLS = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG", "RECORD_LAYER_FAILURE")
 REASONS: dict[type[Exception], str] = {  # the first that fits
     _NoConnection: "{error}",
     ssl.SSLCertVerificationError: "the certificate is not accepted: {error.verify_message}",
-    ssl.SSLError: "TLS failed: {error.strerror}",
+    ssl.SSLError: "{tls}",
     TimeoutError: "no answer within {timeout:g} s",
     ConnectionError: "the connection was closed without an answer",
     http.client.HTTPException: "the answer is not HTTP",

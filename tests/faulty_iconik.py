@@ -42,6 +42,8 @@ class FaultyIconik(sandbox.Sandbox):
         self.asset_faults: dict[str, Fault] = {}  # what goes wrong with every request whose path names that id
         self.fail_each_once: Fault | None = None  # what goes wrong with each different call, the first time
         self.rate_limit: float | None = None  # requests a second; past that 429
+        self.slow: dict[str, Callable[[], float]] = {}  # how many seconds pass before such a request is done
+        self.at_request: dict[str, Callable[[], object]] = {}  # what a test does at the next such request
         self.pages: Callable[[str, list[Any]], list[Any]] = lambda path, objects: objects  # what a page becomes
         self.random = random.Random(1)
         self._failed_once: set[str] = set()
@@ -49,6 +51,8 @@ class FaultyIconik(sandbox.Sandbox):
         self.server.handle_with(FaultyHandler)
 
     def take_fault(self, request: str, body: bytes) -> sandbox.Fault | None:
+        for match in [match for match in self.at_request if match in request]:
+            self.at_request.pop(match)()
         now = time.monotonic()
         while self._recent and self._recent[0] <= now - 1:
             self._recent.popleft()
@@ -69,6 +73,9 @@ class FaultyIconik(sandbox.Sandbox):
             return self.fail_each_once
         return None
 
+    def seconds_before(self, request: str) -> float:
+        return sum(seconds() for match, seconds in self.slow.items() if match in request)
+
     def answer(
         self, method: str, url: str, credentials: tuple[str | None, str | None], body: bytes
     ) -> tuple[int, dict[str, Any] | None]:
@@ -83,8 +90,9 @@ class FaultyHandler(server.RequestHandler):
 
     def do_GET(self) -> None:
         iconik = self.server.sandbox
+        assert isinstance(iconik, FaultyIconik)
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        time.sleep(iconik.latency)
+        time.sleep(iconik.latency + iconik.seconds_before(f"{self.command} {self.path}"))
         status, content = 0, b""
         with iconik.changed:
             iconik.requests.append(f"{self.command} {self.path}")

@@ -2,9 +2,11 @@
 
 import io
 import os
+import random
 import re
 import shutil
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -12,7 +14,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, redirect_stderr, redirect_stdout
+from contextlib import closing, contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -25,6 +27,7 @@ from circuit_breaker import CircuitBreaker
 from config import Config, load
 from faulty_iconik import FaultyIconik
 from iconik_client import IconikClient
+from menu import MENU
 from resources import Services, create_app
 from store import Rules, Store
 from submitter import Submitter
@@ -98,11 +101,40 @@ def new_id() -> str:
     return str(uuid.uuid4())
 
 
+def free_port() -> int:
+    """One that no connection takes by chance before the listener has it: those are above 32767."""
+    while True:
+        with closing(socket.socket()) as one:
+            try:
+                one.bind(("127.0.0.1", random.randint(20000, 32000)))
+            except OSError:
+                continue
+            return int(one.getsockname()[1])
+
+
 def wait_until(condition: Callable[[], Any], seconds: float = 20) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.005)
+
+
+def unread_bytes(port: int) -> list[int]:
+    """What the server has not read yet, of each connection to the port."""
+    lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return [int(line[4].split(":")[1], 16) for line in lines if line[1].endswith(f":{port:04X}") and line[3] == "01"]
+
+
+def full_pipe() -> tuple[int, int]:
+    """The descriptors of a pipe's two ends. It has taken full stops until it was full."""
+    read_end, write_end = os.pipe()
+    os.set_blocking(write_end, False)
+    for size in (1000, 1):
+        with suppress(BlockingIOError):
+            while True:
+                os.write(write_end, b"." * size)
+    os.set_blocking(write_end, True)
+    return read_end, write_end
 
 
 def let_everybody_in(folder: Path) -> None:
@@ -175,6 +207,7 @@ def write_config(folder: Path, **values: object) -> Path:
         "faces",
         "limits",
         "reconciler",
+        "notify",
         "sweep",
     ):
         if section in ("iconik", "listener", "submitter", "reconciler") or any(
@@ -284,7 +317,7 @@ class Listener:
 
     def run(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
         """Another `python app.py` with the same configuration, until its end."""
-        return run("--config", str(self.config), *arguments, cwd=self.config.parent)
+        return run("--config", str(self.config), *arguments, cwd=self.config.parent, env=self.environment)
 
     def command(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
         """The same without a process of its own, which is faster."""
@@ -299,6 +332,72 @@ class Listener:
         return subprocess.CompletedProcess(command, code, out.getvalue(), err.getvalue())
 
 
+FORKER = """
+import os, random, sys, app
+{prelude}
+for line in sys.stdin:
+    pid = os.fork()
+    if not pid:
+        random.seed()
+        sys.argv = ["app.py", *{arguments}]
+        try:
+            app.main()
+        except SystemExit as end:
+            os._exit(end.code if isinstance(end.code, int) else 1)
+        os._exit(0)
+    print(pid, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+"""
+
+
+class ForkingListener(Listener):
+    """The listener as processes that are forked from one that has imported it: many starts take little time."""
+
+    forked = 0  # the process that was started last, if it runs
+
+    def prepare(self, prelude: str = "") -> "ForkingListener":
+        """`prelude`: Python that is executed before the first start."""
+        program = FORKER.format(prelude=prelude, arguments=["--config", str(self.config)])
+        self._forker = subprocess.Popen(
+            [sys.executable, "-c", program],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=self.config.parent,
+            env={**os.environ, "PYTHONPATH": str(APP.parent)},
+        )
+        self._reader = threading.Thread(target=self._read, args=(self._forker,))
+        self._reader.start()
+        return self
+
+    def fork(self) -> None:
+        """Start one, and do not wait."""
+        assert self._forker.stdin
+        assert self._forker.stdout
+        self._forker.stdin.write("start\n")
+        self._forker.stdin.flush()
+        self.forked = int(self._forker.stdout.readline())
+
+    def kill(self, how: signal.Signals) -> int:
+        """Send the one that was started last a signal, wait for its end, and return the exit code."""
+        assert self._forker.stdout
+        os.kill(self.forked, how)
+        self.forked = 0
+        return int(self._forker.stdout.readline())
+
+    def end(self, how: signal.Signals = signal.SIGKILL) -> int:
+        """End all of its processes."""
+        if self.forked:
+            self.kill(how)
+        for pipe in (self._forker.stdin, self._forker.stdout):
+            assert pipe
+            pipe.close()
+        code = self._forker.wait(30)
+        self._reader.join()
+        return code
+
+
 class ListenerHere(Listener):
     """The listener in this process, which is quicker to start. Nothing of it is another than app.py's."""
 
@@ -308,8 +407,9 @@ class ListenerHere(Listener):
         breaker, client = CircuitBreaker(config.submitter), IconikClient(config.iconik)
         self.submitter = Submitter(self.store, client, breaker, config)
         self.breaker = breaker
-        app = create_app(Services(self.store, self.submitter, breaker, config.listener.webhook_secret))
-        self.server = Server(app, config.listener.host, config.listener.port)
+        services = Services(self.store, self.submitter, breaker, config.listener.webhook_secret)
+        host, port = config.listener.host, config.listener.port
+        self.server = Server(create_app(services, MENU), host, port, services.judge)
         self.store.set_state("listening_at", self.server.address)
         self.url = f"http://{self.server.address}"
         self.submitter.start()
@@ -329,14 +429,16 @@ class ListenerHere(Listener):
         return 0
 
 
-def run(*arguments: str, cwd: Path, **options: Any) -> "subprocess.CompletedProcess[str]":
+def run(
+    *arguments: str, cwd: Path, env: dict[str, str] | None = None, **options: Any
+) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
         [sys.executable, "-W", "error", str(APP), *arguments],
         cwd=cwd,
         capture_output=True,
         text=True,
         timeout=60,
-        env={**os.environ, "COLUMNS": "80"},
+        env={**os.environ, "COLUMNS": "80", **(env or {})},
         **options,
     )
 

@@ -123,7 +123,7 @@ def test_it_says_from_when_to_when_by_which_clock_and_how_many(listener: Listene
     assert first == "From   2020-01-01 02:30:00 CET (2020-01-01T01:30:00.000Z)"
     until = datetime.fromisoformat(second[-25:-2] + "+00:00").timestamp()
     assert before - 1 < until <= time.time()
-    assert third == "All of them are in items.db already."
+    assert third == "Nothing to add: 2 assets of that time are in items.db already."
 
 
 @pytest.mark.parametrize("count", [PAGE - 1, PAGE, 2 * PAGE + 50])
@@ -131,7 +131,8 @@ def test_any_number_is_paged_through(listener: ListenerHere, sandbox: FaultyIcon
     ids = create(sandbox, count)
     assert f"\n{count} assets were added.\n" in listener.command("catch-up", *OF_2020, "--yes").stdout
     assert known(listener) == set(ids)
-    assert "All of them are in items.db already." in listener.command("catch-up", *OF_2020, "--yes").stdout
+    again = listener.command("catch-up", *OF_2020, "--yes").stdout
+    assert f"Nothing to add: {count} assets of that time are in items.db already." in again
 
 
 def test_a_dry_run_lists_what_would_be_added_and_adds_nothing(listener: ListenerHere, sandbox: FaultyIconik) -> None:
@@ -166,6 +167,8 @@ def test_only_a_query_and_failed_jobs_leave_assets_out(
     assert known(listener) == {wanted}
     assert other not in known(listener)
     assert "1 asset is left out, because its job failed at iconik." in result.stdout
+    result = listener.command("catch-up", *OF_2020, "--query", f"id:{failed}", "--dry-run")
+    assert "No asset would be added.\n1 asset is left out" in result.stdout
 
 
 def test_it_says_how_many_days_the_limit_makes_of_it(

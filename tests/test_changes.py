@@ -164,5 +164,5 @@ def test_no_command_touches_what_is_submitting(store: Store, changes: ManualChan
 
 
 def test_an_asset_that_was_never_seen_is_added_to_be_done(store: Store, changes: ManualChanges) -> None:
-    assert changes.add_again(ASSET)
+    assert changes.add([ASSET], again=True) == [ASSET]
     assert (row(store)["status"], row(store)["asked"]) == (Status.AWAITING_PROXY, 2)

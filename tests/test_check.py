@@ -28,6 +28,7 @@ from system import database
 OURS = {"X-Webhook-Secret": SECRET}
 Json = dict[str, Any]
 TWIN = "http://127.0.0.1:1"  # nobody listens there
+RESTART = "restart the listener: sudo systemctl restart iconik-listener"
 
 
 @pytest.fixture(autouse=True)
@@ -117,7 +118,7 @@ def test_a_key_that_has_moved_is_a_note(listeners_here: Callable[..., ListenerHe
 
 def test_check_finds_that_no_listener_runs_and_no_database_is_there(well: ListenerHere) -> None:
     well.end()
-    assert f"no listener is running on {well.database}: start it" in wrong(well)
+    assert f"no listener is running on {well.database}: sudo systemctl start iconik-listener" in wrong(well)
     for file in well.database.parent.glob("items.db*"):
         file.unlink()
     assert f"{well.database} does not exist: the listener creates it at its first start" in wrong(well)
@@ -196,7 +197,7 @@ def test_check_finds_a_read_only_file_system(well: ListenerHere, tmp_path: Path)
 
 def test_check_tells_of_a_large_wal_file(well: ListenerHere) -> None:
     os.truncate(well.database.with_name("items.db-wal"), 70 * 2**20)
-    assert facts(well, "note")[0].startswith(f"{well.database}-wal has grown to 70 MiB: another program has been ")
+    assert facts(well, "note")[0].startswith(f"{well.database}-wal has grown to 70 MiB: another program has ")
 
 
 # The listener that is running
@@ -217,7 +218,7 @@ def test_a_corrected_token_without_a_restart_is_not_well(
     pause(listener)
     listener.config.write_text(listener.config.read_text().replace("sandbox-token", "another"))
     config_line, pause_line = wrong(listener)
-    assert config_line == f"{listener.config} was changed after the listener was started: restart the listener"
+    assert config_line == f"{listener.config} was changed after the listener was started: {RESTART}"
     assert pause_line.startswith("the listener has been paused since 20")
     assert ": iconik answered 401: app_id and auth_token are not accepted" in pause_line
 
@@ -238,6 +239,15 @@ def test_an_item_that_has_been_due_for_over_a_quarter_of_an_hour_is_wrong(
         assert all(line.endswith(": iconik-listener status") for line in lines)
 
 
+def test_assets_that_were_passed_over_are_a_note_for_a_week(well: ListenerHere) -> None:
+    for days, is_noted in ((6.9, True), (7.1, False)):
+        until = well.store.now(-days * 86400)
+        since = well.store.now(-8 * 86400)
+        period = {"since": since, "until": until, "why": "there was no /create webhook at that URL"}
+        well.store.set_state("passed_over", json.dumps(period))
+        assert any("were passed over" in note for note in facts(well, "note")) == is_noted
+
+
 def test_failed_items_are_wrong_for_a_day(well: ListenerHere, sandbox: FaultyIconik) -> None:
     well.upload(ASSET)
     wait_until(lambda: well.rows("status = 'submitted'"))
@@ -252,7 +262,7 @@ def test_another_version_that_is_running_is_wrong(well: ListenerHere, monkeypatc
     monkeypatch.setattr(sys.modules["commands.check"], "__version__", "9.9")
     [line] = wrong(well)
     assert line.startswith("version ")
-    assert line.endswith(" is running, and 9.9 is installed: restart the listener")
+    assert line.endswith(f" is running, and 9.9 is installed: {RESTART}")
 
 
 def closed_port() -> int:
@@ -284,13 +294,32 @@ def test_a_listener_on_all_addresses_is_asked_on_this_machine(
     assert any(fact.startswith("the listener has been running since ") for fact in facts(listener, "ok"))
 
 
+def test_plain_http_that_is_open_to_the_network_is_a_note(
+    listeners_here: Callable[..., ListenerHere], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """N9. In a container, only the proxy's container reaches the port."""
+    listener = listeners_here(listener__host="0.0.0.0").start()
+    [note] = [note for note in facts(listener, "note") if "open to the network" in note]
+    remedy = f"Behind Caddy, set host = 127.0.0.1 in {listener.config}, and {RESTART}"
+    assert note == f"port 0 is open to the network (0.0.0.0), without encryption. {remedy}"
+    monkeypatch.setenv("ICONIK_LISTENER_CONTAINER", "1")
+    assert not any("open to the network" in note for note in facts(listener, "note"))
+
+
+def test_that_no_listener_runs_is_told_where_the_database_cannot_be_opened(well: ListenerHere) -> None:
+    """N16."""
+    well.end()
+    well.database.write_bytes(b"Dear diary" * 1000)
+    assert f"no listener is running on {well.database}: sudo systemctl start iconik-listener" in wrong(well)
+
+
 # iconik, the credentials and what they may
 
 
 def test_check_finds_credentials_that_are_refused(well: ListenerHere, sandbox: FaultyIconik) -> None:
     sandbox.auth_token = "another"
     reason = "iconik answered 401: app_id and auth_token are not accepted: Token is invalid"
-    assert wrong(well) == [f"{sandbox.url}: {reason}"]
+    assert wrong(well) == [f"{sandbox.url}: {reason}. Correct them in {well.config}, and {RESTART}"]
 
 
 def test_check_finds_that_iconik_is_away(well: ListenerHere, sandbox: FaultyIconik) -> None:
@@ -470,6 +499,11 @@ def test_an_automation_of_iconiks_that_analyzes_too_is_a_note(
     assert (line in facts(well, "note")) == is_noted
 
 
+def test_an_automation_for_other_jobs_is_not_noted(well: ListenerHere, sandbox: FaultyIconik) -> None:
+    sandbox.automations.append({"name": "Faces", "status": "ACTIVE", "actions": [{"type": "EXTRACT_FACES"}]})
+    assert not any("Faces" in line for line in facts(well, "note"))
+
+
 # The webhooks
 
 
@@ -527,7 +561,7 @@ def test_check_finds_a_webhook_that_brings_us_nothing(
     remedy = f"Once the cause is fixed: iconik-listener register --insecure {well.url}"
     first, *others = wrong(well)
     assert first == f"the webhook to {well.url}/{path} {problem}. {remedy}"
-    refused = "the listener there does not accept the secret that iconik sends: restart it, or"
+    refused = "the listener there does not accept the secret that iconik sends:"
     refused += f" iconik-listener register --insecure {well.url}"
     assert others == ([f"{well.url}/{path}: {refused}"] if "headers" in change else [])
 
@@ -572,7 +606,7 @@ def test_check_finds_webhooks_at_a_host_that_does_not_exist(
     sandbox.register("https://listner.example.com", OURS)
     remedy = "create its DNS entry or, if the name is wrong, register the right one and remove this:"
     remedy += " iconik-listener register --remove https://listner.example.com"
-    assert wrong(listener) == [f"listner.example.com is not in DNS: {remedy}"] * 2
+    assert wrong(listener) == [f"listner.example.com is not in DNS: {remedy}"]
 
 
 def test_a_machine_that_cannot_look_up_names_says_so_and_goes_on(
@@ -581,7 +615,7 @@ def test_a_machine_that_cannot_look_up_names_says_so_and_goes_on(
     names_that_do_not_exist(monkeypatch, socket.EAI_AGAIN)
     sandbox.register("https://listener.example.com", OURS)
     words = "cannot be tried: this machine cannot look up names just now"
-    assert f"https://listener.example.com/proxy {words}" in facts(listener, "note")
+    assert f"https://listener.example.com {words}" in facts(listener, "note")
 
 
 def test_what_is_refused_at_an_address_of_this_machine_is_wrong(listener: ListenerHere, sandbox: FaultyIconik) -> None:
@@ -589,7 +623,7 @@ def test_what_is_refused_at_an_address_of_this_machine_is_wrong(listener: Listen
     port = closed_port()
     sandbox.register(f"http://127.0.0.1:{port}", OURS)
     words = f"nothing listens on port {port} of this machine: start what listens there"
-    assert wrong(listener)[-2:] == [f"http://127.0.0.1:{port}/{path}: {words}" for path in ("create", "proxy")]
+    assert wrong(listener) == [f"http://127.0.0.1:{port}: {words}"]
 
 
 def test_check_finds_that_something_else_answers_there(listener: ListenerHere, sandbox: FaultyIconik) -> None:
@@ -606,10 +640,8 @@ def test_check_finds_that_the_running_listener_refuses_the_secret_that_iconik_se
     for webhook in sandbox.webhooks.values():
         webhook["headers"] = {"X-Webhook-Secret": "new"}
     lines = wrong(well)
-    assert f"{well.config} was changed after the listener was started: restart the listener" in lines
-    refused = "the listener there does not accept the secret that iconik sends: restart it, or"
-    refused += f" iconik-listener register --insecure {well.url}"
-    assert f"{well.url}/create: {refused}" in lines
+    assert f"{well.config} was changed after the listener was started: {RESTART}" in lines
+    assert f"{well.url}/create: the listener there does not accept the secret that iconik sends: {RESTART}" in lines
 
 
 # Monitoring
@@ -672,6 +704,13 @@ def test_a_monitor_is_told_what_is_wrong(well: ListenerHere, sandbox: FaultyIcon
     lines = facts(well, "WRONG", "--ping", f"{recorder.url}/abc?create=1")
     assert len(lines) == 2
     assert recorder.requests == [("POST /abc/fail?create=1", "\n".join(lines).encode())]
+
+
+def test_a_monitor_is_told_no_ids(well: ListenerHere, sandbox: FaultyIconik, recorder: Recorder) -> None:
+    next(iter(sandbox.webhooks.values()))["object_id"] = ASSET
+    assert any(ASSET in line for line in facts(well, "WRONG", "--ping", f"{recorder.url}/abc"))
+    [(_, body)] = recorder.requests
+    assert b"is for one asset only (\xe2\x80\xa6)" in body
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 import pytest
 
@@ -119,12 +120,17 @@ def test_a_429_counts_when_two_items_or_kinds_of_calls_got_one(breaker: CircuitB
     assert clock.monotonic - opened == 77
 
 
-def test_a_success_does_not_end_a_pause_that_iconik_asked_for(breaker: CircuitBreaker) -> None:
+def test_a_success_does_not_end_a_pause_that_iconik_asked_for(
+    breaker: CircuitBreaker, caplog: pytest.LogCaptureFixture
+) -> None:
     limited = IconikRateLimited("iconik answered 429", retry_after=77)
     for item in ("a", "b"):
         breaker.failed(permission(breaker), limited, item)
-    breaker.succeeded()
+    with caplog.at_level("INFO"):
+        breaker.succeeded()
     assert breaker.is_open
+    assert breaker.opened_at is not None
+    assert "closes" not in caplog.text
 
 
 def test_failures_of_other_calls_do_not_count(breaker: CircuitBreaker) -> None:
@@ -150,3 +156,18 @@ def test_stop_lets_nobody_wait(configs: Callable[..., Config]) -> None:
     breaker.stop()
     thread.join(10)
     wait_until(lambda: given == [None])
+
+
+def test_it_is_not_described_while_it_is_just_opening(configs: Callable[..., Config], clock: Clock) -> None:
+    described: list[Future[str]] = []
+
+    class DescribingRuntime(ManualRuntime):
+        def time(self) -> float:  # is asked while the breaker opens
+            described.append(pool.submit(breaker.describe))
+            wait(described, timeout=0.1)
+            return super().time()
+
+    breaker = CircuitBreaker(configs().submitter, DescribingRuntime(clock))
+    with ThreadPoolExecutor() as pool:
+        fail(breaker)
+        assert described[0].result().endswith(": iconik answered 503")

@@ -1,6 +1,7 @@
 """What all commands have in common: help, exit codes, and one line instead of a traceback, whatever happens."""
 
 import os
+import re
 import shutil
 import signal
 import sqlite3
@@ -14,15 +15,17 @@ import pytest
 
 import commands
 from faulty_iconik import Fault, FaultyIconik
+from page.command import page
 from store import Outcome, Status, Store
 from support import APP, ASSET, SECRET, ListenerHere, new_id, run
 from system import database
+from version import __version__
 
 NOBODY = 65534
 PUBLIC = "https://127.0.0.1:1"
 EACH = [
     ["check"],
-    ["register", PUBLIC],
+    ["register", "--yes", PUBLIC],
     ["register", "--remove", PUBLIC],
     ["status"],
     ["status", "--json"],
@@ -88,10 +91,11 @@ def is_told(result: "subprocess.CompletedProcess[str]", *words: str) -> None:
 def test_there_are_as_many_commands_as_modules_for_them() -> None:
     named = {(command.name or "").replace("-", "_") for command in commands.ALL}
     modules = {path.stem for path in Path(commands.__file__).parent.glob("*.py")}
-    assert named - {"allow", "pause", "resume"} == modules - {"__init__", "changes", "items", "limit", "running"}
+    helpers = {"__init__", "changes", "items", "limit", "menu", "notify", "route", "running"}
+    assert named - {"allow", "pause", "resume", "version"} == modules - helpers
 
 
-@pytest.mark.parametrize("command", [command.name for command in commands.ALL])
+@pytest.mark.parametrize("command", [command.name for command in (*commands.ALL, page)])
 @pytest.mark.parametrize("option", ["-h", "--help"])
 def test_every_command_has_help_within_80_columns(
     listener: ListenerHere, monkeypatch: pytest.MonkeyPatch, command: str, option: str
@@ -102,6 +106,30 @@ def test_every_command_has_help_within_80_columns(
     lines = result.stdout.splitlines()
     assert len(lines) > 5
     assert max(map(len, lines)) <= 80
+    assert listener.command("help", command).stdout == result.stdout
+
+
+def test_help_and_version_are_commands_too(listener: ListenerHere) -> None:
+    """N10."""
+    listener.config.unlink()
+    for arguments in (["help"], ["--help"], ["-h"]):
+        result = listener.command(*arguments)
+        assert (result.returncode, result.stderr) == (0, "")
+        assert "  check     Check everything, one line each, and say what to do.\n" in result.stdout
+        assert not re.search(r"[a-z]\.\.\.$", result.stdout, re.MULTILINE), "a command is explained by half a sentence"
+    assert (
+        listener.command("version").stdout == listener.command("--version").stdout == f"iconik-listener {__version__}\n"
+    )
+    assert "There is no command 'chekc'. To see all: iconik-listener help" in listener.command("help", "chekc").stderr
+    assert "Did you mean 'check'?" in listener.command("chekc").stderr
+
+
+def test_an_option_of_the_program_behind_a_command_is_told_where_it_belongs(listener: ListenerHere) -> None:
+    """N23."""
+    for arguments in (["check", "--config", "x"], ["retry", "a.mov", "--config=x"]):
+        result = listener.command(*arguments)
+        assert result.returncode == 2
+        assert "--config goes before the command: iconik-listener --config …" in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -243,7 +271,7 @@ def test_nothing_that_iconik_answers_is_a_traceback(
 
 def test_an_iconik_that_cannot_be_reached_is_told(listener: ListenerHere, sandbox: FaultyIconik) -> None:
     listener.config.write_text(listener.config.read_text().replace(sandbox.url, "http://127.0.0.1:1"))
-    for command in (["check"], ["register", PUBLIC], ["catch-up", "--since", "2020-01-01", "--yes"]):
+    for command in (["check"], ["register", "--yes", PUBLIC], ["catch-up", "--since", "2020-01-01", "--yes"]):
         is_told(listener.command(*command), "iconik cannot be reached: the connection was refused")
 
 
@@ -300,14 +328,6 @@ def test_a_path_that_leads_nowhere_is_one_line(tmp_path: Path) -> None:
     )
     assert done.returncode in (1, 2)
     assert done.stdout + done.stderr == (done.stdout + done.stderr).splitlines()[0] + "\n"
-
-
-@pytest.mark.skipif(not Path("/root/.pyenv/versions/3.9.18").is_dir(), reason="there is no Python 3.9")
-def test_an_old_python_is_told_in_one_line(tmp_path: Path) -> None:
-    python = "/root/.pyenv/versions/3.9.18/bin/python"
-    done = subprocess.run([python, str(APP), "status"], cwd=tmp_path, capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == f"Error: Python 3.10 or newer is needed; {python} is 3.9.18\n"
 
 
 def test_a_python_without_the_packages_is_told_in_one_line(tmp_path: Path) -> None:

@@ -18,7 +18,8 @@ HOST_ONLY = "[iconik] url: may consist of scheme and host only, like https://app
 NO_URL = "[iconik] url: is not a URL like https://app.iconik.io"
 CONTINUED = "is continued by the next line, which begins with a space: remove that space"
 NO_HEADER = "may consist of visible ASCII characters only, without spaces"
-SECTIONS = ["iconik", "listener", "submitter", "analyze", "transcribe", "faces", "limits", "reconciler"]
+SECTIONS = ["iconik", "listener", "submitter", "analyze", "transcribe", "faces", "limits", "reconciler", "notify"]
+COMMENT = "is followed by a comment, which needs a line of its own"
 QUOTED = "is in quotes: write it without them"
 VERSION_1_0 = """[iconik]
 url = https://app.iconik.io
@@ -233,6 +234,14 @@ def test_https_is_allowed_and_http_to_this_machine(tmp_path: Path, url: str) -> 
         ("iconik__auth_token", "", "[iconik] auth_token: is missing"),
         ("iconik__auth_token", "hush hush", f"[iconik] auth_token: {NO_HEADER}"),
         ("iconik__auth_token", "hushé", f"[iconik] auth_token: {NO_HEADER}"),
+        ("iconik__auth_token", "hush # mine", f"[iconik] auth_token: {COMMENT}"),
+        ("iconik__app_id", "hush\t; mine", f"[iconik] app_id: {COMMENT}"),
+        ("iconik__auth_token", "\u201chush\u201d", f"[iconik] auth_token: {QUOTED}"),
+        ("iconik__app_id", "\u2018hush\u2019", f"[iconik] app_id: {QUOTED}"),
+        ("iconik__timeout", "30 # seconds", f"[iconik] timeout: {COMMENT}"),
+        ("listener__webhook_secret", "hush # mine", f"[listener] webhook_secret: {COMMENT}"),
+        ("listener__webhook_secret", "\u201ehush\u201c", f"[listener] webhook_secret: {QUOTED}"),
+        ("listener__prot", "8000", "[listener] prot: unknown key. Did you mean port?"),
         ("iconik__auth_token", '"hush"', f"[iconik] auth_token: {QUOTED}"),
         ("iconik__auth_token", "hush\n hush", f"[iconik] auth_token: {CONTINUED}"),
         ("iconik__timeout", "30\n auth_token = hush", f"[iconik] timeout: {CONTINUED}"),
@@ -310,7 +319,7 @@ def test_a_duration_lasts_ten_years_at_most(tmp_path: Path, key: str) -> None:
 
 def test_a_typo_is_named_before_what_it_leaves_missing(tmp_path: Path) -> None:
     path = write_config(tmp_path, iconik__auth_token=None, iconik__auth_tokn="hush")
-    assert refusal(path) == "[iconik] auth_tokn: unknown key"
+    assert refusal(path) == "[iconik] auth_tokn: unknown key. Did you mean auth_token?"
 
 
 NO_INI = "is not a [section], key = value, or # comment"
@@ -320,8 +329,8 @@ NO_INI = "is not a [section], key = value, or # comment"
     ("text", "message"),
     [
         ("", "[iconik] app_id: is missing"),
-        ("[iconic]\n", "[iconic]: unknown section"),
-        ("[Iconik]\n", "[Iconik]: unknown section"),
+        ("[iconic]\n", "[iconic]: unknown section. Did you mean [iconik]?"),
+        ("[Iconik]\n", "[Iconik]: unknown section. Did you mean [iconik]?"),
         ("[DEFAULT]\napp_id = hush\n", "[DEFAULT]: unknown section"),
         ("[sweep]\ninterval = 1\nbatch = hush\n", "[sweep]: unknown section"),
         ("app_id = hush\n", f"line 1: {NO_INI}"),
@@ -346,7 +355,7 @@ def test_a_file_that_cannot_be_read_as_ini_is_refused_without_quoting_it(
 def test_a_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "config.ini"
     path.write_bytes(b"[iconik]\nauth_token = \xff\n")
-    assert refusal(path) == "is not UTF-8 text"
+    assert refusal(path) == "is not UTF-8 text: save it as UTF-8"
     assert refusal(tmp_path) == "cannot be read: Is a directory"
 
 

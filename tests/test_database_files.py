@@ -118,8 +118,11 @@ def test_a_backup_copied_over_is_told_before_the_next_200(listener: Listener) ->
     assert {post(listener) for _ in range(250)} == {200}
     shutil.copyfile(backup, listener.database)
     assert post(listener) == 503
-    assert listener.logged("items.db was overwritten") or listener.logged(
-        "items.db: was overwritten under the listener"
+    wait_until(
+        lambda: (
+            listener.logged("items.db was overwritten")
+            or listener.logged("items.db: was overwritten under the listener")
+        )
     )
     assert listener.end() == 0
     assert "was overwritten under the listener: stop it, restore the backup again" in refused(listener.database)

@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -84,3 +85,37 @@ def test_a_demo_whose_listener_does_not_start_says_so_at_once(tmp_path: Path) ->
     assert (done.returncode, done.stderr) == (1, "Error: the listener did not start\n")
     assert "No such file or directory" in done.stdout
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.long
+def test_the_lines_to_try_it_work_as_they_stand_in_the_readme(tmp_path: Path) -> None:
+    """N11: but for the two ports, which may be taken here, and the virtual environment."""
+    readme = (APP.parent / "README.md").read_text(encoding="utf-8")
+    [block] = re.findall(r"paste this into a terminal.*?^```\n(.*?)^```$", readme, re.MULTILINE | re.DOTALL)
+    assert block.count("\n") == 5
+    iconik, port = free_port(), free_port()
+    script = block.replace("9000", str(iconik)).replace("'host = 127.0.0.1'", f"'host = 127.0.0.1' 'port = {port}'")
+    script = script.replace(":8000", f":{port}").replace(".venv/bin/python", sys.executable)
+    script = script.replace(" app.py", f" {APP}")
+    until = 'until grep -q "Submitted.*interview" try/listener.log; do sleep 0.1; done;'
+    script = script.replace("sleep 5;", until)
+    output = tmp_path / "output"
+    with output.open("w") as file:
+        environment = {**os.environ, "PYTHONPATH": str(APP.parent)}
+        shell = subprocess.Popen(
+            ["bash", "-c", script], cwd=tmp_path, env=environment, stdout=file, stderr=file, start_new_session=True
+        )
+        try:
+            shell.wait(50)
+        finally:
+            os.killpg(shell.pid, signal.SIGTERM)  # and what it has left in the background
+    printed = output.read_text()
+    assert f"http://127.0.0.1:{port}/create: created\n" in printed
+    assert "holiday.mov\n" in printed and "iconik accepted the job" in printed
+    assert "2 analyses were started today" in printed
+    assert "Traceback" not in printed
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])

@@ -19,11 +19,12 @@ from pathlib import Path
 import pytest
 
 from config import load
+from events import ACTIONS, KINDS
 
 ROOT = Path(__file__).parent.parent
 DEPLOY = ROOT / "deploy"
 BACKUP = DEPLOY / "backup.py"
-SCRIPTS = [DEPLOY / name for name in ("install.sh", "rehearse", "iconik-listener")]
+SCRIPTS = [DEPLOY / name for name in ("install.sh", "rehearse", "rehearse-container", "iconik-listener")]
 UNITS = sorted([*DEPLOY.glob("*.service"), *DEPLOY.glob("*.timer")])
 ROWS = 1000
 BYTES_OF_A_SMALL_DISK = 64 * 1024
@@ -308,6 +309,11 @@ def test_install_sh_installs_and_removes_every_unit() -> None:
     show = f'{assignment}; printf "%s\\n" "${{unit_files[@]}}"'
     listed = subprocess.run(["bash", "-c", show], capture_output=True, text=True, check=True).stdout.split()
     assert sorted(listed) == [unit.name for unit in UNITS]
+
+
+def test_caddy_passes_on_what_iconik_sends_and_nothing_else() -> None:
+    [passed_on] = re.findall(r"@webhooks path (.*)", (DEPLOY / "Caddyfile").read_text(encoding="utf-8"))
+    assert passed_on.split() == [form for part in (*KINDS, *ACTIONS) for form in (part.path, f"{part.path}/")]
 
 
 @pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.name)

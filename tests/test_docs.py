@@ -14,9 +14,10 @@ import pytest
 
 import commands
 from app import cli
-from commands.check import OTHER_ROLES, SERVICE_ROLES
+from commands.check import MENU_ROLES, OTHER_ROLES, SERVICE_ROLES
 from config import SECTIONS, keys_of
 from jobs import JOBS
+from page.command import page
 from support import run
 from version import __version__
 
@@ -24,9 +25,10 @@ ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/*.md")), ROOT / "benchmarks" / "README.md"]
 MODULES = sorted(ROOT.glob("*.py"))
-FOLDERS = [ROOT / name for name in ("commands", "reconciliation", "system", "sandbox")]
+FOLDERS = [ROOT / name for name in ("commands", "page", "reconciliation", "system", "sandbox")]
 PACKAGED = sorted(path for folder in FOLDERS for path in folder.glob("*.py"))
 SERVICE = [*MODULES, *PACKAGED, *sorted(ROOT.glob("deploy/*.py"))]
+COMMANDS = (*commands.ALL, page)
 MAX_FUNCTION_LINES = 50
 LINK = re.compile(r"\]\(([^()\s]+)\)")
 
@@ -63,7 +65,8 @@ def code_in(cell: str) -> list[str]:
 def operators_pages() -> str:
     """The README and the pages of docs/ that it links to."""
     linked = {ROOT / target.partition("#")[0] for target in LINK.findall(text(README))}
-    return "\n".join(text(page) for page in (README, *sorted(linked)) if page.parent == ROOT / "docs" or page == README)
+    pages = [page for page in sorted(linked) if page.parent == ROOT / "docs" and page.suffix == ".md"]
+    return "\n".join(text(page) for page in (README, *pages))
 
 
 def lines_without_blocks(page: Path) -> str:
@@ -90,7 +93,7 @@ def parameters() -> list[Any]:
             if isinstance(parameter, click.Option):
                 yield pytest.param(command.name, parameter.opts[0], id=f"{command.name} {parameter.opts[0]}")
 
-    return [parameter for command in commands.ALL for parameter in of(command)]
+    return [parameter for command in COMMANDS for parameter in of(command)]
 
 
 @pytest.mark.parametrize(("command", "option"), parameters())
@@ -108,7 +111,7 @@ def test_every_command_that_the_pages_name_exists() -> None:
     named = set(
         re.findall(r"^(?:\$ )?iconik-listener ([a-z][a-z-]*)|`iconik-listener ([a-z][a-z-]*)", operators_pages(), re.M)
     )
-    assert {first or second for first, second in named} <= {command.name for command in commands.ALL}
+    assert {first or second for first, second in named} <= {command.name for command in COMMANDS}
 
 
 def test_every_key_stands_in_the_example_with_its_default_and_in_no_other_form() -> None:
@@ -129,6 +132,7 @@ def test_every_role_stands_in_the_readme_with_what_is_lost_without_it() -> None:
         **of_jobs,
         **SERVICE_ROLES,
         **OTHER_ROLES,
+        **MENU_ROLES,
     }
 
 
@@ -164,6 +168,39 @@ def test_each_message_that_the_pages_explain_is_one_that_the_code_prints(message
     parts = [part.strip(" .:") for part in message.removeprefix("WRONG  ").removeprefix("note   ").split("…")]
     missing = [part for part in parts if part not in said]
     assert any(parts) and not missing, f"the code does not say {missing}"
+
+
+def facts_of_check() -> list[Any]:
+    """What check may find, as far as its code spells it out; what is filled in is an ellipsis."""
+    found = []
+    for path in (
+        ROOT / "commands" / "check.py",
+        ROOT / "commands" / "route.py",
+        ROOT / "reconciliation" / "webhooks.py",
+    ):
+        for node in ast.walk(ast.parse(text(path))):
+            if (
+                not isinstance(node, ast.Call)
+                or not node.args
+                or not isinstance(node.args[0], ast.JoinedStr | ast.Constant)
+            ):
+                continue
+            called = getattr(node.func, "id", getattr(node.func, "attr", ""))
+            if called in ("wrong", "note", "RouteFault") or (called == "append" and path.name != "route.py"):
+                said = node.args[0]
+                parts = said.values if isinstance(said, ast.JoinedStr) else [said]
+                found.append("".join(str(part.value) if isinstance(part, ast.Constant) else "…" for part in parts))
+    return [pytest.param(fact, id=fact) for fact in found if len(re.findall("[a-z]+", fact)) > 3]
+
+
+@pytest.mark.parametrize("fact", facts_of_check())
+def test_what_check_finds_is_explained_on_a_page(fact: str) -> None:
+    """N28."""
+    explained = [message.values[0] for message in messages()]
+    parts = [
+        [part.strip(" .:(") for part in re.sub("^(WRONG|note) +", "", message).split("…")] for message in explained
+    ]
+    assert any(all(part in fact for part in row) and len("".join(row)) > 8 for row in parts), fact
 
 
 def test_the_demo_prints_what_the_readme_shows() -> None:
@@ -274,7 +311,12 @@ def test_a_webhooks_way_to_its_job_needs_neither_commands_nor_reconciliation(sta
         new = {target for _, target in imported(path)} - reached
         reached |= new
         waiting += new
-    assert {path.parent.name for path in reached} & {"commands", "reconciliation", "page"} == set()
+    assert {name(path).partition("/")[0] for path in reached} & {
+        "commands",
+        "reconciliation",
+        "page",
+        "menu.py",
+    } == set()
 
 
 @pytest.mark.parametrize("path", SERVICE, ids=name)

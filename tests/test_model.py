@@ -6,7 +6,7 @@ The service's own threads run here, on the stand-in for iconik without the HTTP 
 import json as json_module
 import tempfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from email.utils import format_datetime
@@ -44,6 +44,14 @@ HEADERS = {SECRET_HEADER: SECRET}
 ASSETS = [f"00000000-0000-0000-0000-{number:012}" for number in range(14)]
 OLD_ASSET = "ffffffff-0000-0000-0000-000000000000"  # it was at iconik before the listener's first start
 PROXY_STATUSES = ["OPEN", "GROWING", "AWAITED", "CLOSED", "FAILED", "ARCHIVED", "MISSING", "REDISCOVERED", "DELETED"]
+ODD_LISTS: dict[str, Callable[[list[Any]], list[Any]]] = {
+    "none": lambda objects: objects,
+    "empty": lambda objects: [],
+    "short": lambda objects: objects[:-1] if len(objects) > 1 else objects,
+    "at most 3": lambda objects: objects[:3],
+    "null": lambda objects: [None, *objects] if objects else objects,
+}
+PEOPLES_COLUMNS = ("title", "error", "reason", "profile", "media_type", "created_at", "proxy_closed_at")
 REFUSAL = Reply(422, b'{"errors": ["No"]}')
 
 Key = tuple[str, str]  # an asset and a job
@@ -122,7 +130,8 @@ class Promise(RuleBasedStateMachine):
         self.folder = tempfile.TemporaryDirectory()
         self.path = Path(self.folder.name, "items.db")
         self.simulation = Simulation()
-        self.sandbox = FaultyIconik(clock=lambda: self.simulation.now)  # its server does not run
+        self.slept = 0.0  # how long our machine has slept
+        self.sandbox = FaultyIconik(clock=self.iconiks_time)  # its server does not run
         self.sandbox.register(URL, HEADERS)
         self.sandbox.create_asset("a.mov", OLD_ASSET, send=False)
         self.simulation.run_for(2 * DAY)
@@ -166,9 +175,12 @@ class Promise(RuleBasedStateMachine):
         reconciler.start()
         self.simulation.run_for(0)
 
+    def iconiks_time(self) -> float:
+        return self.simulation.now + self.slept
+
     def date(self) -> dict[str, str]:
         """iconik's time, as it writes it into an answer."""
-        return {"Date": format_datetime(datetime.fromtimestamp(self.simulation.now, timezone.utc), usegmt=True)}
+        return {"Date": format_datetime(datetime.fromtimestamp(self.iconiks_time(), timezone.utc), usegmt=True)}
 
     def kill(self, *, is_taken: bool) -> None:
         """The process ends. iconik may have got what was under way."""
@@ -269,7 +281,7 @@ class Promise(RuleBasedStateMachine):
         self.sandbox.set_proxy(asset_id, status, send=False)
         assert self.web.post("/proxy", json=proxy_event(asset_id, status), headers=HEADERS).status_code == 200
         if status == "CLOSED":
-            self.closed.setdefault(asset_id, self.simulation.now)
+            self.closed.setdefault(asset_id, self.iconiks_time())
         self.simulation.run_for(0)
 
     @rule(asset_id=assets, in_order=st.booleans())
@@ -409,7 +421,7 @@ class Promise(RuleBasedStateMachine):
     @rule(seconds=st.sampled_from([30.0, 3600.0, -30.0, -3600.0]))
     def the_clock_is_set(self, seconds: float) -> None:
         """Ours, and not iconik's: the wall clock steps, while no time passes."""
-        if abs(self.simulation.ahead + seconds) <= MAX_STEP:
+        if abs(self.simulation.ahead - self.slept + seconds) <= MAX_STEP:
             self.simulation.ahead += seconds
 
     @rule(asset_id=assets)
@@ -421,8 +433,30 @@ class Promise(RuleBasedStateMachine):
             event = proxy_event(asset_id)
             event["data"]["version_id"] = version_id
             assert self.web.post("/proxy", json=event, headers=HEADERS).status_code == 200
-            self.closed.setdefault(asset_id, self.simulation.now)
+            self.closed.setdefault(asset_id, self.iconiks_time())
             self.simulation.run_for(0)
+
+    @rule(seconds=st.sampled_from([0.0, 20.0]))
+    def reads_lag_behind(self, seconds: float) -> None:
+        """So long, reads and lists do not show that a job was started."""
+        self.sandbox.read_lag = seconds
+
+    @rule(odd=st.sampled_from(list(ODD_LISTS.values())))
+    def lists_are_odd(self, odd: Callable[[list[Any]], list[Any]]) -> None:
+        """Those of the search, and of the webhooks."""
+        self.sandbox.pages = lambda url, objects: objects if "/jobs/" in url or "/files/" in url else odd(objects)
+
+    @rule(asset_id=assets, column=st.sampled_from(PEOPLES_COLUMNS), value=st.sampled_from(["x", b"\xff", 7.5, None]))
+    def a_person_edits_a_row(self, asset_id: str, column: str, value: object) -> None:
+        """What is not the listener's to decide by."""
+        assert self.store
+        self.store.database.run(f"UPDATE items SET {column} = :value WHERE object_id = :id", value=value, id=asset_id)
+
+    @rule(seconds=st.sampled_from([HOUR, 8 * DAY]))
+    def the_machine_sleeps(self, seconds: float) -> None:
+        """Its monotonic clock stands still meanwhile, and iconik's does not."""
+        self.slept += seconds
+        self.simulation.ahead += seconds
 
     @rule(is_refused=st.booleans())
     def everybody_is_refused(self, is_refused: bool) -> None:
@@ -455,14 +489,14 @@ class Promise(RuleBasedStateMachine):
         for asset_id, since in self.closed.items():
             if not self.items(asset_id):
                 assert asset_id not in self.created
-                assert self.simulation.now - since > DAY - 2 * MAX_STEP - 1
+                assert self.iconiks_time() - since > DAY - 2 * MAX_STEP - 1
 
     @invariant()
     def every_item_has_a_status_for_a_reason(self) -> None:
         under_way = {self.works_on.get(call.task) for call in self.calls}
         for row in self.rows():
             object_id, job, status = row["object_id"], row["job"], row["status"]
-            assert "unexpected" not in (row["error"] or "")
+            assert "unexpected" not in str(row["error"])
             if status == "submitting":
                 assert object_id in under_way
             elif status in ("submitted", "done"):
@@ -470,7 +504,7 @@ class Promise(RuleBasedStateMachine):
             elif status == "skipped":
                 assert (object_id, job) in self.skipped or self.sandbox.assets[object_id]["status"] == "DELETED"
             elif status == "failed":
-                assert self.failed_jobs[object_id, job] or row["error"].startswith("given up")
+                assert self.failed_jobs[object_id, job] or str(row["error"]).startswith("given up")
 
     @invariant()
     def the_ledger_counts_what_was_started(self) -> None:
@@ -492,6 +526,7 @@ class Promise(RuleBasedStateMachine):
         try:
             self.kill(is_taken=False)
             self.outage, self.is_held, self.sandbox.refuse_jobs = None, False, None
+            self.sandbox.read_lag, self.sandbox.pages = 0.0, lambda url, objects: objects
             self.poison.clear()
             self.run_for(MIN_AGE + 1)  # or the reconciler would look for the latest assets in its next round only
             self.start()

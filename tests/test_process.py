@@ -3,6 +3,7 @@
 import ast
 import ctypes
 import json
+import os
 import re
 import shutil
 import signal
@@ -36,6 +37,7 @@ from support import (
     new_id,
     rows,
     run,
+    unread_bytes,
     wait_until,
 )
 from test_migrations import VERSION_1_0, write
@@ -128,6 +130,37 @@ def test_what_is_wrong_at_the_start_is_one_line(
     assert re.fullmatch(f"Error: [^\n]*{words}[^\n]*\n", result.stderr)
 
 
+def test_a_mistake_at_the_start_is_a_line_of_the_log_under_systemd(listeners: Callable[..., Listener]) -> None:
+    """N25: with its time, and with the priority that `journalctl -p err` shows."""
+    listener = listeners(listener__port="x")
+    with listener.config.with_name("journal").open("w+b") as journal:
+        stream = os.fstat(journal.fileno())
+        environment = {**os.environ, "JOURNAL_STREAM": f"{stream.st_dev}:{stream.st_ino}"}
+        command = [sys.executable, str(APP), "--config", str(listener.config), "serve"]
+        done = subprocess.run(command, stderr=journal, env=environment, check=False, timeout=30)
+        journal.seek(0)
+        line = journal.read().decode()
+    assert done.returncode == 2  # after which the unit does not start it again
+    assert re.fullmatch(rf"<2>{TIME} CRITICAL [^\n]*\[listener\] port: is 'x': must be a number\n", line)
+    assert "RestartPreventExitStatus=2\n" in (APP.parent / "deploy" / "iconik-listener.service").read_text()
+
+
+def test_a_listener_leaves_nothing_beside_another_programs_file(listeners: Callable[..., Listener]) -> None:
+    """N24."""
+    listener = listeners()
+    listener.database.write_bytes(b"Dear diary")
+    result = listener.run()
+    assert result.returncode == 1
+    assert result.stderr.startswith(f"Error: {listener.database} is not the listener's")
+    assert sorted(file.name for file in listener.database.parent.iterdir()) == ["config.ini", "items.db"]
+
+
+def test_the_first_start_warns_of_nothing(listener: Listener, sandbox: FaultyIconik) -> None:
+    """N21: that no webhooks are registered yet is no fault."""
+    wait_until(lambda: listener.logged("iconik has no webhooks of this listener yet: "))
+    assert not any(f" {level} " in line for line in listener.log for level in ("WARNING", "ERROR", "CRITICAL"))
+
+
 def test_a_second_listener_is_refused_and_harms_nothing(listener: Listener) -> None:
     result = listener.run()
     assert (result.returncode, result.stderr) == (1, f"Error: {listener.database}: another listener is running on it\n")
@@ -145,7 +178,9 @@ def test_a_python_that_is_too_old_is_told_which_one_is_needed(tmp_path: Path) ->
 def test_help_is_there() -> None:
     result = CliRunner().invoke(app.cli, ["--help"])
     assert result.exit_code == 0
-    assert "Without a command, it listens for iconik's webhooks." in result.output
+    assert "`serve` listens for iconik's webhooks, and so does app.py without a command." in " ".join(
+        result.output.split()
+    )
     assert CliRunner().invoke(app.cli, ["no-such-command"]).exit_code == 2
 
 
@@ -228,7 +263,7 @@ def test_an_asset_that_comes_back_with_a_backup_is_not_billed_twice(
     listener.start()
     wait_until(lambda: listener.rows("status = 'submitted'"))
     assert sandbox.jobs == [ASSET]
-    assert f'INFO iconik already has an Analyze Job for {ASSET} "a.mov"' in messages(listener)
+    assert f'INFO iconik already has the Analyze Job for {ASSET} "a.mov"' in messages(listener)
 
 
 def test_a_database_that_is_deleted_under_it_is_told_of_at_once(listener: Listener) -> None:
@@ -274,6 +309,15 @@ def test_it_ends_with_0_and_records_what_is_under_way(
     assert len(listener.rows("status = 'submitted'")) == len(listener.rows("status = 'ready'")) == 2
     assert listener.log[-1].endswith("\n")
     assert not listener.logged("Traceback")
+
+
+def test_a_second_signal_while_python_itself_ends_changes_nothing(listeners: Callable[..., Listener]) -> None:
+    late = "import os, time\nclass Late:\n    def __del__(self, os=os, time=time):"
+    late += "\n        os.write(2, b'Python ends\\n')\n        time.sleep(0.3)\nlate = Late()"
+    listener = listeners().start(prelude=late)
+    interrupt(listener, signal.SIGTERM)
+    wait_until(lambda: listener.logged("Python ends"))
+    assert listener.end() == 0
 
 
 def test_a_signal_that_another_thread_gets_ends_it_at_once(listener: Listener) -> None:
@@ -329,12 +373,6 @@ def test_webhooks_that_were_read_are_answered_though_a_person_holds_the_database
         assert listener.end() == 0
 
 
-def unread_bytes(port: int) -> list[int]:
-    """What the server has not read yet, of each connection to the port."""
-    lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
-    return [int(line[4].split(":")[1], 16) for line in lines if line[1].endswith(f":{port:04X}") and line[3] == "01"]
-
-
 def test_after_a_kill_the_next_start_finishes_the_work(
     listeners: Callable[..., Listener], sandbox: FaultyIconik
 ) -> None:
@@ -347,7 +385,7 @@ def test_after_a_kill_the_next_start_finishes_the_work(
     listener.start()
     wait_until(lambda: len(listener.rows("status = 'submitted'")) == 2)
     assert sorted(sandbox.jobs) == sorted(ids)
-    assert listener.logged("WARNING Under way when the listener ended: 2 items. iconik is asked first whether")
+    assert listener.logged("WARNING Under way when the listener ended: 2 items. Checking first whether")
 
 
 DYING_WORKERS = """

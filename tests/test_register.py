@@ -1,5 +1,6 @@
 """register: the two webhooks at iconik, created, put in order and removed."""
 
+import sys
 from typing import Any
 
 import pytest
@@ -15,6 +16,13 @@ DEFINED = [
     (f"{PUBLIC}/proxy", "assets", "update", "proxies", 'data.status="CLOSED"', "ENABLED"),
 ]
 AS_THEY_SHOULD_BE = f"{PUBLIC}/create: as it should be\n{PUBLIC}/proxy: as it should be\n"
+
+
+@pytest.fixture(autouse=True)
+def public_leads_here(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """PUBLIC is this listener's, wherever it is, but for the tests of the route."""
+    if "route" not in request.node.name:
+        monkeypatch.setattr(sys.modules["commands.register"], "route_fault", lambda *_: None)
 
 
 @pytest.fixture
@@ -129,6 +137,51 @@ def test_without_a_secret_register_says_so(listeners_here: Any, sandbox: FaultyI
     assert result.stderr == "note: no webhook_secret is set in config.ini: the webhooks are registered without\n"
     assert definitions(sandbox) == DEFINED
     assert listener.command("register", PUBLIC).stdout == AS_THEY_SHOULD_BE
+
+
+# Whether this listener answers there: the route
+
+
+def test_the_route_is_tried_with_all_headers_before_anything_is_changed(
+    listener_here: ListenerHere, sandbox: FaultyIconik, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sandbox.register(PUBLIC, {"X-Gateway": "let me in"})
+    tried: list[tuple[str, dict[str, str]]] = []
+
+    def route_fault(url: str, headers: dict[str, str]) -> None:
+        assert changes(sandbox) == []
+        tried.append((url, headers))
+
+    monkeypatch.setattr(sys.modules["commands.register"], "route_fault", route_fault)
+    assert listener_here.command("register", PUBLIC).returncode == 0
+    assert tried == [(f"{PUBLIC}/{path}", {"X-Gateway": "let me in", **OURS}) for path in ("create", "proxy")]
+
+
+def test_where_the_route_leads_to_another_listener_nothing_is_registered(
+    listener_here: ListenerHere, sandbox: FaultyIconik, store: Store
+) -> None:
+    """N8: iconik would send the secret there, with each event."""
+    listener_here.config.write_text(listener_here.config.read_text().replace(SECRET, "new"))
+    result = listener_here.command("register", "--insecure", listener_here.url)
+    assert (result.returncode, result.stdout) == (1, "")
+    words = "the listener there does not accept the secret of config.ini: restart the listener"
+    assert result.stderr.splitlines() == [
+        f"{listener_here.url}/create: {words}",
+        f"{listener_here.url}/proxy: {words}",
+        "Error: nothing was registered. If iconik reaches this listener there all the same, add --yes",
+    ]
+    assert (changes(sandbox), sandbox.webhooks, store.state("registered_url")) == ([], {}, None)
+
+
+def test_a_route_that_cannot_be_tried_needs_yes(listener_here: ListenerHere, sandbox: FaultyIconik) -> None:
+    wrong = "https://listner.invalid"
+    result = listener_here.command("register", wrong)
+    assert (result.returncode, sandbox.webhooks) == (1, {})
+    assert "listner.invalid" in result.stderr.splitlines()[0]
+    assert (
+        listener_here.command("register", "--yes", wrong).stdout == f"{wrong}/create: created\n{wrong}/proxy: created\n"
+    )
+    assert listener_here.command("register", "--remove", wrong).returncode == 0
 
 
 # --remove

@@ -31,6 +31,7 @@ from support import (
     wait_until,
 )
 from system.log import LogFormatter, OnceAMinute
+from system.server import Refusal
 from version import __version__
 
 SECRET = "s3cret"
@@ -225,8 +226,8 @@ def test_a_proxy_status_that_is_not_text_is_a_400(post: Post, status: Any) -> No
         b'"text"',
         b"\xff\xfe",
         b'{"a": "\xed\xa0\x80"}',
-        b"[" * 200_000,
-        b'{"a":' * 100_000,
+        b"[" * 60_000,
+        b'{"a":' * 10_000,
         b'{"a": ' + b"9" * 10_000 + b"}",
         b"object_id=" + ASSET.encode(),
     ],
@@ -240,6 +241,22 @@ def test_a_body_that_is_not_a_json_object_is_a_400(post: Post, path: str, body: 
 @pytest.mark.parametrize("content_type", ["application/json", "text/plain", "application/x-www-form-urlencoded", ""])
 def test_json_is_read_whatever_the_content_type_says(post: Post, content_type: str) -> None:
     assert items(post("/create", create_event(), content_type=content_type)) == ["awaiting_proxy"]
+
+
+@pytest.mark.parametrize("path", ["/create", "/proxy"])
+def test_an_event_of_more_than_64_kib_is_ignored_with_a_warning(
+    post: Post, path: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    event = create_event() if path == "/create" else proxy_event()
+    answer = post(path, json.dumps(event).ljust(65_537).encode())
+    assert (answer.status_code, answer.json) == (200, {"object_id": None, "item": "ignored"})
+    assert rows(tmp_path / "items.db") == []
+    [record] = caplog.records
+    assert (record.levelname, record.getMessage()) == (
+        "WARNING",
+        f"Ignored an event of 65537 bytes at {path}: those of assets and proxies are far smaller",
+    )
+    assert items(post(path, json.dumps(event).ljust(65_536).encode())) != ["ignored"]
 
 
 def test_a_body_of_windows_is_read(post: Post) -> None:
@@ -268,6 +285,28 @@ def test_without_the_secret_nothing_is_done(post: Post, tmp_path: Path, path: st
 
 def test_the_secret_is_looked_at_before_the_body(post: Post) -> None:
     assert post("/create", b"{", headers={}).status_code == 401
+
+
+@pytest.mark.parametrize(
+    ("path", "secret", "refusal"),
+    [
+        ("/create", SECRET, None),
+        ("/proxy/", SECRET, None),
+        ("/create", "wrong", Refusal(401, "The header X-Webhook-Secret is missing or wrong")),
+        ("/proxy", "", Refusal(401, "The header X-Webhook-Secret is missing or wrong")),
+        ("/health", SECRET, Refusal(404, "Not Found")),
+        ("/", SECRET, Refusal(404, "Not Found")),
+    ],
+)
+def test_only_the_body_of_a_webhook_with_the_right_secret_is_wanted(
+    listening: Services, path: str, secret: str, refusal: Refusal | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    headers = {"X_WEBHOOK_SECRET": secret, "X_FORWARDED_FOR": "203.0.113.9"}
+    assert listening.judge(path, headers, "127.0.0.1") == refusal
+    told = [record.getMessage() for record in caplog.records]
+    assert [line.partition(":")[0] for line in told] == ["Refused a webhook from 203.0.113.9, 127.0.0.1"] * (
+        refusal is not None and refusal.code == 401
+    )
 
 
 def test_a_refused_sender_is_in_the_log_and_no_secret_is(post: Post, caplog: pytest.LogCaptureFixture) -> None:
@@ -368,6 +407,8 @@ def test_health_tells_how_it_is_without_the_secret(web: FlaskClient, store: Stor
         "paused_since": None,
         "last_error": None,
         "last_webhook_at": None,
+        "log_stuck_since": None,
+        "log_lines_dropped": 0,
         "jobs_today": 0,
         "max_per_day": 0,
         "allowed_today": 0,
@@ -424,6 +465,27 @@ def test_health_tells_the_limit_who_paused_and_when_it_goes_on(web: FlaskClient,
     assert health["paused_by_person_since"] <= store.now()
     assert (health["held"], health["goes_on_at"]) == (1, None)
     assert "Project X" not in answer.text  # what a person wrote is not for everybody
+
+
+def test_the_last_webhook_is_kept_over_a_restart(
+    web: FlaskClient, post: Post, listening: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many webhooks a minute are noted once a minute."""
+    times = iter(float(second) for second in range(1_795_000_000, 1_795_000_000 + 20 * 30, 30))
+    monkeypatch.setattr(listening.runtime, "time", lambda: next(times))
+    for _ in range(20):
+        post("/create", create_event())
+    again = Services(listening.store, listening.submitter, listening.breaker, (SECRET,))
+    assert again.last_webhook_at and listening.last_webhook_at
+    assert 0 <= listening.last_webhook_at - again.last_webhook_at < 60
+
+
+def test_a_proxy_that_comes_first_is_logged(post: Post, caplog: pytest.LogCaptureFixture) -> None:
+    """N29: once, and not for each of its webhooks."""
+    caplog.set_level(logging.INFO)
+    for _ in range(2):
+        post("/proxy", proxy_event())
+    assert caplog.messages == [f"The proxy of {ASSET} is ready, and the asset's own webhook has not come yet"]
 
 
 def open_breaker(breaker: CircuitBreaker) -> None:

@@ -41,6 +41,13 @@ def test_an_asset_is_retried_by_whatever_names_it(listener: ListenerHere, name: 
     assert listener.rows()[0]["status"] == "ready"
 
 
+def test_the_reason_for_a_retry_is_kept(listener: ListenerHere) -> None:
+    fail(listener, ASSET)
+    run(listener, "retry", ASSET, "--reason", "new codec pack")
+    assert listener.rows()[0]["error"] == "retried: new codec pack"
+    assert "new codec pack" in run(listener, "show", ASSET)
+
+
 def test_several_matches_are_listed_and_nothing_is_changed(listener: ListenerHere) -> None:
     fail(listener, ASSET, "one.mov")
     fail(listener, OTHER_ASSET, "two.mov")

@@ -26,6 +26,15 @@ def call(sandbox: FaultyIconik, method: str, path: str, body: Any = None, timeou
     return requests.request(method, f"{sandbox.url}/API/{path}", json=body, headers=HEADERS, timeout=timeout)
 
 
+def test_without_the_virtual_environment_the_sandbox_is_one_line() -> None:
+    """N27."""
+    command = [sys.executable, "-S", "-m", "sandbox"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent.parent, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(f"Error: requests is not installed for {sys.executable}: use the virtual environment")
+    assert done.stderr.count("\n") == 1
+
+
 def analyze(sandbox: FaultyIconik, asset_id: str, timeout: float = 10) -> requests.Response:
     return call(sandbox, "POST", f"transcode/v1/analyze/assets/{asset_id}/", {}, timeout)
 

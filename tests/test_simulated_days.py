@@ -3,6 +3,7 @@
 import json
 import logging
 import random
+import re
 import statistics
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -16,7 +17,7 @@ from circuit_breaker import CircuitBreaker
 from config import Config, load
 from iconik_client import IconikClient
 from simulation import HANGING, HTML, LATENCY, OUTAGES, Reply, SimulatedRuntime, Simulation
-from store import Rules, Store
+from store import ADD_ASSET, Rules, Source, Store
 from submitter import Submitter
 from support import rows, write_config
 from system.text import format_utc
@@ -37,6 +38,7 @@ class Iconik:
         self._simulation = simulation
         self.trouble: Decide = lambda method, asset_id: None
         self.requests: list[tuple[float, str, str]] = []  # when, method, asset
+        self.polls = 0
         self.jobs: dict[str, list[float]] = {}  # when each asset's were taken
 
     def longest_call(self) -> float:
@@ -45,6 +47,14 @@ class Iconik:
     def send(self, method: str, path: str, *, query: Mapping[str, str] | None = None, json: object = None) -> Answer:
         if "/jobs/" in path:
             return self._list_jobs((query or {})["object_id"])
+        if "/search/" in path:  # after a refusal: what media type is the asset of?
+            self._simulation.sleep(LATENCY)
+            [asset_id] = re.findall("[a-z0-9]+-[0-9]{6}", str(json))
+            return _json_answer(200, {"objects": [{"id": asset_id, "media_type": "video"}], "total": 1})
+        if "/proxies/" in path:
+            self.polls += 1
+            self._simulation.sleep(LATENCY)
+            return _json_answer(200, {"objects": []})
         asset_id = path.split("/assets/")[1].split("/")[0] if method == "POST" else path.rstrip("/").split("/")[-1]
         self.requests.append((self._simulation.now, method, asset_id))
         reply = self.trouble(method, asset_id)
@@ -304,3 +314,30 @@ def test_an_outage_that_takes_the_jobs_without_saying_so_doubles_none(day: Day, 
     day.iconik.trouble = failing(0)
     day.simulation.run_for(2 * HOUR)
     day.assert_all_analyzed_once()
+
+
+# Polls
+
+
+def wait_of_a_retry(day: Day) -> float:
+    """How long an asset waits whose first request is answered 503."""
+    day.iconik.trouble = failing(1)
+    asset_id = day.upload("unlucky")
+    day.run_until(lambda: bool(day.rows("last_attempt_at IS NOT NULL")), at_most=MINUTE)
+    day.iconik.trouble = failing(0)
+    day.run_until(lambda: asset_id in day.iconik.jobs, at_most=HOUR)
+    return day.iconik.jobs[asset_id][0] - day.ready_at[asset_id]
+
+
+def test_with_6000_polls_due_a_retry_waits_no_longer_than_without(day: Day) -> None:
+    """R3: as after a catch-up."""
+    with day.store.database.transaction() as db:
+        for number in range(6000):
+            db.execute(ADD_ASSET, day.store.asset_values(f"polled-{number:06}", None, Source.CATCH_UP))
+    wait = wait_of_a_retry(day)
+    longest = 1.2 * day.config.submitter.retry_delay  # the backoff, and what chance adds
+    assert wait <= longest + 4 * LATENCY  # the two requests, the one that failed, and the poll under way
+    assert 100 < day.iconik.polls < 5000
+    day.upload("new")
+    day.simulation.run_for(1)
+    assert max(day.waits("new")) <= 3 * LATENCY

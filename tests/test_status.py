@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
+from commands.status import problem_groups
 from faulty_iconik import Fault, FaultyIconik
 from sandbox import profile
 from support import ASSET, OTHER_ASSET, ListenerHere, create_event, new_id, wait_until
@@ -105,7 +106,48 @@ def test_jobs_are_told_apart_where_there_are_several(listeners_here: Listeners, 
         ["ready", "1", "0", "1", "0"],
         ["submitted", "2", "1", "0", "1"],
     ]
-    assert f'{ASSET} "1_zps7uj5xqff.jpg"  transcribe, ready, 1 attempt' in run(listener, "status", "--all")
+    assert f'{ASSET} "1_zps7uj5xqff.jpg"  transcribe, ready since 20' in run(listener, "status", "--all")
+
+
+def fail_with(listener: ListenerHere, object_id: str, title: str, reason: str) -> None:
+    listener.store.add_asset(object_id, title)
+    listener.store.proxy_closed(object_id)
+    listener.store.database.run(
+        """UPDATE items SET status = 'failed', error = :reason, reason = :reason, last_attempt_at = :now, attempts = 3
+        WHERE object_id = :object_id""",
+        reason=reason,
+        now=listener.store.now(),
+        object_id=object_id,
+    )
+
+
+def test_after_a_retry_the_old_reason_is_marked_as_old(listener_here: ListenerHere) -> None:
+    """N12."""
+    listener_here.breaker.stop()
+    fail_with(listener_here, ASSET, "a.mov", "Codec unknown")
+    run(listener_here, "retry", ASSET)
+    text = run(listener_here, "status")
+    assert "failed" not in text
+    assert "1 item to be tried again, as somebody asked. The old reason was:\n  Codec unknown\n" in text
+    assert "  The old reason was: Codec unknown\n" in run(listener_here, "status", "--all")
+
+
+def test_all_that_waits_or_failed_is_listed_on_demand(listener_here: ListenerHere) -> None:
+    listener_here.breaker.stop()
+    fail_with(listener_here, ASSET, "broken.mov", "Codec unknown")
+    listener_here.store.add_asset(OTHER_ASSET, "early.mov")
+    done, held, orphan = new_id(), new_id(), new_id()
+    for object_id in (done, held):
+        listener_here.store.add_asset(object_id, "a.mov")
+        listener_here.store.proxy_closed(object_id)
+    listener_here.store.database.run("UPDATE items SET status = 'done' WHERE object_id = :id", id=done)
+    listener_here.store.proxy_closed(orphan)
+    text = run(listener_here, "status", "--all")
+    assert f'{ASSET} "broken.mov"  failed since 20' in text
+    assert f'{OTHER_ASSET} "early.mov"  awaiting_proxy since 20' in text and ", polled at 20" in text
+    assert f'{held} "a.mov"  ready since 20' in text
+    assert f"{orphan}  awaiting_create since 20" in text
+    assert done not in text
 
 
 def test_what_the_limit_holds_is_told(listeners_here: Listeners) -> None:
@@ -163,6 +205,21 @@ def test_a_title_that_is_no_text_breaks_no_command(listener_here: ListenerHere, 
     run(listener_here, "retry", ASSET)
 
 
+def test_counting_what_waits_and_what_failed_reads_no_rows(listeners_here: Listeners) -> None:
+    """With 100,000 items that wait for the same reason, /health took a second and status eight."""
+    store = listeners_here(limits__max_per_day=1).start().store
+    statements: list[str] = []
+    with store.database.transaction() as db:
+        db.set_trace_callback(statements.append)
+    store.health()
+    problem_groups(store)
+    with store.database.transaction() as db:
+        db.set_trace_callback(None)
+        for statement in [one for one in statements if "count(*)" in one]:
+            plan = [row["detail"] for row in db.execute(f"EXPLAIN QUERY PLAN {statement}")]
+            assert [step for step in plan if " items" in step and "COVERING INDEX" not in step] == []
+
+
 # show
 
 
@@ -173,7 +230,7 @@ def test_show_tells_an_assets_story(listeners_here: Listeners, sandbox: FaultyIc
     wait_until(lambda: listener.rows("status = 'submitted'"))
     text = " ".join(run(listener, "show", "1_zps7uj5xqff.jpg").split())
     assert f"{sandbox.url}/asset/{ASSET}" in text
-    assert "the asset was added: iconik's webhook told of it." in text
+    assert "the asset was added: reported by iconik's webhook." in text
     assert "its proxy was ready" in text
     assert f"iconik accepted the job with the profile Clips (job {sandbox.latest_job[ASSET]})" in text
     assert "Its media type is video, 1.0 minutes." in text
@@ -183,6 +240,20 @@ def test_show_says_what_is_next_and_when(listener_here: ListenerHere) -> None:
     listener_here.post("/create", create_event(ASSET))
     text = run(listener_here, "show", ASSET[:8])
     assert "It awaits its proxy. If its webhook does not come, iconik is polled at 20" in text
+
+
+def test_show_says_which_profile_was_used_where_iconik_chose(listener_here: ListenerHere) -> None:
+    listener_here.upload(ASSET)
+    wait_until(lambda: listener_here.rows("status = 'submitted'"))
+    assert "iconik accepted the job with iconik's choice of profile (job " in " ".join(
+        run(listener_here, "show", ASSET).split()
+    )
+
+
+def test_show_says_when_it_failed_and_how_to_go_on(listener_here: ListenerHere) -> None:
+    fail_with(listener_here, ASSET, "a.mov", "Codec unknown")
+    text = " ".join(run(listener_here, "show", ASSET).split())
+    assert "UTC: it failed: Codec unknown. Once the cause is fixed: iconik-listener retry " + ASSET in text
 
 
 def test_show_lists_what_may_be_meant(listener_here: ListenerHere) -> None:
@@ -218,6 +289,7 @@ def test_a_report_is_in_iconiks_units(listener_here: ListenerHere, sandbox: Faul
 def test_a_month_without_jobs_says_so(listener_here: ListenerHere, sandbox: FaultyIconik) -> None:
     sandbox.roles.discard("can_read_stats")
     text = run(listener_here, "report", "--month", "2020-02")
-    assert "No job was started from 2020-02-01 to 2020-02-31." in text
+    assert "No job was started from 2020-02-01 to 2020-02-29." in text
     assert "iconik's own meters cannot be read" in text
-    assert "is not a month" in run(listener_here, "report", "--month", "2020-13", code=2)
+    for month in ("2020-13", "2020-1"):
+        assert "is not a month" in run(listener_here, "report", "--month", month, code=2)

@@ -14,9 +14,11 @@ import pytest
 from reconciliation.changes import ReconciledChanges
 from store import ADD_ASSET, ALLOWED, PAUSED, Item, Outcome, Rules, Source, Status, Store
 from support import ASSET, OTHER_ASSET, Clock, new_id
+from system.database import StoreUnavailable
 from system.text import format_utc
 
 JOBS = ("analyze", "transcribe", "faces")
+DAY = 86400.0
 VERSION = "11111111-0000-0000-0000-000000000000"
 
 Stores = Callable[..., Store]
@@ -135,6 +137,15 @@ def test_a_job_that_is_added_between_proxy_and_create_is_for_that_asset(stores: 
     assert jobs_of(store, ASSET) == ["analyze", "faces"]
 
 
+def test_a_job_that_is_added_between_a_proxy_and_its_create_is_for_that_asset(stores: Stores) -> None:
+    store = stores()
+    store.proxy_closed(ASSET)
+    store = stores(jobs=("analyze", "faces"))
+    store.add_asset(ASSET, "a.mov")
+    assert row(store)["status"] == Status.READY
+    assert row(store, job="faces")["status"] == Status.AWAITING_PROXY
+
+
 # Claims.
 
 
@@ -147,6 +158,24 @@ def test_new_items_are_claimed_in_order_and_under_a_limit_the_newest(stores: Sto
     assert claimed(store).object_id == ids[0]
     store = stores(max_per_day=10)
     assert claimed(store).object_id == ids[2]
+
+
+def test_what_becomes_due_during_the_look_is_due_at_once(tmp_path: Path) -> None:
+    """Otherwise every worker would wait half a minute for it."""
+    seconds_per_look = 0.0
+    now = 1_795_000_000.0
+
+    def clock() -> float:
+        nonlocal now
+        now += seconds_per_look
+        return now
+
+    store = Store(tmp_path / "items.db", listener=True, clock=clock)
+    ready(store)
+    store.end_attempt(claimed(store), Outcome(Status.READY, "no", delay=0.5))
+    seconds_per_look = 0.3
+    assert store.seconds_until_due() == 0
+    store.close()
 
 
 def test_under_a_limit_the_newest_assets_go_first_retried_or_not(stores: Stores, clock: Clock) -> None:
@@ -190,12 +219,32 @@ def test_a_retry_is_claimed_when_it_is_due(store: Store, clock: Clock) -> None:
     assert item.attempts == 2
 
 
-def test_a_retry_that_is_due_later_than_any_delay_is_due_now(store: Store, clock: Clock) -> None:
+@pytest.mark.parametrize("wrong_by", [2 * 3600.0, 30 * DAY, 4000 * DAY])
+@pytest.mark.parametrize("is_start", [False, True])
+def test_a_retry_that_is_due_later_than_its_delay_is_due_now(
+    store: Store, clock: Clock, wrong_by: float, is_start: bool
+) -> None:
+    """The clock was ahead when that was written, as when a VM boots whose clock is on local time."""
     ready(store)
-    clock.step(30 * 24 * 3600)
-    store.end_attempt(claimed(store), Outcome(Status.READY, "no", delay=10))
-    clock.step(-30 * 24 * 3600)
+    store.end_attempt(claimed(store), Outcome(Status.READY, "no", delay=10, backoff=10))
+    assert store.claim_retry() is None
+    clock.step(wrong_by)
+    if is_start:
+        store.recover()
+    else:
+        item = store.claim_retry()
+        assert item
+        store.end_attempt(item, Outcome(Status.READY, "no", delay=20, backoff=20))
+    clock.step(-wrong_by)
+    clock.advance(61)
     assert store.claim_retry()
+
+
+def test_a_refusal_of_a_day_is_not_taken_for_a_wrong_clock(store: Store, clock: Clock) -> None:
+    ready(store)
+    store.end_attempt(claimed(store), Outcome(Status.READY, "no", delay=DAY, backoff=DAY, is_refusal=True))
+    clock.advance(3600)
+    assert store.claim_retry() is None
 
 
 def test_while_a_person_paused_nothing_is_claimed_but_polls(store: Store, clock: Clock) -> None:
@@ -229,6 +278,28 @@ def test_a_claim_is_for_one_worker(stores: Stores) -> None:
     for thread in threads:
         thread.join()
     assert sorted(found) == sorted(ids)
+
+
+def test_a_claim_that_was_written_and_then_fails_is_put_back(store: Store, tmp_path: Path) -> None:
+    """R5: the file is moved away in that moment, and comes back."""
+    [object_id] = ready(store)
+    file, away = tmp_path / "items.db", tmp_path / "away"
+
+    def move_away(statement: str) -> None:
+        if statement == "COMMIT":
+            file.rename(away)
+
+    with store.database.reading() as connection:
+        connection.set_trace_callback(move_away)
+    with pytest.raises(StoreUnavailable):
+        store.claim_new()
+    connection.set_trace_callback(None)
+    away.rename(file)
+    assert row(store, object_id)["status"] == Status.SUBMITTING
+    item = store.claim_new()
+    assert item
+    assert (item.object_id, item.attempts) == (object_id, 1)
+    assert store.claim_new() is None
 
 
 # Outcomes.
@@ -405,7 +476,7 @@ def test_every_query_of_the_service_uses_an_index(stores: Stores, clock: Clock, 
     assert store.held_by() == store.today()
     changes = ReconciledChanges(store)
     changes.submitted(("", ""), 0)
-    changes.unmeasured(0)
+    changes.unmeasured("", 0)
     changes.delete_awaiting_create()
     changes.delete_old_usage()
     connection.set_trace_callback(None)

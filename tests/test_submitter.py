@@ -1,7 +1,10 @@
 """One attempt at a time, on the stand-in over HTTP, by a clock of the test's."""
 
 import logging
+import sqlite3
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +15,12 @@ from commands.changes import ManualChanges
 from config import Config
 from faulty_iconik import Fault, FaultyIconik
 from iconik_client import IconikClient
+from reconciliation.reconciler import Reconciler
 from sandbox import profile
 from store import Outcome, Rules, Source, Status, Store
 from submitter import Submitter
-from support import ASSET, Clock, ManualRuntime, make_config, new_id
+from support import ASSET, SECRET, Clock, ManualRuntime, make_config, new_id
+from system.database import StoreRefused, StoreUnavailable
 from system.text import format_utc
 
 LIST_OF_JOBS = "GET /API/jobs/v1/jobs/"
@@ -37,9 +42,12 @@ class World:
             **values,
         }
         self.config: Config = make_config(folder, sandbox, **self.values)
-        self.store = Store(folder / "items.db", Rules.of(self.config), listener=True, clock=clock)
-        self.store.database.run("PRAGMA synchronous = OFF")  # it is not killed
+        self.open()
         self.start()
+
+    def open(self) -> None:
+        self.store = Store(self.folder / "items.db", Rules.of(self.config), listener=True, clock=self.clock)
+        self.store.database.run("PRAGMA synchronous = OFF")  # it is not killed
 
     def start(self) -> None:
         """A process begins: without the threads."""
@@ -50,6 +58,8 @@ class World:
 
     def restart(self) -> None:
         """The process is killed and started again."""
+        self.store.close()
+        self.open()
         self.start()
         self.store.recover()
         self.store.skip_other_jobs()
@@ -64,9 +74,13 @@ class World:
         return asset_id
 
     def work(self) -> None:
-        """Let the worker do all that is due now."""
-        while self.submitter.work_once() == 0:
-            pass
+        """Let the worker do all that is due now. What a person's trigger refuses is only logged, as by the thread."""
+        is_done = False
+        while not is_done:
+            try:
+                is_done = self.submitter.work_once() > 0
+            except StoreRefused as error:
+                logging.getLogger("iconik_listener").error("%s", error)
 
     def work_for(self, seconds: float, step: float = 10.0) -> None:
         """Let time pass, and the worker work."""
@@ -75,6 +89,10 @@ class World:
         while self.clock.monotonic < end:
             self.clock.advance(min(step, end - self.clock.monotonic))
             self.work()
+
+    def reconcile(self) -> None:
+        runtime = ManualRuntime(self.clock)
+        Reconciler(self.store, self.client, self.breaker, self.submitter, self.config, runtime=runtime).reconcile()
 
     def row(self, asset_id: str = ASSET, job: str = "analyze") -> dict[str, Any]:
         rows = self.store.database.run(
@@ -200,6 +218,18 @@ def test_a_missing_status_needs_the_list_of_jobs(world: World, source: str, is_f
     assert world.status() == Status.SUBMITTED
 
 
+def test_a_missing_status_needs_the_list_though_a_clock_was_ahead(world: World) -> None:
+    """The webhooks came to an earlier process, whose clock was wrong."""
+    world.clock.step(3600)
+    world.ready()
+    world.clock.step(-3600)
+    world.restart()
+    for holder in (world.sandbox.assets[ASSET], *world.sandbox.assets[ASSET]["versions"]):
+        holder.pop("analyze_status")
+    world.work()
+    assert world.requests(LIST_OF_JOBS) == 1
+
+
 def test_a_missing_status_with_a_job_in_the_list_starts_nothing(world: World) -> None:
     world.ready()
     world.sandbox.finish_job(world.sandbox.start_job(ASSET))
@@ -247,15 +277,17 @@ def test_an_item_is_given_up_when_it_has_waited_long_enough(worlds: Callable[...
     assert world.row()["error"].startswith("given up after")
 
 
-def test_a_clock_that_jumps_gives_nothing_up(world: World) -> None:
+@pytest.mark.parametrize("days", [8, 4000])
+def test_a_clock_that_jumps_gives_nothing_up(world: World, days: int) -> None:
     """A VM slept for 8 days, or its clock was wrong (T2)."""
-    world.sandbox.faults.append(Fault("GET /API/assets", status=500, times=2))
+    world.sandbox.faults.append(Fault("GET /API/assets", status=500, times=5))
     world.ready()
     world.work()
-    world.clock.step(8 * 24 * 3600)
-    world.work()
+    world.clock.step(days * 24 * 3600)
+    world.work_for(100)
     assert world.status() == Status.READY
-    world.work_for(60)
+    world.clock.step(-days * 24 * 3600)
+    world.work_for(1000)
     assert world.status() == Status.SUBMITTED
 
 
@@ -336,7 +368,7 @@ def test_a_media_type_that_the_job_cannot_serve_is_skipped(world: World, title: 
     world.ready(title=title)
     world.work()
     assert world.status() == Status.SKIPPED
-    assert world.row()["error"].startswith("analyze is not for")
+    assert world.row()["error"].startswith("analyze does not support")
     assert world.row()["media_type"] in ("audio", "document")
 
 
@@ -402,14 +434,20 @@ def test_429_of_two_assets_opens_the_breaker_for_retry_after(world: World) -> No
     assert world.breaker.is_open
 
 
-def test_429_of_the_search_stops_no_job(worlds: Callable[..., World]) -> None:
-    """R2: items that need the search wait; the others go on."""
-    world = worlds(submitter__jobs="analyze faces", faces__only="media_type:video")
-    world.sandbox.faults.append(Fault(SEARCH, status=429, times=999, body=b"{}", headers={"Retry-After": "60"}))
-    ids = [world.ready(new_id()) for _ in range(5)]
-    world.work()
-    assert sorted(world.sandbox.jobs) == sorted(ids)
-    assert not world.breaker.is_open
+@pytest.mark.parametrize("call", [SEARCH, "GET /API/files/v1/analysis/profiles"])
+def test_429_of_one_kind_of_call_stops_no_job(worlds: Callable[..., World], call: str) -> None:
+    """R2: items that need the search, or the profiles, wait; the others go on. The reconciler searches, too."""
+    world = worlds(submitter__jobs="analyze faces", analyze__profile="Clips, Stills", reconciler__min_age=0)
+    world.sandbox.register("http://127.0.0.1:1", {"X-Webhook-Secret": SECRET})
+    world.sandbox.faults.append(Fault(call, status=429, times=999, body=b"{}", headers={"Retry-After": "60"}))
+    for number in range(5):
+        world.clock.advance(70)
+        asset_id = world.ready(new_id())
+        now = world.clock.now
+        world.reconcile()
+        world.work()
+        assert world.sandbox.started[number:] == [("faces", asset_id)]
+        assert world.clock.now == now, "the breaker was open"
 
 
 def test_a_401_opens_the_breaker_at_once(world: World) -> None:
@@ -624,6 +662,7 @@ def test_a_list_that_cannot_be_read_ends_after_a_week_as_failed(world: World) ->
     world.work_for(2 * 24 * 3600, step=900)
     assert world.status() == Status.FAILED
     assert "may have been started" in world.row()["error"]
+    assert world.row()["counted_on"], "it may be billed, so it counts"
     assert world.sandbox.jobs == []
 
 
@@ -842,7 +881,7 @@ def test_log_lines_tell_jobs_apart_where_there_are_several(
         world.ready(title="a.wav")
         caplog.clear()
         world.work()
-        assert f"Skipped {name}analyze is not for audio" in caplog.messages
+        assert f"Skipped {name}analyze does not support audio" in caplog.messages
         world.store.close()
 
 
@@ -924,21 +963,100 @@ def test_new_items_go_before_retries_and_polls(world: World) -> None:
 # A row's trouble ends in that row.
 
 
-@pytest.mark.parametrize("event", ["UPDATE OF status", "UPDATE"])
-def test_a_row_that_a_trigger_protects_stops_nobody(world: World, event: str) -> None:
-    """R4: a person's trigger refuses the claim, or the outcome."""
+PROTECTED = {
+    "everything": f"BEFORE UPDATE ON items WHEN old.object_id = '{ASSET}'",
+    "the claim": f"BEFORE UPDATE OF status ON items WHEN old.object_id = '{ASSET}' AND new.status = 'submitting'",
+    "the reservation": f"BEFORE UPDATE OF in_doubt_since ON items WHEN old.object_id = '{ASSET}'",
+    "the outcome": f"BEFORE UPDATE OF status ON items WHEN old.object_id = '{ASSET}' AND old.status = 'submitting'",
+}
+
+
+@pytest.mark.parametrize("event", PROTECTED.values(), ids=PROTECTED)
+def test_a_row_that_a_trigger_protects_stops_nobody(world: World, event: str, caplog: pytest.LogCaptureFixture) -> None:
+    """R4: a person's trigger refuses the claim, the reservation or the outcome, and the next start's change, too."""
     world.ready()
+    world.store.database.run(f"CREATE TRIGGER hers {event} BEGIN SELECT RAISE(ABORT, 'hands off'); END")
+    others = []
+    for _ in range(2):
+        others += [world.ready(new_id()) for _ in range(3)]
+        world.work()
+        assert set(others) <= set(world.sandbox.jobs)
+        assert "hands off" in caplog.text
+        caplog.clear()
+        world.restart()
+    assert world.sandbox.jobs.count(ASSET) <= 1
+    world.store.database.run("DROP TRIGGER hers")
+    world.restart()
+    world.work_for(60 + 300)
+    assert world.status() == Status.SUBMITTED
+    assert world.sandbox.jobs.count(ASSET) == 1
+
+
+def test_a_row_that_a_trigger_protects_keeps_no_acceptance_from_being_noted(world: World) -> None:
+    """An accepted job makes due what was refused before, and one of those rows is protected."""
+    world.sandbox.refuse_jobs = 402, "Insufficient credits"
+    refused = [world.ready(new_id()) for _ in range(3)]
+    world.work()
     world.store.database.run(
-        f"""CREATE TRIGGER hers BEFORE {event} ON items WHEN old.object_id = '{ASSET}'
+        "UPDATE items SET next_attempt_at = :later WHERE object_id <> :one",
+        later=world.store.now(3600),
+        one=refused[0],
+    )
+    protected = refused[1]
+    world.store.database.run(
+        f"""CREATE TRIGGER hers BEFORE UPDATE ON items WHEN old.object_id = '{protected}'
         BEGIN SELECT RAISE(ABORT, 'hands off'); END"""
     )
-    other = world.ready(new_id())
-    for _ in range(5):
-        try:
-            world.work()
-        except Exception as error:
-            assert "hands off" in str(error)
-    assert world.sandbox.jobs == [other]
+    world.sandbox.refuse_jobs = None
+    world.clock.advance(15)
+    world.submitter.work_once()
+    [accepted] = world.sandbox.jobs
+    assert world.status(accepted) == Status.SUBMITTED
+    world.work_for(10, step=1)
+    assert sorted(world.sandbox.jobs) == sorted(set(refused) - {protected})
+
+
+def test_an_acceptance_is_noted_though_a_person_holds_the_database(worlds: Callable[..., World]) -> None:
+    """At that moment, what was refused before is to be made due, and iconik's reads lag behind."""
+    world = worlds(submitter__retry_delay=0.05)
+    world.sandbox.read_lag = 3600
+    world.sandbox.refuse_jobs = 402, "Insufficient credits"
+    refused = world.ready(new_id())
+    world.work()
+    world.sandbox.refuse_jobs = None
+    world.clock.advance(700)
+    world.store.database.run("UPDATE items SET next_attempt_at = :later", later=world.store.now(300))
+    world.ready()
+    person = sqlite3.connect(world.folder / "items.db", isolation_level=None, check_same_thread=False)
+    with closing(person), world.store.database.waiting_up_to(0.05):
+        world.sandbox.at_request[ANALYZE] = lambda: person.execute("BEGIN IMMEDIATE")
+        timer = threading.Timer(0.5, lambda: person.execute("COMMIT"))
+        timer.start()
+        world.submitter.work_once()
+        timer.join()
+    assert world.status() == Status.SUBMITTED
+    world.work_for(1000)
+    assert sorted(world.sandbox.jobs) == sorted([ASSET, refused])
+
+
+def test_an_attempt_that_cannot_be_finished_is_put_back(worlds: Callable[..., World]) -> None:
+    """R5: the file is moved away while iconik answers, and comes back."""
+    world = worlds(submitter__retry_delay=0.05)
+    world.sandbox.faults.append(Fault("GET /API/assets", status=400, body=b'{"errors": ["Not now"]}'))
+    world.ready()
+    file, away = world.folder / "items.db", world.folder / "away"
+    timer = threading.Timer(0.5, lambda: away.rename(file))
+
+    def move_away() -> None:
+        file.rename(away)
+        timer.start()
+
+    world.sandbox.at_request["GET /API/assets"] = move_away
+    world.submitter.work_once()
+    timer.join()
+    assert world.status() == Status.READY
+    world.work_for(60)
+    assert world.sandbox.jobs == [ASSET]
 
 
 @pytest.mark.parametrize("column", ["status", "title", "error", "created_at", "next_attempt_at", "in_doubt_since"])
@@ -956,3 +1074,61 @@ def test_no_content_of_a_row_stops_a_worker_or_a_start(world: World, column: str
     world.work_for(120)
     assert other in world.sandbox.jobs
     assert world.sandbox.jobs.count(ASSET) <= 1
+
+
+# The database fails in the middle of an attempt.
+
+
+def unavailable(*_: Any, **__: Any) -> Any:
+    raise StoreUnavailable("database is locked")
+
+
+def test_an_accepted_job_is_recorded_whatever_follows(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(world.store, "probe_refused", unavailable)
+    world.sandbox.read_lag = 60
+    world.ready()
+    world.work()
+    assert world.status() == Status.SUBMITTED
+    world.work_for(600)
+    assert world.sandbox.jobs == [ASSET]
+    assert world.started_today() == 1
+
+
+def test_a_refusal_is_recorded_though_the_database_is_busy(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as busy:
+        busy.setattr(world.store, "is_refused_alone", unavailable)
+        world.sandbox.faults.append(Fault(ANALYZE, status=400))
+        world.ready()
+        world.work()
+    assert world.status() == Status.READY
+    world.work_for(1200)
+    assert world.status() == Status.SUBMITTED
+    assert world.sandbox.jobs == [ASSET]
+
+
+def test_a_job_found_after_a_kill_has_the_time_of_its_request(world: World) -> None:
+    """Otherwise its end is looked for among later jobs only, and it stays submitted for ever."""
+    world.sandbox.faults.append(Fault(ANALYZE, after_work=True, **NO_ANSWER))
+    world.ready()
+    world.work()
+    since = world.row()["in_doubt_since"]
+    world.clock.advance(3600)
+    world.restart()
+    world.work_for(60)
+    assert world.status() == Status.SUBMITTED
+    assert world.row()["submitted_at"] == since
+
+
+def test_again_needs_no_status_field(world: World) -> None:
+    world.ready()
+    world.work()
+    world.sandbox.finish_job(world.sandbox.latest_job[ASSET])
+    for holder in (world.sandbox.assets[ASSET], *world.sandbox.assets[ASSET]["versions"]):
+        holder.pop("analyze_status", None)
+    world.store.database.run(
+        """UPDATE items SET status = 'ready', asked = 2, old_job_id = job_id, job_id = NULL, counted_on = NULL,
+        source = 'search', next_attempt_at = :now""",
+        now=world.store.now(),
+    )
+    world.work()
+    assert world.sandbox.forced == [ASSET]

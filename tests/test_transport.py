@@ -695,7 +695,8 @@ def test_a_certificate_that_is_not_accepted_is_told(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     server = servers(answering(OK), tls)
-    wrong_name = failure(transports(server.url.replace("127.0.0.1", "localhost")))
+    # Another name for 127.0.0.1: a bare Debian in a container does not even know localhost.
+    wrong_name = failure(transports(server.url.replace("127.0.0.1", "127.1")))
     assert wrong_name.startswith("the certificate is not accepted: Hostname mismatch")
     monkeypatch.delenv("REQUESTS_CA_BUNDLE")
     untrusted = failure(transports(server))
@@ -741,7 +742,7 @@ def test_what_is_wrong_with_an_address_is_told_without_it(
     assert failure(transports("http://127.0.0.1:1")) == "the connection was refused"
     assert failure(transports("http://no-such-host.invalid")) == "the name no-such-host.invalid is not known"
     plain = servers(lambda connection: connection.drip(iter([OK] * 5))).url.replace("http", "https")
-    assert failure(transports(plain)).startswith("TLS failed: [SSL: ")
+    assert failure(transports(plain)).startswith("that port does not speak TLS")
     for url in ("http://[oops", "http://127.0.0.1:99999", f"http://{'a' * 300}.invalid", "ftp://127.0.0.1", "http://"):
         assert "secret-path" not in failure(transports(url))
     assert "tok\nen" not in failure(transports("http://127.0.0.1:1", **{"Auth-Token": "tok\nen"}))
