@@ -571,6 +571,4 @@ TestPromise.settings = settings(
 
 @pytest.mark.long
 class TestPromiseAtLength(Promise.TestCase):  # type: ignore[misc,valid-type]
-    settings = settings(
-        max_examples=70, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
-    )
+    settings = settings(max_examples=70, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck))
