@@ -13,7 +13,7 @@ from limits import Limits
 from store import ALLOWED, PAUSED, Item, Outcome, Rules, Status, Store
 from submitter import Submitter
 from support import Clock, new_id, wait_until
-from system.text import format_local, format_utc
+from system.text import command, format_local, format_utc
 
 DAY = 86400.0
 NOON = 1_795_003_200.0 - 1_795_003_200.0 % DAY + DAY / 2
@@ -254,7 +254,8 @@ def test_the_limit_is_logged_when_it_is_reached_and_when_it_goes_on(
     limits.resume()
     limits.log_changes()
     since = format_local(format_utc(clock.now))
-    found = [record.getMessage().partition(". To let")[0].partition(": python")[0] for record in caplog.records]
+    remedy = f": {command('resume')}"
+    found = [record.getMessage().partition(". To let")[0].partition(remedy)[0] for record in caplog.records]
     assert found == [
         "2 jobs started today, as many as max_per_day allows: 1 item waits until 00:00 UTC",
         "Jobs are started again. Ready: 1 item",
