@@ -1,11 +1,13 @@
 """The real listener, and connections that never end a request: directly, and through Caddy as deploy/ sets it up."""
 
 import json
+import selectors
 import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
+from typing import cast
 
 import pytest
 import requests
@@ -65,6 +67,20 @@ def test_requests_that_do_not_end_take_little_memory_and_webhooks_go_on(
     assert not listener.logged("ERROR")
 
 
+def first_answer(clients: list[socket.socket]) -> bytes:
+    """The first that any of them gets. The oldest may have been closed: how many are incomplete at a time is chance."""
+    with selectors.DefaultSelector() as selector:
+        for client in clients:
+            selector.register(client, selectors.EVENT_READ)
+        while ready := selector.select(timeout=20):
+            for key, _ in ready:
+                with suppress(ConnectionError):
+                    if answer := cast(socket.socket, key.fileobj).recv(12):
+                        return answer
+                selector.unregister(key.fileobj)
+    raise AssertionError("nobody is answered")
+
+
 @pytest.mark.long
 def test_a_thousand_large_events_that_wait_for_the_database_stay_within_the_units_limit(listener: Listener) -> None:
     event = json.dumps(create_event()).ljust(65_536)
@@ -72,7 +88,7 @@ def test_a_thousand_large_events_that_wait_for_the_database_stay_within_the_unit
     head += "".join(f"X-{number}: {'x' * 1000}\r\n" for number in range(15))
     before = peak_memory(listener)
     with held_by_a_person(listener.database), strangers(listener.url, 1000, f"{head}\r\n{event}".encode()) as clients:
-        assert clients[0].recv(12) == b"HTTP/1.1 503"
+        assert first_answer(clients) == b"HTTP/1.1 503"
         assert peak_memory(listener) - before < MAX_MB_OF_COMPLETE
 
 
