@@ -130,15 +130,25 @@ def version_for(asset: Json, wanted: str | None) -> str | None:
     return wanted if is_usable else newest_version(asset)
 
 
-def status_of(job: Job, asset: Json, version_id: str | None) -> str | None:
+def status_of(job: Job, asset: Json, version_id: str | None, *, was_tried: bool = False) -> str | None:
     """How far a job is, by the asset and by one of its versions: the one that says more counts.
 
     :param version_id: the version; None for the asset's newest
+    :param was_tried: whether the job was tried before. That may have been for a version that was the newest then, so
+        any version on which it is under way or done counts if those two say that nothing was started.
     :returns: N/A, REQUESTED, IN_PROGRESS, FAILED or DONE, or a word that iconik's document does not have.
         None if neither has the field, which does not mean that nothing was started.
     """
     version_id = version_id or newest_version(asset)
     holders = [asset, *(version for version in _versions(asset) if version.get("id") == version_id)]
+    status = _most(job, holders)
+    if was_tried and status in (None, "N/A"):
+        elsewhere = _most(job, _versions(asset))
+        status = elsewhere if elsewhere in (*UNDER_WAY, FINISHED) else status
+    return status
+
+
+def _most(job: Job, holders: list[Json]) -> str | None:
     found = [status for holder in holders if isinstance(status := holder.get(job.status_field), str) and status]
     for status in (*UNDER_WAY, FINISHED):
         if status in found:

@@ -96,6 +96,7 @@ class Item:
     created_at: str | None
     version_id: str | None
     attempts: int
+    last_attempt_at: str | None
     backoff: float
     waited: float
     refused: int

@@ -311,7 +311,8 @@ class Submitter:
         if str(asset.get("type")) in self._config.skip_types and item.asked < 2:
             error = f"assets of type {asset['type']} are skipped (skip_types in config.ini)"
             return _final(Status.SKIPPED, error, started_nothing=not is_in_doubt)
-        status = status_of(job, asset, item.version_id)
+        was_tried = item.last_attempt_at is not None and item.asked < 2
+        status = status_of(job, asset, item.version_id, was_tried=was_tried)
         if status in UNDER_WAY and item.asked == 2 and item.submitted_at and not is_in_doubt:
             return Outcome(Status.SUBMITTED, submitted_at=item.submitted_at, job_id=item.old_job_id)  # its latest run
         # What is in doubt is our own: the reconciler looks for its job from the request on.

@@ -41,6 +41,23 @@ def test_the_status_that_says_more_counts(found: dict[str, Any], version: str | 
     assert status_of(ANALYZE, found, version) == expected
 
 
+@pytest.mark.parametrize(
+    ("found", "version", "expected"),
+    [
+        (asset("N/A", old="DONE", new="N/A"), None, "DONE"),
+        (asset("N/A", old="N/A", new="REQUESTED"), OLD, "REQUESTED"),
+        ({"versions": asset(old="DONE")["versions"]}, NEW, "DONE"),
+        (asset("N/A", old="DONE", new="FAILED"), None, "FAILED"),
+        (asset("N/A", old="FAILED", new="N/A"), None, "N/A"),
+        (asset("N/A", old="ODD", new="N/A"), None, "N/A"),
+    ],
+)
+def test_a_job_that_was_tried_may_be_on_another_version(
+    found: dict[str, Any], version: str | None, expected: str | None
+) -> None:
+    assert status_of(ANALYZE, found, version, was_tried=True) == expected
+
+
 def test_a_transcript_is_known_by_the_version_only() -> None:
     shown = {"versions": [{"id": OLD, "version_number": 1, "transcribe_status": "DONE"}]}
     assert status_of(TRANSCRIBE, shown, None) == "DONE"

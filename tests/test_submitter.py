@@ -677,6 +677,20 @@ def test_a_definite_answer_leaves_no_doubt(world: World, status: int) -> None:
     assert world.started_today() == 0
 
 
+def test_a_job_that_a_503_hid_is_known_after_a_new_version(worlds: Callable[..., World], sandbox: FaultyIconik) -> None:
+    """A transcript is only known by the version that it was made of."""
+    world = worlds(submitter__jobs="transcribe")
+    sandbox.faults.append(Fault("POST /API/transcode/v1/transcribe", status=503, after_work=True))
+    world.ready()
+    world.store.database.run("UPDATE items SET version_id = NULL")  # not every event names it
+    world.work()
+    assert world.row(job="transcribe")["in_doubt_since"] is None
+    sandbox.new_version(ASSET)
+    world.work_for(600)
+    assert sandbox.started == [("transcribe", ASSET)]
+    assert world.status(job="transcribe") == Status.SUBMITTED
+
+
 def test_a_connection_that_could_not_be_made_leaves_no_doubt(worlds: Callable[..., World]) -> None:
     world = worlds()
     world.ready()
