@@ -16,7 +16,7 @@ from store import Rules, Store
 from submitter import Submitter
 from support import Clock, Listener, ListenerHere, make_config
 
-# The same examples every time, so that a run says something about a change. `--hypothesis-profile=explore` finds others.
+# The same examples every time, so that a run tells about a change. --hypothesis-profile=explore has others.
 settings.register_profile("default", database=None, derandomize=True, print_blob=True)
 settings.register_profile("explore", database=None, derandomize=False)
 settings.load_profile("default")
