@@ -209,6 +209,7 @@ for command in {EACH!r}:
     return (done.stdout + done.stderr).splitlines()
 
 
+@pytest.mark.long
 @as_root
 @pytest.mark.parametrize("name", [".", "items.db", "items.db.lock", "items.db-shm"])
 def test_files_of_another_user_are_named_with_their_owner_and_how_to_put_it_right(
@@ -285,6 +286,7 @@ def shell(script: str, listener: ListenerHere, **options: str) -> "subprocess.Co
     return subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
 
 
+@pytest.mark.long
 def test_pipes_that_end_early_and_closed_or_full_files_are_no_traceback(listener: ListenerHere) -> None:
     script = """
     "$@" retry --all | true
@@ -296,6 +298,7 @@ def test_pipes_that_end_early_and_closed_or_full_files_are_no_traceback(listener
     assert (result.stdout, result.stderr) == ("", "Error: [Errno 28] No space left on device\n")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("how", "code"), [(signal.SIGINT, 1), (signal.SIGTERM, -15)])
 def test_a_signal_ends_a_command_without_a_traceback(
     listener: ListenerHere, sandbox: FaultyIconik, how: signal.Signals, code: int
@@ -310,6 +313,7 @@ def test_a_signal_ends_a_command_without_a_traceback(
     assert errors == ("\nAborted!\n" if how == signal.SIGINT else "")
 
 
+@pytest.mark.long
 def test_a_terminal_that_lacks_a_titles_characters_shows_the_rest(listener: ListenerHere) -> None:
     with closing(Store(listener.database)) as store:
         store.add_asset(new_id(), "Café ✂.mov")

@@ -454,6 +454,7 @@ def test_a_bad_value_in_an_old_place_is_named_with_it(tmp_path: Path, key: str, 
     assert refusal(write_config(tmp_path, **{key: "-1"})) == message
 
 
+@pytest.mark.long
 def test_a_listener_starts_and_analyzes_with_ten_years_for_every_duration_in_the_places_of_version_1_0(
     listeners: Callable[..., Listener], sandbox: FaultyIconik
 ) -> None:

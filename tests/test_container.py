@@ -220,6 +220,7 @@ def test_check_needs_no_config_ini(
     assert "ok     the listener has been running since 20" in printed
 
 
+@pytest.mark.long
 def test_a_check_in_another_container_asks_the_listeners_own_address(
     listeners: Callable[..., Listener], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -232,6 +233,7 @@ def test_a_check_in_another_container_asks_the_listeners_own_address(
     assert "ok     the listener has been running since 20" in listener.command("check").stdout
 
 
+@pytest.mark.long
 def test_a_call_that_hangs_ends_the_process(
     listeners: Callable[..., Listener], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -244,6 +246,7 @@ def test_a_call_that_hangs_ends_the_process(
     assert listener.end(signal.SIGKILL) == 1
 
 
+@pytest.mark.long
 def test_the_demo_does_not_use_the_credentials_of_the_environment(
     tmp_path: Path, environment: Callable[..., None]
 ) -> None:

@@ -49,6 +49,7 @@ def refused(path: Path) -> str:
 # Deleted and replaced
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("ending", [".lock", "-shm", "-wal"])
 @pytest.mark.parametrize("change", ["deleted", "replaced"])
 def test_a_file_that_goes_is_told_before_the_next_200(listener: Listener, ending: str, change: str) -> None:
@@ -63,6 +64,7 @@ def test_a_file_that_goes_is_told_before_the_next_200(listener: Listener, ending
     wait_until(lambda: listener.logged(f"{ending} {'file ' if ending == '-wal' else ''}was deleted or replaced under"))
 
 
+@pytest.mark.long
 def test_what_others_write_beside_a_lost_shm_is_kept(listener: Listener) -> None:
     """Closing a connection whose -shm is not that of the others would undo what they wrote, or tear the file."""
     ids = [new_id() for _ in range(20)]
@@ -79,6 +81,7 @@ def test_what_others_write_beside_a_lost_shm_is_kept(listener: Listener) -> None
     assert post(listener) == 200
 
 
+@pytest.mark.long
 def test_a_second_listener_finds_the_first_without_its_lock(listener: Listener) -> None:
     lock_path(listener.database).unlink()
     assert listener_runs(listener.database)
@@ -91,6 +94,7 @@ def test_a_second_listener_finds_the_first_without_its_lock(listener: Listener) 
     assert post(listener) == 200
 
 
+@pytest.mark.long
 def test_a_link_to_a_database_is_that_database(listener: Listener, tmp_path: Path) -> None:
     link = tmp_path / "folder" / "link.db"
     link.parent.mkdir()
@@ -134,6 +138,7 @@ def test_a_backup_copied_over_is_told_before_the_next_200(listener: Listener) ->
     assert len(rows(listener.database)) == 2
 
 
+@pytest.mark.long
 def test_a_copy_over_an_idle_database_is_noticed(tmp_path: Path) -> None:
     path = tmp_path / "items.db"
     with closing(Store(path, listener=True)) as store:
@@ -170,6 +175,7 @@ def test_another_programs_checkpoint_is_no_alarm(store: Store, tmp_path: Path, s
             store.add_asset(new_id(), None)
 
 
+@pytest.mark.long
 def test_a_reader_who_holds_up_checkpoints_is_no_alarm(store: Store, tmp_path: Path) -> None:
     with closing(sqlite3.connect(tmp_path / "items.db", isolation_level=None)) as person:
         person.execute("BEGIN")
@@ -226,6 +232,7 @@ LOST = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("state", LOST)
 @pytest.mark.parametrize("is_killed", [False, True])
 def test_an_items_db_that_was_lost_does_not_begin_anew(
@@ -258,6 +265,7 @@ def test_a_wal_without_its_items_db_is_not_discarded(tmp_path: Path) -> None:
     assert Path(f"{path}-wal").stat().st_size > 0
 
 
+@pytest.mark.long
 def test_a_wrong_path_leaves_nothing_beside_a_foreign_file(sandbox: FaultyIconik, tmp_path: Path) -> None:
     foreign = tmp_path / "elsewhere" / "passwd"
     foreign.parent.mkdir()
@@ -269,6 +277,7 @@ def test_a_wrong_path_leaves_nothing_beside_a_foreign_file(sandbox: FaultyIconik
     assert list(foreign.parent.iterdir()) == [foreign]
 
 
+@pytest.mark.long
 def test_only_its_user_may_read_a_new_database(listeners: Callable[..., Listener], tmp_path: Path) -> None:
     listeners().start(prelude="import os; os.umask(0)")
     modes = {file.name: stat.S_IMODE(file.stat().st_mode) for file in tmp_path.glob("items.db*")}

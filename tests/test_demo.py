@@ -36,6 +36,7 @@ def listener_of(folder: Path) -> list[str]:
     return found
 
 
+@pytest.mark.long
 def test_the_demo_shows_three_assets_analyzed_once(tmp_path: Path) -> None:
     with start(tmp_path) as demo:
         printed, errors = demo.communicate(timeout=60)
@@ -58,6 +59,7 @@ def test_the_demo_shows_three_assets_analyzed_once(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, None])
 def test_a_demo_that_is_cut_short_leaves_nothing_behind(tmp_path: Path, how: signal.Signals | None) -> None:
     """By a signal, or by `demo | head -1`."""

@@ -22,6 +22,8 @@ import requests
 from faulty_iconik import Fault, FaultyIconik
 from support import ASSET, SECRET, Listener, create_event, held_by_a_person, new_id, proxy_event, wait_until
 
+pytestmark = pytest.mark.long
+
 LINE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z (INFO|WARNING|ERROR) [^\n]+\n")
 
 
@@ -93,7 +95,6 @@ def test_each_asset_is_analyzed_once_though_the_process_ends_while_webhooks_stre
     restart_at_random_moments(listeners, sandbox, how, 2 if how == signal.SIGKILL else 1)
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
 def test_each_asset_is_analyzed_once_however_often_the_process_ends(
     listeners: Callable[..., Listener], sandbox: FaultyIconik, how: signal.Signals
@@ -104,7 +105,6 @@ def test_each_asset_is_analyzed_once_however_often_the_process_ends(
 # items.db that cannot be written
 
 
-@pytest.mark.long
 def test_items_db_held_for_3_seconds_is_noticed_by_nobody(listener: Listener, sandbox: FaultyIconik) -> None:
     with Uploads(listener, sandbox) as uploads:
         wait_until(lambda: len(uploads.answered) > 10)
@@ -199,7 +199,6 @@ FAULTS = [
 ]
 
 
-@pytest.mark.long
 def test_every_fault_of_iconik_before_and_after_it_did_the_work_once_and_twice_in_a_row(
     listeners: Callable[..., Listener], sandbox: FaultyIconik
 ) -> None:
@@ -303,7 +302,6 @@ def cpu_seconds(listener: Listener) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-@pytest.mark.long
 def test_400_clients_that_drip_a_byte_a_second_hold_nobody_up(listener: Listener, sandbox: FaultyIconik) -> None:
     head = f"POST /create HTTP/1.1\r\nX-Webhook-Secret: {SECRET}\r\nContent-Length: 10000\r\nX-Slow: ".encode()
     clients = [connect(listener) for _ in range(400)]
@@ -330,7 +328,6 @@ def test_400_clients_that_drip_a_byte_a_second_hold_nobody_up(listener: Listener
     analyzed_once(listener, sandbox, uploads.answered)
 
 
-@pytest.mark.long
 def test_bytes_of_any_kind_on_the_port_leave_it_well(listener: Listener, sandbox: FaultyIconik) -> None:
     chance = random.Random(7)
     body = json.dumps(create_event()).encode()

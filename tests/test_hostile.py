@@ -61,6 +61,7 @@ def test_any_json(web: FlaskClient, tmp_path: Path, path: str, value: Any, heade
     assert rows(tmp_path / "items.db") == []
 
 
+@pytest.mark.long
 @given(path=paths, field=st.sampled_from(FIELDS), value=values)
 @settings(BASE, max_examples=150)
 def test_any_value_in_any_field(web: FlaskClient, tmp_path: Path, path: str, field: str, value: Any) -> None:
@@ -70,6 +71,7 @@ def test_any_value_in_any_field(web: FlaskClient, tmp_path: Path, path: str, fie
     assert {row["object_id"] for row in rows(tmp_path / "items.db")} <= {ASSET}
 
 
+@pytest.mark.long
 @given(title=values)
 @settings(BASE, max_examples=100)
 def test_any_title(web: FlaskClient, store: Store, tmp_path: Path, title: Any) -> None:

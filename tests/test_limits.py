@@ -145,6 +145,7 @@ def test_a_clock_that_goes_back_over_midnight_lets_no_more_through(manual: Store
     assert list(started(manual).values()) == [2, 2]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("seed", range(5))
 def test_the_ledger_is_exact_whatever_the_clock_and_the_answers_do(manual: Store, clock: Clock, seed: int) -> None:
     """By chance: attempts that end in every way, a clock that steps over midnight both ways, kills, new limits."""

@@ -15,6 +15,8 @@ from faulty_iconik import Fault, FaultyIconik
 from support import SECRET, Listener, free_port, wait_until
 from system.text import parse_time
 
+pytestmark = pytest.mark.long
+
 LIST_OF_WEBHOOKS = "GET /API/notifications/v1/webhooks/?"
 SEARCH = "POST /API/search/"
 JOBS = "GET /API/jobs/"
@@ -123,7 +125,6 @@ def test_killed_in_the_middle_of_a_look_it_goes_on_after_the_next_start(
     mended(listener, sandbox, ids)
 
 
-@pytest.mark.long
 def test_killed_after_each_of_its_first_requests(new_listener: Callable[..., Listener], sandbox: FaultyIconik) -> None:
     listener = new_listener(submitter__retry_delay=0.3, submitter__max_retry_delay=1)
     listener.end()
@@ -154,7 +155,6 @@ def test_an_iconik_that_fails_each_of_its_calls_once_only_delays(
     mended(listener, sandbox, ids)
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("fault", FAULTS)
 def test_three_hundred_assets_though_each_call_of_the_look_fails_once(
     new_listener: Callable[..., Listener], sandbox: FaultyIconik, fault: str
@@ -172,7 +172,6 @@ def test_three_hundred_assets_though_each_call_of_the_look_fails_once(
     assert not any(fault.times for fault in sandbox.faults)
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("by", ["hand", "register"])
 @pytest.mark.parametrize("moment", ["running", "stopped"])
 @pytest.mark.parametrize("edit", [{"status": "DISABLED"}, {"query": 'data.title="x"'}], ids=["disabled", "filtered"])

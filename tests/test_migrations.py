@@ -647,6 +647,7 @@ Database(Path(sys.argv[1]), migrations, listener=True, progress=progress)
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "lines, line, left",
     [
@@ -695,6 +696,7 @@ def largest_file(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("part", [0.5, 1.1], ids=["copying", "filling"])
 def test_on_a_disk_that_gets_full_the_database_stays_as_it_is(large: Path, large_copy: Path, part: float) -> None:
     size = large.stat().st_size

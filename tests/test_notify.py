@@ -162,6 +162,7 @@ def test_what_was_told_is_remembered_in_a_private_file(tmp_path: Path) -> None:
 # What, and to whom
 
 
+@pytest.mark.long
 @needs_apprise
 def test_people_are_told_what_is_wrong_and_that_it_is_over(
     listener: ListenerHere, sandbox: FaultyIconik, sink: Sink
@@ -290,6 +291,7 @@ def test_an_address_that_hangs_delays_nothing(
     assert len(sink.messages) == 1
 
 
+@pytest.mark.long
 @needs_apprise
 def test_a_process_ends_although_an_address_hangs(listener: ListenerHere, sink: Sink) -> None:
     """Apprise's own threads would keep it. Its own limit for a read is beyond the test's here."""

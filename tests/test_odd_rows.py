@@ -168,6 +168,7 @@ def test_no_value_in_a_column_of_items_stops_anything(
     everything_works(world, caplog)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("value", VALUES.values(), ids=VALUES)
 def test_no_value_in_the_state_or_the_ledger_stops_anything(
     world: World, value: str, caplog: pytest.LogCaptureFixture

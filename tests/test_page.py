@@ -615,6 +615,7 @@ def start_page(listener: Listener, *options: str) -> Iterator["subprocess.Popen[
             process.kill()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_the_command_serves_on_loopback_until_it_is_ended(listener: Listener, number: signal.Signals) -> None:
     with start_page(listener) as process:

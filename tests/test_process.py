@@ -187,6 +187,7 @@ def test_help_is_there() -> None:
 # What it finds in items.db
 
 
+@pytest.mark.long
 def test_a_database_and_a_configuration_of_version_1_0_are_taken_over_by_a_start(
     listeners: Callable[..., Listener], sandbox: FaultyIconik
 ) -> None:
@@ -224,6 +225,7 @@ def test_a_file_that_is_not_the_listeners_is_refused_with_one_line_and_left_as_i
     assert listener.database.read_bytes() == b"Dear diary" * 100
 
 
+@pytest.mark.long
 def test_a_damaged_file_does_not_end_in_service(listeners: Callable[..., Listener]) -> None:
     """As after a restore of items.db beside the old items.db-wal, which a kill leaves there."""
     listener = listeners()
@@ -245,6 +247,7 @@ def test_a_damaged_file_does_not_end_in_service(listeners: Callable[..., Listene
     assert line.endswith("): restore a backup, as the README says")
 
 
+@pytest.mark.long
 def test_an_asset_that_comes_back_with_a_backup_is_not_billed_twice(
     listeners: Callable[..., Listener], sandbox: FaultyIconik
 ) -> None:
@@ -277,6 +280,7 @@ def test_a_database_that_is_deleted_under_it_is_told_of_at_once(listener: Listen
     assert f"{listener.database}: was deleted or replaced under the listener: stop it, put the file back" in error
 
 
+@pytest.mark.long
 def test_proxies_whose_create_never_came_are_deleted_in_batches_between_which_webhooks_are_answered(
     listeners: Callable[..., Listener],
 ) -> None:
@@ -311,6 +315,7 @@ def test_it_ends_with_0_and_records_what_is_under_way(
     assert not listener.logged("Traceback")
 
 
+@pytest.mark.long
 def test_a_second_signal_while_python_itself_ends_changes_nothing(listeners: Callable[..., Listener]) -> None:
     late = "import os, time\nclass Late:\n    def __del__(self, os=os, time=time):"
     late += "\n        os.write(2, b'Python ends\\n')\n        time.sleep(0.3)\nlate = Late()"

@@ -14,6 +14,8 @@ from sandbox import profile
 from support import SECRET, Listener, create_event, proxy_event, wait_until
 from system.text import parse_time
 
+pytestmark = pytest.mark.long
+
 Listeners = Callable[..., Listener]
 JOBS = ("analyze", "transcribe", "faces")
 
@@ -69,7 +71,6 @@ def deliver_in_any_order(listener: Listener, sandbox: FaultyIconik, count: int, 
     return ids
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("jobs", [JOBS, ("analyze",)], ids=" ".join)
 def test_each_job_is_started_once_whatever_happens(
     listeners: Listeners, sandbox: FaultyIconik, jobs: tuple[str, ...]

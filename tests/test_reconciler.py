@@ -149,6 +149,7 @@ EDITS = {"disabled": {"status": "DISABLED"}, "filtered": {"query": "x"}, "of one
 TIMES = list(itertools.product(("well", "once failed", "registered"), ("running", "stopped")))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("edit", EDITS.values(), ids=EDITS)
 @pytest.mark.parametrize(("before", "moment"), TIMES)
 @pytest.mark.parametrize("by", ["hand", "register"])

@@ -215,6 +215,7 @@ anything = given(
 )
 
 
+@pytest.mark.long
 @anything
 @settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
 def test_the_reports_sums_are_the_stand_ins_counts(data: st.DataObject, jobs: list[str], steps: list[Any]) -> None:

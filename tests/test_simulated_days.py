@@ -271,9 +271,14 @@ def most_requests_in_a_minute(day: Day, since: float) -> int:
     return max(bisect_left(times, at + MINUTE) - index for index, at in enumerate(times))
 
 
+EVERY_CALL, ANALYZE_ONLY = ("GET", "POST"), ("POST",)
+DAYS_OF_OUTAGE = [(kind, 0, EVERY_CALL) for kind in OUTAGES]
 # What hangs may have begun at any moment before iconik's return.
-@pytest.mark.parametrize(("kind", "more"), [*((kind, 0) for kind in OUTAGES), ("no answer", 20), ("no answer", 40)])
-@pytest.mark.parametrize("methods", [("GET", "POST"), ("POST",)], ids=["every call", "analyze only"])
+DAYS_OF_OUTAGE += [("no answer", 20, EVERY_CALL), ("no answer", 40, ANALYZE_ONLY)]
+DAYS_OF_OUTAGE += [("429", 0, ANALYZE_ONLY), ("503", 0, ANALYZE_ONLY)]
+
+
+@pytest.mark.parametrize(("kind", "more", "methods"), DAYS_OF_OUTAGE)
 def test_an_outage_of_24_hours_costs_no_item_and_hardly_a_request_and_ends_with_iconiks_return(
     day: Day, kind: str, more: float, methods: tuple[str, ...]
 ) -> None:

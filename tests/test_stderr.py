@@ -53,6 +53,7 @@ class SilentListener(Listener):
         return self.url.startswith("http://127")
 
 
+@pytest.mark.long
 def test_a_stderr_that_takes_nothing_holds_nothing_up(
     stderr: tuple[str, int], tmp_path: Path, sandbox: FaultyIconik
 ) -> None:

@@ -45,6 +45,7 @@ def peak_memory(listener: Listener) -> float:
     return int(status.partition("VmHWM:")[2].split()[0]) / 1024
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("count", "data"),
     [
@@ -97,6 +98,7 @@ def test_who_has_another_secret_is_refused_before_the_body_is_there(listener: Li
         assert [client.recv(12) for client in clients] == [b"HTTP/1.1 401"] * 3
 
 
+@pytest.mark.long
 def test_a_thousand_strangers_do_not_keep_a_webhook_out(listener: Listener) -> None:
     with strangers(listener.url, 1100, b"POST /create HTTP/1.1\r\n"):
         assert listener.post("/create", create_event()).status_code == 200
@@ -124,6 +126,7 @@ def answers(port: int) -> bool:
         return client.connect_ex(("127.0.0.1", port)) == 0
 
 
+@pytest.mark.long
 def test_through_caddy_who_has_another_secret_gets_a_401_whatever_is_sent(listener: Listener, caddy: str) -> None:
     """And not Caddy's own 502, from which `check` could not tell that the secrets differ."""
     with strangers(caddy, 20, begin("wrong", 500_000, 499_999)):
@@ -134,6 +137,7 @@ def test_through_caddy_who_has_another_secret_gets_a_401_whatever_is_sent(listen
     assert [row["object_id"] for row in listener.rows()] == [ASSET]
 
 
+@pytest.mark.long
 def test_through_caddy_a_large_event_is_ignored_so_iconik_does_not_disable_the_webhook(
     listener: Listener, caddy: str
 ) -> None:

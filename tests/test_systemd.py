@@ -97,6 +97,7 @@ def lives_on(manager: Systemd) -> None:
     wait_until(lambda: manager.signs_of_life() >= enough)
 
 
+@pytest.mark.long
 def test_a_call_that_hangs_for_longer_than_any_can_last_shows_no_life(
     manager: Systemd, listeners: Callable[..., Listener]
 ) -> None:
@@ -120,6 +121,7 @@ def test_a_thread_that_is_gone_shows_no_life(manager: Systemd, listeners: Callab
     assert manager.messages == ["READY=1", "STOPPING=1"]
 
 
+@pytest.mark.long
 def test_a_worker_that_waits_to_write_its_outcome_or_for_iconik_to_come_back_lives(
     manager: Systemd, listeners: Callable[..., Listener], sandbox: FaultyIconik
 ) -> None:
