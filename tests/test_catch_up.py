@@ -235,6 +235,7 @@ def test_at_a_terminal_it_asks_and_shows_how_far_it_is(
     assert "Traceback" not in printed
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("stdin", ["<&-", "</dev/null"])
 def test_without_a_terminal_it_wants_yes(listener: ListenerHere, sandbox: FaultyIconik, stdin: str) -> None:
     create(sandbox, 1)

@@ -228,6 +228,7 @@ def test_files_of_another_user_are_named_with_their_owner_and_how_to_put_it_righ
     assert lines.count("-- exit code 1") == len(told) > 0, lines
 
 
+@pytest.mark.long
 @as_root
 def test_what_root_does_leaves_no_file_that_the_services_user_cannot_write(
     listener: ListenerHere, sandbox: FaultyIconik

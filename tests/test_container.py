@@ -203,6 +203,7 @@ def test_the_first_line_and_check_say_that_the_environment_is_read(
     assert f"note   {says}\n" in listener.command("check").stdout
 
 
+@pytest.mark.long
 def test_check_needs_no_config_ini(
     listeners: Callable[..., Listener], environment: Callable[..., None], sandbox: FaultyIconik, tmp_path: Path
 ) -> None:

@@ -116,6 +116,7 @@ def backup_of(path: Path) -> Path:
     return copy
 
 
+@pytest.mark.long
 def test_a_backup_copied_over_is_told_before_the_next_200(listener: Listener) -> None:
     assert post(listener) == 200
     backup = backup_of(listener.database)

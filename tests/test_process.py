@@ -130,6 +130,7 @@ def test_what_is_wrong_at_the_start_is_one_line(
     assert re.fullmatch(f"Error: [^\n]*{words}[^\n]*\n", result.stderr)
 
 
+@pytest.mark.long
 def test_a_mistake_at_the_start_is_a_line_of_the_log_under_systemd(listeners: Callable[..., Listener]) -> None:
     """N25: with its time, and with the priority that `journalctl -p err` shows."""
     listener = listeners(listener__port="x")
@@ -145,6 +146,7 @@ def test_a_mistake_at_the_start_is_a_line_of_the_log_under_systemd(listeners: Ca
     assert "RestartPreventExitStatus=2\n" in (APP.parent / "deploy" / "iconik-listener.service").read_text()
 
 
+@pytest.mark.long
 def test_a_listener_leaves_nothing_beside_another_programs_file(listeners: Callable[..., Listener]) -> None:
     """N24."""
     listener = listeners()
@@ -155,12 +157,14 @@ def test_a_listener_leaves_nothing_beside_another_programs_file(listeners: Calla
     assert sorted(file.name for file in listener.database.parent.iterdir()) == ["config.ini", "items.db"]
 
 
+@pytest.mark.long
 def test_the_first_start_warns_of_nothing(listener: Listener, sandbox: FaultyIconik) -> None:
     """N21: that no webhooks are registered yet is no fault."""
     wait_until(lambda: listener.logged("iconik has no webhooks of this listener yet: "))
     assert not any(f" {level} " in line for line in listener.log for level in ("WARNING", "ERROR", "CRITICAL"))
 
 
+@pytest.mark.long
 def test_a_second_listener_is_refused_and_harms_nothing(listener: Listener) -> None:
     result = listener.run()
     assert (result.returncode, result.stderr) == (1, f"Error: {listener.database}: another listener is running on it\n")
@@ -269,6 +273,7 @@ def test_an_asset_that_comes_back_with_a_backup_is_not_billed_twice(
     assert f'INFO iconik already has the Analyze Job for {ASSET} "a.mov"' in messages(listener)
 
 
+@pytest.mark.long
 def test_a_database_that_is_deleted_under_it_is_told_of_at_once(listener: Listener) -> None:
     assert listener.post("/create", create_event()).status_code == 200
     listener.database.unlink()
@@ -300,6 +305,7 @@ def test_proxies_whose_create_never_came_are_deleted_in_batches_between_which_we
 # How it ends
 
 
+@pytest.mark.long
 def test_it_ends_with_0_and_records_what_is_under_way(
     listeners: Callable[..., Listener], sandbox: FaultyIconik
 ) -> None:
@@ -325,6 +331,7 @@ def test_a_second_signal_while_python_itself_ends_changes_nothing(listeners: Cal
     assert listener.end() == 0
 
 
+@pytest.mark.long
 def test_a_signal_that_another_thread_gets_ends_it_at_once(listener: Listener) -> None:
     """The main thread, which waits for the network meanwhile, is not interrupted by it."""
     assert listener.process
@@ -401,6 +408,7 @@ submitter.Submitter._work = lambda self: woken.wait() and 1 / 0
 """
 
 
+@pytest.mark.long
 def test_a_thread_that_dies_by_a_mistake_ends_the_process_with_one_line(listeners: Callable[..., Listener]) -> None:
     """systemd starts it again, which loses nothing; without that thread it would only seem to work."""
     listener = listeners().start(prelude=DYING_WORKERS)

@@ -272,7 +272,7 @@ def most_requests_in_a_minute(day: Day, since: float) -> int:
 
 
 EVERY_CALL, ANALYZE_ONLY = ("GET", "POST"), ("POST",)
-DAYS_OF_OUTAGE = [(kind, 0, EVERY_CALL) for kind in OUTAGES]
+DAYS_OF_OUTAGE: list[tuple[str, int, tuple[str, ...]]] = [(kind, 0, EVERY_CALL) for kind in OUTAGES]
 # What hangs may have begun at any moment before iconik's return.
 DAYS_OF_OUTAGE += [("no answer", 20, EVERY_CALL), ("no answer", 40, ANALYZE_ONLY)]
 DAYS_OF_OUTAGE += [("429", 0, ANALYZE_ONLY), ("503", 0, ANALYZE_ONLY)]

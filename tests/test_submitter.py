@@ -87,7 +87,8 @@ class World:
         end = self.clock.monotonic + seconds
         self.work()
         while self.clock.monotonic < end:
-            self.clock.advance(min(step, end - self.clock.monotonic))
+            due = self.store.seconds_until_due() or 0
+            self.clock.advance(min(max(step, due), end - self.clock.monotonic))
             self.work()
 
     def reconcile(self) -> None:

@@ -77,6 +77,7 @@ def test_it_is_ready_when_it_listens_shows_that_it_lives_and_says_that_it_stops(
     assert manager.messages == ["READY=1", *[WATCHDOG, status] * count, "STOPPING=1"]
 
 
+@pytest.mark.long
 def test_a_long_upgrade_asks_for_the_time_that_it_takes(
     manager: Systemd, listeners: Callable[..., Listener], tmp_path: Path
 ) -> None:
