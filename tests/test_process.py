@@ -270,7 +270,8 @@ def test_an_asset_that_comes_back_with_a_backup_is_not_billed_twice(
     listener.start()
     wait_until(lambda: listener.rows("status = 'submitted'"))
     assert sandbox.jobs == [ASSET]
-    assert f'INFO iconik already has the Analyze Job for {ASSET} "a.mov"' in messages(listener)
+    found = f'INFO iconik already has the Analyze Job for {ASSET} "a.mov"'
+    wait_until(lambda: found in messages(listener))
 
 
 @pytest.mark.long
