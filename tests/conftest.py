@@ -1,5 +1,6 @@
 import os
 import shutil
+import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,7 +27,13 @@ MIN_FREE = 4 * 2**30
 
 
 def pytest_configure() -> None:
-    """Every commit waits for the disk, and half of the suite's time is that: use a file system in memory, if any."""
+    """Give every run the same start.
+
+    1. A shell's background job ignores Ctrl-C, and so would the processes that it starts.
+    2. Every commit waits for the disk, and half of the suite's time is that: use a file system in memory, if any.
+    """
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if MEMORY.is_dir() and os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > MIN_FREE:
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
 
