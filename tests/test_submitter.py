@@ -19,7 +19,7 @@ from reconciliation.reconciler import Reconciler
 from sandbox import profile
 from store import Outcome, Rules, Source, Status, Store
 from submitter import Submitter
-from support import ASSET, SECRET, Clock, ManualRuntime, make_config, new_id
+from support import ASSET, SECRET, Clock, ListenerHere, ManualRuntime, make_config, new_id, wait_until
 from system.database import StoreRefused, StoreUnavailable
 from system.text import format_utc
 
@@ -413,15 +413,18 @@ def test_a_retry_of_a_failed_job_survives_a_503_and_a_restart(world: World) -> N
 
 
 def test_one_asset_that_always_gets_429_delays_nobody(world: World) -> None:
-    world.ready()
+    """R2: however often that is."""
     world.sandbox.asset_faults[ASSET] = Fault(status=429, headers={"Retry-After": "60"}, body=b"{}")
-    world.work()
-    others = [world.ready(new_id()) for _ in range(3)]
-    before = world.clock.now
-    world.work()
-    assert sorted(world.sandbox.jobs) == sorted(others)
-    assert world.clock.now == before
-    assert world.row()["next_attempt_at"] == format_utc(before + 60)
+    world.ready()
+    for attempts in (1, 2, 3):
+        others = [world.ready(new_id()) for _ in range(3)]
+        now = world.clock.now
+        world.work()
+        assert set(others) <= set(world.sandbox.jobs)
+        assert world.clock.now == now, "the breaker was open"
+        assert world.requests(ASSET) == attempts
+        assert world.row()["next_attempt_at"] >= format_utc(now + 60)
+        world.clock.advance(300)
 
 
 def test_429_of_two_assets_opens_the_breaker_for_retry_after(world: World) -> None:
@@ -568,6 +571,7 @@ def test_a_second_process_waits_before_it_looks(world: World) -> None:
     world.store.reserve(item, world.client.now(), "")
     world.restart()
     world.work_for(22)
+    assert world.sandbox.requests == [], "it was looked at too early"
     world.sandbox.start_job(ASSET)  # iconik has taken it at last
     world.work_for(600)
     assert world.sandbox.jobs == [ASSET]
@@ -1004,6 +1008,27 @@ def test_a_row_that_a_trigger_protects_stops_nobody(world: World, event: str, ca
     world.work_for(60 + 300)
     assert world.status() == Status.SUBMITTED
     assert world.sandbox.jobs.count(ASSET) == 1
+
+
+@pytest.mark.parametrize("event", PROTECTED.values(), ids=PROTECTED)
+def test_as_many_protected_rows_as_workers_block_none_of_them(
+    listeners_here: Callable[..., ListenerHere], event: str
+) -> None:
+    """R4"""
+    listener = listeners_here(submitter__workers=2).start()
+    protected, others = [new_id() for _ in range(4)], [new_id() for _ in range(4)]
+    for number, asset_id in enumerate(protected):
+        trigger = f"CREATE TRIGGER hers_{number} {event.replace(ASSET, asset_id)} BEGIN SELECT RAISE(ABORT, 'no'); END"
+        listener.store.database.run(trigger)
+        listener.sandbox.create_asset("a.mov", asset_id, send=False)
+        listener.store.database.run(
+            "INSERT INTO items (object_id, status, next_attempt_at) VALUES (:id, 'ready', :now)",
+            id=asset_id,
+            now=listener.store.now(),
+        )
+    listener.upload(*others)
+    wait_until(lambda: len(listener.rows("status = 'submitted'")) >= len(others))
+    assert set(others) <= set(listener.sandbox.jobs)
 
 
 def test_a_row_that_a_trigger_protects_keeps_no_acceptance_from_being_noted(world: World) -> None:
