@@ -522,6 +522,18 @@ def test_reads_that_lag_behind_double_nothing(world: World) -> None:
     assert world.status() == Status.SUBMITTED
 
 
+def test_a_missing_status_settles_no_doubt(world: World) -> None:
+    """A4: the list of jobs does."""
+    world.sandbox.faults.append(Fault(ANALYZE, after_work=True, **NO_ANSWER))
+    world.ready()
+    world.work()
+    for holder in (world.sandbox.assets[ASSET], *world.sandbox.assets[ASSET]["versions"]):
+        holder.pop("analyze_status", None)
+    world.work_for(1000)
+    assert world.sandbox.jobs == [ASSET]
+    assert world.row()["job_id"] == world.sandbox.latest_job[ASSET]
+
+
 def test_two_looks_five_minutes_apart_precede_a_second_request(world: World) -> None:
     world.sandbox.faults.append(Fault(ANALYZE, **NO_ANSWER))
     world.ready()
@@ -1098,7 +1110,9 @@ def test_an_attempt_that_cannot_be_finished_is_put_back(worlds: Callable[..., Wo
     assert world.sandbox.jobs == [ASSET]
 
 
-@pytest.mark.parametrize("column", ["status", "title", "error", "created_at", "next_attempt_at", "in_doubt_since"])
+@pytest.mark.parametrize(
+    "column", ["object_id", "job", "status", "title", "error", "created_at", "next_attempt_at", "in_doubt_since"]
+)
 @pytest.mark.parametrize(
     "value", ["NULL", "'x'", "x'ff00fe'", "CAST(x'ff41' AS TEXT)", "12", "-1.5", "'9999-12-31T23:59:59Z'"]
 )
@@ -1108,6 +1122,7 @@ def test_no_content_of_a_row_stops_a_worker_or_a_start(world: World, column: str
         world.store.database.run(f"UPDATE items SET {column} = {value}")
     except Exception as error:
         pytest.skip(f"the schema refuses it: {error}")
+    world.clock.advance(1)  # what is new queues behind that row
     other = world.ready(new_id())
     world.restart()
     world.work_for(120)
