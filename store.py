@@ -466,11 +466,23 @@ class Store:
                     SELECT min(next_attempt_at) AS due FROM items
                         WHERE :may_start AND status = 'ready' AND last_attempt_at IS NOT NULL
                             AND (counted_on IS NOT NULL) = 1
+                            AND object_id || ' ' || job NOT GLOB '*[^ -~]*'
+                            AND object_id || ' ' || job NOT IN (SELECT value FROM json_each(:left_alone))
                     UNION ALL SELECT min(next_attempt_at) FROM items
                         WHERE :has_room AND status = 'ready' AND last_attempt_at IS NOT NULL
                             AND (counted_on IS NOT NULL) = 0
-                    UNION ALL SELECT min(next_attempt_at) FROM items WHERE status = 'awaiting_proxy')""",
-                {"now": self.now(), "may_start": not is_paused, "has_room": not is_paused and self._has_room(db)},
+                            AND object_id || ' ' || job NOT GLOB '*[^ -~]*'
+                            AND object_id || ' ' || job NOT IN (SELECT value FROM json_each(:left_alone))
+                    UNION ALL SELECT min(next_attempt_at) FROM items
+                        WHERE status = 'awaiting_proxy'
+                            AND object_id || ' ' || job NOT GLOB '*[^ -~]*'
+                            AND object_id || ' ' || job NOT IN (SELECT value FROM json_each(:left_alone)))""",
+                {
+                    "now": self.now(),
+                    "may_start": not is_paused,
+                    "has_room": not is_paused and self._has_room(db),
+                    "left_alone": self._left_alone_json(),
+                },
             ).fetchall()
         if row["is_due"]:
             return 0.0
