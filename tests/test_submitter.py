@@ -990,6 +990,27 @@ def test_new_items_go_before_retries_and_polls(world: World) -> None:
     assert world.sandbox.jobs == [new]
 
 
+def test_retries_that_hang_leave_half_of_the_workers_to_new_items(
+    listeners_here: Callable[..., ListenerHere],
+) -> None:
+    listener = listeners_here(submitter__workers=4, iconik__timeout=30).start()
+    sandbox = listener.sandbox
+    retries = [new_id() for _ in range(6)]
+    for asset_id in retries:
+        sandbox.asset_faults[asset_id] = Fault(hang=True)
+        listener.store.database.run(
+            "INSERT INTO items (object_id, status, last_attempt_at, next_attempt_at) VALUES (:id, 'ready', :now, :now)",
+            id=asset_id,
+            now=listener.store.now(),
+        )
+    for _ in range(4):
+        listener.submitter.wake()
+    wait_until(lambda: len(listener.rows("status = 'submitting'")) >= 2)
+    listener.upload(new := new_id())
+    wait_until(lambda: sandbox.jobs == [new])
+    sandbox.stopping.set()  # what hangs is cut
+
+
 # A row's trouble ends in that row.
 
 
