@@ -344,7 +344,7 @@ class Store:
                 item = self._find(db, searches, needs_room=needs_room)
                 rows = db.execute(CLAIM, item).fetchall() if item else []
                 if item and not rows:
-                    self._left_alone.add(item)  # its id is not text, so no statement finds it again
+                    self._left_alone.add(item)  # its key is not text, so no statement finds it again
                 return _item(rows[0]) if rows else None
         except StoreRefused:
             if item:
@@ -466,11 +466,23 @@ class Store:
                     SELECT min(next_attempt_at) AS due FROM items
                         WHERE :may_start AND status = 'ready' AND last_attempt_at IS NOT NULL
                             AND (counted_on IS NOT NULL) = 1
+                            AND object_id || ' ' || job NOT GLOB '*[^ -~]*'
+                            AND object_id || ' ' || job NOT IN (SELECT value FROM json_each(:left_alone))
                     UNION ALL SELECT min(next_attempt_at) FROM items
                         WHERE :has_room AND status = 'ready' AND last_attempt_at IS NOT NULL
                             AND (counted_on IS NOT NULL) = 0
-                    UNION ALL SELECT min(next_attempt_at) FROM items WHERE status = 'awaiting_proxy')""",
-                {"now": self.now(), "may_start": not is_paused, "has_room": not is_paused and self._has_room(db)},
+                            AND object_id || ' ' || job NOT GLOB '*[^ -~]*'
+                            AND object_id || ' ' || job NOT IN (SELECT value FROM json_each(:left_alone))
+                    UNION ALL SELECT min(next_attempt_at) FROM items
+                        WHERE status = 'awaiting_proxy'
+                            AND object_id || ' ' || job NOT GLOB '*[^ -~]*'
+                            AND object_id || ' ' || job NOT IN (SELECT value FROM json_each(:left_alone)))""",
+                {
+                    "now": self.now(),
+                    "may_start": not is_paused,
+                    "has_room": not is_paused and self._has_room(db),
+                    "left_alone": self._left_alone_json(),
+                },
             ).fetchall()
         if row["is_due"]:
             return 0.0
@@ -713,11 +725,14 @@ SKIP_OTHER_JOBS = (
         AND (:object_id IS NULL OR (object_id = :object_id AND job = :job))""",
 )
 
+# What is to be claimed is never a row whose key is not ASCII: a person wrote that, and no statement finds it again.
 NEW = {
     "ASC": """SELECT object_id, job FROM items WHERE status = 'ready' AND last_attempt_at IS NULL
+        AND object_id || ' ' || job NOT GLOB '*[^ -~]*'
         AND object_id || ' ' || job NOT IN (SELECT value FROM json_each(:left_alone))
     ORDER BY next_attempt_at, created_at LIMIT 1""",
     "DESC": """SELECT object_id, job FROM items WHERE status = 'ready' AND last_attempt_at IS NULL
+        AND object_id || ' ' || job NOT GLOB '*[^ -~]*'
         AND object_id || ' ' || job NOT IN (SELECT value FROM json_each(:left_alone))
     ORDER BY next_attempt_at DESC, created_at DESC LIMIT 1""",
 }
@@ -725,6 +740,7 @@ NEW = {
 RETRY = """SELECT object_id, job FROM items
 WHERE status = 'ready' AND last_attempt_at IS NOT NULL AND (counted_on IS NOT NULL) = :reserved
     AND next_attempt_at <= :now
+    AND object_id || ' ' || job NOT GLOB '*[^ -~]*'
     AND object_id || ' ' || job NOT IN (SELECT value FROM json_each(:left_alone))
 ORDER BY next_attempt_at, created_at LIMIT 1"""
 
@@ -739,12 +755,14 @@ WHERE EXISTS (
         SELECT new.created_at FROM items AS new WHERE new.status = 'ready' AND new.last_attempt_at IS NULL
         ORDER BY new.next_attempt_at DESC, new.created_at DESC LIMIT 1), '')
     AND next_attempt_at <= :now
+    AND object_id || ' ' || job NOT GLOB '*[^ -~]*'
     AND object_id || ' ' || job NOT IN (SELECT value FROM json_each(:left_alone))
 ORDER BY created_at DESC LIMIT 1"""
 
 UNDATED_RETRY = """SELECT object_id, job FROM items  -- of before version 1.0
 WHERE status = 'ready' AND last_attempt_at IS NOT NULL AND counted_on IS NULL AND created_at IS NULL
     AND next_attempt_at <= :now
+    AND object_id || ' ' || job NOT GLOB '*[^ -~]*'
     AND object_id || ' ' || job NOT IN (SELECT value FROM json_each(:left_alone))
 LIMIT 1"""
 
@@ -754,10 +772,12 @@ WHERE status = 'ready' AND last_attempt_at IS NOT NULL AND (counted_on IS NOT NU
     AND next_attempt_at > :now
     AND ((julianday(next_attempt_at) - julianday(:now)) * 86400
         > max(:longest, backoff, CASE WHEN in_doubt_since IS NULL THEN 0 ELSE 3600 END) + 60)
+    AND object_id || ' ' || job NOT GLOB '*[^ -~]*'
     AND object_id || ' ' || job NOT IN (SELECT value FROM json_each(:left_alone))
 ORDER BY next_attempt_at, created_at LIMIT 1"""
 
 POLL = """SELECT object_id, job, next_attempt_at FROM items WHERE status = 'awaiting_proxy' AND next_attempt_at <= :now
+    AND object_id || ' ' || job NOT GLOB '*[^ -~]*'
     AND object_id || ' ' || job NOT IN (SELECT value FROM json_each(:left_alone))
 ORDER BY next_attempt_at, created_at LIMIT 1"""
 
@@ -765,6 +785,7 @@ ORDER BY next_attempt_at, created_at LIMIT 1"""
 MISDATED_POLL = """SELECT object_id, job, next_attempt_at FROM items
 WHERE status = 'awaiting_proxy' AND next_attempt_at > :now
     AND (julianday(next_attempt_at) - julianday(:now)) * 86400 > max(waited, 3600) + 60
+    AND object_id || ' ' || job NOT GLOB '*[^ -~]*'
     AND object_id || ' ' || job NOT IN (SELECT value FROM json_each(:left_alone))
 LIMIT 1"""
 

@@ -111,6 +111,8 @@ class ReconciledChanges:
         rows = self._database.run(
             """SELECT object_id, job, title, submitted_at, job_id, old_job_id, counted_on IS NOT NULL AS is_ours
             FROM items WHERE +status = 'submitted' AND submitted_at > :since AND (object_id, job) > (:object_id, :job)
+                AND typeof(object_id) = 'text' AND typeof(job) = 'text'
+                AND object_id || ' ' || job NOT GLOB '*[^ -~]*'  -- any other is no asset of iconik's, nor can be sorted
             ORDER BY object_id, job LIMIT 100""",
             since=format_utc(since),
             object_id=after[0],
@@ -159,7 +161,8 @@ class ReconciledChanges:
                 UNION ALL SELECT +object_id FROM items
                     WHERE status = 'failed' AND media_type IS NULL AND last_attempt_at > :since
                         AND counted_on IS NOT NULL)
-            WHERE object_id > :after ORDER BY object_id LIMIT 100""",
+            WHERE object_id > :after AND typeof(object_id) = 'text' AND object_id NOT GLOB '*[^ -~]*'
+            ORDER BY object_id LIMIT 100""",
             since=format_utc(since),
             after=after,
         )

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
+from typing import Any
 
 import pytest
 import requests
@@ -133,6 +134,32 @@ def test_any_number_is_paged_through(listener: ListenerHere, sandbox: FaultyIcon
     assert known(listener) == set(ids)
     again = listener.command("catch-up", *OF_2020, "--yes").stdout
     assert f"Nothing to add: {count} assets of that time are in items.db already." in again
+
+
+PAGES: dict[str, Callable[[list[Any]], list[Any]]] = {
+    "at most 50": lambda objects: objects[:50],
+    "one of them null": lambda objects: [None, *objects[1:]] if len(objects) == PAGE else objects,
+}
+
+
+@pytest.mark.parametrize("change", PAGES.values(), ids=PAGES)
+def test_a_page_that_is_not_full_is_not_taken_for_the_last(
+    listener: ListenerHere, sandbox: FaultyIconik, change: Callable[[list[Any]], list[Any]]
+) -> None:
+    """A2: each asset that iconik shows is added, and only those are told."""
+    shown: set[str] = set()
+
+    def pages(url: str, objects: list[Any]) -> list[Any]:
+        changed = change(objects) if "/search/" in url else objects
+        shown.update(one["id"] for one in changed if one)
+        return changed
+
+    ids = create(sandbox, 350)
+    sandbox.pages = pages
+    output = listener.command("catch-up", *OF_2020, "--yes").stdout
+    assert len(shown) >= len(ids) - 4
+    assert f"\n{len(shown)} assets were added.\n" in output
+    assert known(listener) == shown
 
 
 def test_a_dry_run_lists_what_would_be_added_and_adds_nothing(listener: ListenerHere, sandbox: FaultyIconik) -> None:

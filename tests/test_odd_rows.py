@@ -23,7 +23,8 @@ from system.text import format_utc
 URL = "http://127.0.0.1:1"
 DELAYS = {"submitter__retry_delay": 10, "submitter__max_retry_delay": 900}
 HEADERS = {"X-Webhook-Secret": SECRET}
-STATUSES = [value for name, value in vars(Status).items() if not name.startswith("_")]
+RETRY, RESERVED_RETRY = "ready again", "ready again, with a reservation"
+STATUSES = [*(value for name, value in vars(Status).items() if not name.startswith("_")), RETRY, RESERVED_RETRY]
 VALUES = {
     "NULL": "NULL",
     "empty": "''",
@@ -93,9 +94,11 @@ class World:
         statement = """INSERT INTO items (object_id, title, status, source, created_at, proxy_closed_at,
                 last_attempt_at, next_attempt_at, submitted_at, counted_on)
             VALUES (?, 'a.mov', ?, 'webhook', ?, ?, ?, ?, ?, ?)"""
-        now = format_utc(self.clock.now)
+        now, later = format_utc(self.clock.now), format_utc(self.clock.now + 60)
         attempted = now if status not in ("ready", "awaiting_proxy") else None
-        return statement, (asset_id, status, now, now, attempted, now, now, now[:10])
+        due = later if status in (RETRY, RESERVED_RETRY) else now
+        counted_on = None if status == RETRY else now[:10]
+        return statement, (asset_id, status.partition(" ")[0], now, now, attempted, due, now, counted_on)
 
     def work_for(self, seconds: float) -> None:
         end = self.clock.monotonic + seconds
@@ -148,24 +151,27 @@ def everything_works(world: World, caplog: pytest.LogCaptureFixture) -> None:
 def test_no_value_in_a_column_of_items_stops_anything(
     limited: World, column: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    world, odd, statements = limited, [], []
-    for status, value in itertools.product(STATUSES, VALUES.values()):
-        asset_id = world.sandbox.create_asset("odd.mov", send=False)
-        world.sandbox.set_proxy(asset_id, send=False)
-        odd.append(asset_id)
-        statements += [
-            world.item(asset_id, status),
-            (f"UPDATE OR IGNORE items SET {column} = {value} WHERE object_id = ?", (asset_id,)),
-        ]
-    world.write(*statements)
-    everything_works(world, caplog)
-    for asset_id in odd:
-        assert world.web.post("/create", json=create_event(asset_id), headers=HEADERS).status_code == 200
-        assert world.web.post("/proxy", json=proxy_event(asset_id), headers=HEADERS).status_code == 200
-    world.work_for(400)
-    assert max(world.sandbox.jobs.count(asset_id) for asset_id in odd) <= 1
-    world.store.close()
-    everything_works(world, caplog)
+    world = limited
+    for statuses in [[status] for status in STATUSES] if column == "object_id" else [STATUSES]:  # two keys differ
+        odd: list[str] = []
+        statements: list[Statement] = [("DELETE FROM items", ())]
+        for status, value in itertools.product(statuses, VALUES.values()):
+            asset_id = world.sandbox.create_asset("odd.mov", send=False)
+            world.sandbox.set_proxy(asset_id, send=False)
+            odd.append(asset_id)
+            statements += [
+                world.item(asset_id, status),
+                (f"UPDATE OR IGNORE items SET {column} = {value} WHERE object_id = ?", (asset_id,)),
+            ]
+        world.write(*statements)
+        everything_works(world, caplog)
+        for asset_id in odd:
+            assert world.web.post("/create", json=create_event(asset_id), headers=HEADERS).status_code == 200
+            assert world.web.post("/proxy", json=proxy_event(asset_id), headers=HEADERS).status_code == 200
+        world.work_for(400)
+        assert max(world.sandbox.jobs.count(asset_id) for asset_id in odd) <= 1
+        world.store.close()
+        everything_works(world, caplog)
 
 
 @pytest.mark.long

@@ -55,6 +55,15 @@ def test_register_creates_the_two_webhooks_and_a_second_run_changes_nothing(
     assert len(changes(sandbox)) == 2
 
 
+def test_a_list_that_comes_in_pages_makes_no_second_pair(listener_here: ListenerHere, sandbox: FaultyIconik) -> None:
+    """A1: ours are on the last pages."""
+    sandbox.list_page_size = 1
+    sandbox.register("https://staging.example.com", OURS)
+    listener_here.command("register", PUBLIC)
+    assert listener_here.command("register", PUBLIC).stdout == AS_THEY_SHOULD_BE
+    assert definitions(sandbox)[2:] == DEFINED
+
+
 def test_registered_webhooks_reach_the_listener(listener_here: ListenerHere, sandbox: FaultyIconik) -> None:
     assert listener_here.command("register", "--insecure", listener_here.url).returncode == 0
     asset_id = sandbox.create_asset("a.mov")

@@ -14,7 +14,7 @@ import pytest
 from reconciliation.changes import ReconciledChanges
 from store import ADD_ASSET, ALLOWED, PAUSED, Item, Outcome, Rules, Source, Status, Store
 from support import ASSET, OTHER_ASSET, Clock, new_id
-from system.database import StoreUnavailable
+from system.database import StoreRefused, StoreUnavailable
 from system.text import format_utc
 
 JOBS = ("analyze", "transcribe", "faces")
@@ -217,6 +217,24 @@ def test_a_retry_is_claimed_when_it_is_due(store: Store, clock: Clock) -> None:
     item = store.claim_retry()
     assert item
     assert item.attempts == 2
+
+
+@pytest.mark.parametrize("status", ["ready", "awaiting_proxy"])
+def test_a_row_that_cannot_be_claimed_keeps_no_worker_awake(store: Store, status: str) -> None:
+    """A person's trigger protects one, and the key of the other is not UTF-8."""
+    for key in ("'protected'", "CAST(x'ff41' AS TEXT)"):
+        store.database.run(
+            f"""INSERT INTO items (object_id, status, last_attempt_at, next_attempt_at)
+            VALUES ({key}, :status, :now, :now)""",
+            status=status,
+            now=store.now(),
+        )
+    store.database.run("CREATE TRIGGER hers BEFORE UPDATE ON items BEGIN SELECT RAISE(ABORT, 'hands off'); END")
+    claim = store.claim_retry if status == "ready" else store.claim_poll
+    with pytest.raises(StoreRefused):
+        claim()
+    assert claim() is None
+    assert store.seconds_until_due() is None
 
 
 @pytest.mark.parametrize("wrong_by", [2 * 3600.0, 30 * DAY, 4000 * DAY])

@@ -19,7 +19,7 @@ from reconciliation.reconciler import Reconciler
 from sandbox import profile
 from store import Outcome, Rules, Source, Status, Store
 from submitter import Submitter
-from support import ASSET, SECRET, Clock, ManualRuntime, make_config, new_id
+from support import ASSET, SECRET, Clock, ListenerHere, ManualRuntime, make_config, new_id, wait_until
 from system.database import StoreRefused, StoreUnavailable
 from system.text import format_utc
 
@@ -414,15 +414,18 @@ def test_a_retry_of_a_failed_job_survives_a_503_and_a_restart(world: World) -> N
 
 
 def test_one_asset_that_always_gets_429_delays_nobody(world: World) -> None:
-    world.ready()
+    """R2: however often that is."""
     world.sandbox.asset_faults[ASSET] = Fault(status=429, headers={"Retry-After": "60"}, body=b"{}")
-    world.work()
-    others = [world.ready(new_id()) for _ in range(3)]
-    before = world.clock.now
-    world.work()
-    assert sorted(world.sandbox.jobs) == sorted(others)
-    assert world.clock.now == before
-    assert world.row()["next_attempt_at"] == format_utc(before + 60)
+    world.ready()
+    for attempts in (1, 2, 3):
+        others = [world.ready(new_id()) for _ in range(3)]
+        now = world.clock.now
+        world.work()
+        assert set(others) <= set(world.sandbox.jobs)
+        assert world.clock.now == now, "the breaker was open"
+        assert world.requests(ASSET) == attempts
+        assert world.row()["next_attempt_at"] >= format_utc(now + 60)
+        world.clock.advance(300)
 
 
 def test_429_of_two_assets_opens_the_breaker_for_retry_after(world: World) -> None:
@@ -520,6 +523,18 @@ def test_reads_that_lag_behind_double_nothing(world: World) -> None:
     assert world.status() == Status.SUBMITTED
 
 
+def test_a_missing_status_settles_no_doubt(world: World) -> None:
+    """A4: the list of jobs does."""
+    world.sandbox.faults.append(Fault(ANALYZE, after_work=True, **NO_ANSWER))
+    world.ready()
+    world.work()
+    for holder in (world.sandbox.assets[ASSET], *world.sandbox.assets[ASSET]["versions"]):
+        holder.pop("analyze_status", None)
+    world.work_for(1000)
+    assert world.sandbox.jobs == [ASSET]
+    assert world.row()["job_id"] == world.sandbox.latest_job[ASSET]
+
+
 def test_two_looks_five_minutes_apart_precede_a_second_request(world: World) -> None:
     world.sandbox.faults.append(Fault(ANALYZE, **NO_ANSWER))
     world.ready()
@@ -569,6 +584,7 @@ def test_a_second_process_waits_before_it_looks(world: World) -> None:
     world.store.reserve(item, world.client.now(), "")
     world.restart()
     world.work_for(22)
+    assert world.sandbox.requests == [], "it was looked at too early"
     world.sandbox.start_job(ASSET)  # iconik has taken it at last
     world.work_for(600)
     assert world.sandbox.jobs == [ASSET]
@@ -975,6 +991,27 @@ def test_new_items_go_before_retries_and_polls(world: World) -> None:
     assert world.sandbox.jobs == [new]
 
 
+def test_retries_that_hang_leave_half_of_the_workers_to_new_items(
+    listeners_here: Callable[..., ListenerHere],
+) -> None:
+    listener = listeners_here(submitter__workers=4, iconik__timeout=30).start()
+    sandbox = listener.sandbox
+    retries = [new_id() for _ in range(6)]
+    for asset_id in retries:
+        sandbox.asset_faults[asset_id] = Fault(hang=True)
+        listener.store.database.run(
+            "INSERT INTO items (object_id, status, last_attempt_at, next_attempt_at) VALUES (:id, 'ready', :now, :now)",
+            id=asset_id,
+            now=listener.store.now(),
+        )
+    for _ in range(4):
+        listener.submitter.wake()
+    wait_until(lambda: len(listener.rows("status = 'submitting'")) >= 2)
+    listener.upload(new := new_id())
+    wait_until(lambda: sandbox.jobs == [new])
+    sandbox.stopping.set()  # what hangs is cut
+
+
 # A row's trouble ends in that row.
 
 
@@ -1005,6 +1042,27 @@ def test_a_row_that_a_trigger_protects_stops_nobody(world: World, event: str, ca
     world.work_for(60 + 300)
     assert world.status() == Status.SUBMITTED
     assert world.sandbox.jobs.count(ASSET) == 1
+
+
+@pytest.mark.parametrize("event", PROTECTED.values(), ids=PROTECTED)
+def test_as_many_protected_rows_as_workers_block_none_of_them(
+    listeners_here: Callable[..., ListenerHere], event: str
+) -> None:
+    """R4"""
+    listener = listeners_here(submitter__workers=2).start()
+    protected, others = [new_id() for _ in range(4)], [new_id() for _ in range(4)]
+    for number, asset_id in enumerate(protected):
+        trigger = f"CREATE TRIGGER hers_{number} {event.replace(ASSET, asset_id)} BEGIN SELECT RAISE(ABORT, 'no'); END"
+        listener.store.database.run(trigger)
+        listener.sandbox.create_asset("a.mov", asset_id, send=False)
+        listener.store.database.run(
+            "INSERT INTO items (object_id, status, next_attempt_at) VALUES (:id, 'ready', :now)",
+            id=asset_id,
+            now=listener.store.now(),
+        )
+    listener.upload(*others)
+    wait_until(lambda: len(listener.rows("status = 'submitted'")) >= len(others))
+    assert set(others) <= set(listener.sandbox.jobs)
 
 
 def test_a_row_that_a_trigger_protects_keeps_no_acceptance_from_being_noted(world: World) -> None:
@@ -1074,7 +1132,9 @@ def test_an_attempt_that_cannot_be_finished_is_put_back(worlds: Callable[..., Wo
     assert world.sandbox.jobs == [ASSET]
 
 
-@pytest.mark.parametrize("column", ["status", "title", "error", "created_at", "next_attempt_at", "in_doubt_since"])
+@pytest.mark.parametrize(
+    "column", ["object_id", "job", "status", "title", "error", "created_at", "next_attempt_at", "in_doubt_since"]
+)
 @pytest.mark.parametrize(
     "value", ["NULL", "'x'", "x'ff00fe'", "CAST(x'ff41' AS TEXT)", "12", "-1.5", "'9999-12-31T23:59:59Z'"]
 )
@@ -1084,6 +1144,7 @@ def test_no_content_of_a_row_stops_a_worker_or_a_start(world: World, column: str
         world.store.database.run(f"UPDATE items SET {column} = {value}")
     except Exception as error:
         pytest.skip(f"the schema refuses it: {error}")
+    world.clock.advance(1)  # what is new queues behind that row
     other = world.ready(new_id())
     world.restart()
     world.work_for(120)
