@@ -317,7 +317,7 @@ def test_a_report_is_in_iconiks_units(listener_here: ListenerHere, sandbox: Faul
     ]
 
 
-def test_the_report_tells_repeated_jobs_apart_and_counts_skipped_ones_as_ended(listener_here: ListenerHere) -> None:
+def test_the_report_tells_repeated_and_skipped_jobs_apart(listener_here: ListenerHere) -> None:
     listener_here.upload(ASSET, OTHER_ASSET)
     wait_until(lambda: len(listener_here.rows("status = 'submitted'")) == 2)
     store = listener_here.store
