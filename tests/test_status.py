@@ -151,7 +151,7 @@ def test_after_a_retry_the_old_reason_is_marked_as_old(listener_here: ListenerHe
     fail_with(listener_here, ASSET, "a.mov", "Codec unknown")
     run(listener_here, "retry", ASSET)
     text = run(listener_here, "status")
-    assert "failed" not in text
+    assert "failed" not in text and "waiting to be retried" not in text
     assert "1 item to be tried again, as somebody asked. The old reason was:\n  Codec unknown\n" in text
     assert "  The old reason was: Codec unknown\n" in run(listener_here, "status", "--all")
 
