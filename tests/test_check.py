@@ -565,6 +565,19 @@ def test_another_listeners_webhooks_are_not_taken_for_ours(listener: ListenerHer
     assert wrong(listener) == []
 
 
+def test_a_webhook_that_sends_our_secret_elsewhere_is_a_note(well: ListenerHere, sandbox: FaultyIconik) -> None:
+    """N8: a wrong host that was registered once."""
+    remedy = f"iconik-listener register --remove {TWIN}"
+    line = f"another webhook sends our secret, to {TWIN}. If nobody listens there: {remedy}"
+    assert line not in facts(well, "note")
+    sandbox.register(TWIN, OURS)
+    assert facts(well, "note").count(line) == 1
+    sandbox.webhooks.clear()
+    sandbox.register(well.url, OURS)
+    sandbox.register(TWIN, {"X-Webhook-Secret": "another"})
+    assert line not in facts(well, "note")
+
+
 def test_check_finds_that_our_webhooks_cannot_be_told_from_anothers(
     listener: ListenerHere, sandbox: FaultyIconik
 ) -> None:

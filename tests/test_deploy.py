@@ -101,7 +101,7 @@ def test_a_second_copy_of_a_day_leaves_the_first_one(database: Path, backups: Pa
     earlier = backups / f"items-{datetime.now(timezone.utc):%Y-%m-%d}T000000Z.db"
     earlier.write_text("earlier")
     assert back_up(database, backups)[0] == 0
-    assert len(names(backups)) == 2
+    assert len(list(backups.glob("items-????-??-??T??????Z.db"))) == len(names(backups)) == 2
     assert earlier.read_text() == "earlier"
 
 
