@@ -100,6 +100,8 @@ def serve(config: Config) -> None:
         breaker.stop()
         submitter.stop()
         reconciler.stop()
+        with store.database.waiting_up_to(0.1):
+            services.end()
         for number in STOP_SIGNALS:  # while Python ends, it would die of another one
             signal.signal(number, signal.SIG_IGN)
     finally:

@@ -4,6 +4,7 @@ import hmac
 import json
 import logging
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NoReturn
@@ -76,8 +77,17 @@ class Services:
         now = self.last_webhook_at = self.runtime.time()
         noted_at = self.webhook_noted_at
         if noted_at is None or not 0 <= now - noted_at < WEBHOOK_NOTE_SECONDS:
-            self.store.set_state(LAST_WEBHOOK_AT, format_utc(now))
-            self.webhook_noted_at = now
+            self._write_last_webhook(now)
+
+    def end(self) -> None:
+        """Note the last webhook, if items.db does not know of it yet. Without that, less than a minute is lost."""
+        if self.last_webhook_at and self.last_webhook_at != self.webhook_noted_at:
+            with suppress(StoreUnavailable, StoreRefused):
+                self._write_last_webhook(self.last_webhook_at)
+
+    def _write_last_webhook(self, at: float) -> None:
+        self.store.set_state(LAST_WEBHOOK_AT, format_utc(at))
+        self.webhook_noted_at = at
 
 
 class SecretResource(Resource):

@@ -63,7 +63,7 @@ CREATE INDEX items_skipped         ON items (created_at, status) WHERE status = 
 CREATE INDEX items_failed          ON items (last_attempt_at, status) WHERE status = 'failed';
 
 -- What people ask: status and the page group by reason, and report counts by day.
-CREATE INDEX items_retries_by_reason ON items (reason, last_attempt_at, attempts, status)
+CREATE INDEX items_retries_by_reason ON items (reason, last_attempt_at, attempts, status, created_at, proxy_closed_at)
     WHERE status = 'ready' AND last_attempt_at IS NOT NULL AND reason IS NOT NULL;
 CREATE INDEX items_failed_by_reason  ON items (reason, last_attempt_at, status) WHERE status = 'failed';
 CREATE INDEX items_counted           ON items (counted_on, job, status, media_type, duration) WHERE counted_on IS NOT NULL;

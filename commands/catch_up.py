@@ -18,6 +18,7 @@ from jobs import JOBS, Job
 from limits import Limits
 from reconciliation.catalog import FoundAsset, IconikCatalog
 from reconciliation.changes import ReconciledChanges
+from reconciliation.reconciler import forget_passed_over
 from store import Rules, Source, Store
 from system.database import listener_runs
 from system.errors import ListenerError
@@ -99,10 +100,15 @@ def catch_up(path: Path, since: float, until: float | None, query: str, dry_run:
             for asset, _ in page if dry_run else ():
                 click.echo(f"{asset.object_id}  {format_local(asset.created_at)}  {asset.title or ''}".rstrip())
         _show(estimate, Limits(store))
-        if dry_run or not estimate.new or not _is_agreed(estimate.new, yes):
+        if dry_run or (estimate.new and not _is_agreed(estimate.new, yes)):
             return
-        _add(catalog, config, store, (start, end, query), begun, estimate.new)
-        store.set_state(STATE, "")
+        if estimate.new:
+            _add(catalog, config, store, (start, end, query), begun, estimate.new)
+            store.set_state(STATE, "")
+        if not query:
+            forget_passed_over(store, format_utc(since), end)
+        if not estimate.new:
+            return
         is_running = listener_runs(config.listener.database)
         when = "The listener now polls" if is_running else "Once the listener is started, it polls"
         click.echo(f"{when} iconik for their proxies and starts their jobs.")

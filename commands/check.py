@@ -36,6 +36,7 @@ from reconciliation.webhooks import REGISTERED_URL, WebhookDefinition, of_our_ki
 from store import DAY_SECONDS, Rules, Store
 from system.database import listener_runs, network_file_system
 from system.errors import ListenerError
+from system.server import HOST_REMEDY, is_address_here
 from system.text import (
     UUID,
     command,
@@ -180,6 +181,8 @@ def _facts(path: Path) -> Facts:
         yield note(config.describe_environment())
     if not config.warnings:
         yield ok(f"{path} is complete and private" if path.exists() else "the configuration is complete")
+    if not is_address_here(config.listener.host):
+        yield wrong(f"{path}: [listener] host = {one_line(config.listener.host)}: {HOST_REMEDY}")
     database = config.listener.database
     registered_url = registered_actions = None
     try:
@@ -301,7 +304,7 @@ def _listener_facts(config: Config, listener: dict[str, Any] | None) -> Facts:
     if not faults:
         yield ok(f"the listener has been running since {format_local(listener['started_at'])}")
     listening = config.listener
-    if not THIS_MACHINE.fullmatch(listening.host) and not in_container():
+    if is_address_here(listening.host) and not THIS_MACHINE.fullmatch(listening.host) and not in_container():
         remedy = f"Behind Caddy, set host = 127.0.0.1 in {config.path}, and {restart_it()}"
         yield note(f"port {listening.port} is open to the network ({listening.host}), without encryption. {remedy}")
     last = listener.get("last_webhook_at")

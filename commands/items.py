@@ -12,13 +12,13 @@ from system.text import format_local, named, one_line, pluralize
 MIN_PAUSE, MAX_PAUSE = 0.1, 0.3  # seconds between two batches, in which the listener can write
 
 
-def one_asset(changes: ManualChanges, text: str, *, parts: bool = True) -> Match | None:
-    """The one asset that `text` names. If it names none or several, that is printed."""
+def one_asset(changes: ManualChanges, text: str, *, parts: bool = True, if_unknown: str = "") -> Match | None:
+    """The one asset that `text` names. If it names none or several, that is printed, with what to do if none."""
     matches = changes.find(text, parts=parts)
     if len(matches) == 1:
         return matches[0]
     if not matches:
-        click.echo(f"{one_line(text)} is not in items.db", err=True)
+        click.echo(f"{one_line(text)} is not in items.db{if_unknown}", err=True)
         return None
     click.echo(f"{one_line(text)} may mean several assets. Name one of them by its id:", err=True)
     for match in matches[:MAX_MATCHES]:

@@ -15,7 +15,7 @@ from config import load
 from iconik_client import IconikClient, IconikError
 from reconciliation.catalog import IconikCatalog
 from store import DAY_SECONDS, Rules, Store
-from system.text import one_line
+from system.text import one_line, pluralize, wrapped
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class Line:
     and hours are what iconik bills.
 
     :ivar found: jobs that others had started
+    :ivar failed: those that a person skipped after that, too
     """
 
     day: str
@@ -47,8 +48,9 @@ def lines(store: Store, first: str, last: str) -> Iterator[Line]:
             coalesce(under_way, 0) AS under_way, coalesce(images, 0) AS images,
             coalesce(video_hours, 0) AS video_hours, coalesce(audio_hours, 0) AS audio_hours
         FROM usage LEFT JOIN (  -- which reads the items once, however many days there are
-            SELECT counted_on AS day, job, total(status = 'done') AS done, total(status = 'failed') AS failed,
-                total(status NOT IN ('done', 'failed')) AS under_way,
+            SELECT counted_on AS day, job, total(status = 'done') AS done,
+                total(status IN ('failed', 'skipped')) AS failed,
+                total(status NOT IN ('done', 'failed', 'skipped')) AS under_way,
                 total(media_type = 'image') AS images,
                 total(CASE WHEN media_type NOT IN ('image', 'audio') THEN duration END) / 3600 AS video_hours,
                 total(CASE WHEN media_type = 'audio' THEN duration END) / 3600 AS audio_hours
@@ -112,6 +114,10 @@ def _table(found: list[Line], with_job: bool) -> None:
         hours = [f"{line.video_hours:.2f}", f"{line.audio_hours:.2f}"]
         numbers = [line.started, line.done, line.failed, line.under_way, line.images, *hours, line.found]
         click.echo("  ".join(f"{cell:>10}" for cell in [line.day, *([line.job] if with_job else []), *numbers]))
+    again = total.started - total.done - total.failed - total.under_way
+    if again > 0:
+        counted = "The columns from done to audio h have only the last one of each asset."
+        click.echo("\n" + wrapped(f"{pluralize(again, 'job')} had another one for the same asset later. {counted}"))
 
 
 def _meters(catalog: IconikCatalog) -> None:

@@ -122,7 +122,8 @@ def _no_answer(url: str, host: str, reason: str) -> RouteFault:
     if "not speak TLS" in reason:
         return RouteFault(f"{url}: {reason}: let Caddy listen there, with {host} in its Caddyfile")
     if "certificate" in reason or "TLS" in reason:
-        cause = "Caddy requests one when the name points to this VM and ports 80 and 443 are open"
+        condition = "the name is in its Caddyfile and points to this VM, and ports 80 and 443 are open"
+        cause = f"Caddy requests one if {condition}"
         remedy = "docker compose logs -n 20 caddy" if in_container() else "sudo journalctl -u caddy -n 20"
         return RouteFault(f"{url}: {reason}. {host} may have no valid certificate yet. {cause}: {remedy}")
     return RouteFault(f"{url}: {reason}")

@@ -21,6 +21,11 @@ FOUND = {
     Source.MENU: "a person added it from iconik's menu",
 }
 
+UNKNOWN = (
+    ": no webhook for it has come. If one was missed, the listener finds the asset within an hour and ten minutes."
+    " If the asset was there before register: {}"
+)
+
 
 @click.command()
 @click.argument("assets", metavar="ASSET...", nargs=-1, required=True)
@@ -32,10 +37,10 @@ def show(path: Path, assets: tuple[str, ...], job: str | None) -> None:
     ASSET is a file name, a part of one, an id, its first eight characters, or the link that iconik shows.
     """
     config = load(path)
-    is_found = True
+    is_found, unknown = True, UNKNOWN.format(command("catch-up", "--since", "TIME"))
     with closing(Store(config.listener.database, Rules.of(config))) as store:
         for text in assets:
-            match = one_asset(ManualChanges(store), text)
+            match = one_asset(ManualChanges(store), text, if_unknown=unknown)
             is_found = is_found and match is not None
             if match is None:
                 continue

@@ -37,7 +37,7 @@ class Group:
     """Items that wait or failed for the same reason.
 
     :ivar job: which job they are for, where several are to be told apart; empty otherwise
-    :ivar since: when the first of them was attempted last, as UTC text
+    :ivar since: when the first of them failed, or since when the first one waits, as UTC text
     :ivar newest: (object_id, title) of the newest few
     """
 
@@ -79,12 +79,14 @@ def problem_groups(store: Store) -> list[Group]:
     """
     groups = []
     job = "job" if len(store.rules.jobs) > 1 else "''"
-    for status_, condition in (
-        (Status.FAILED, "status = 'failed'"),
-        (Status.READY, "status = 'ready' AND last_attempt_at IS NOT NULL AND reason IS NOT NULL AND attempts > 0"),
+    ready_since = "max(coalesce(created_at, proxy_closed_at), coalesce(proxy_closed_at, created_at))"
+    is_retried = "status = 'ready' AND last_attempt_at IS NOT NULL AND reason IS NOT NULL AND attempts > 0"
+    for status_, condition, since in (
+        (Status.FAILED, "status = 'failed'", "last_attempt_at"),
+        (Status.READY, is_retried, ready_since),
     ):
         rows = store.database.run(
-            f"""SELECT reason, {job} AS job, count(*) AS items, min(last_attempt_at) AS since FROM items
+            f"""SELECT reason, {job} AS job, count(*) AS items, min({since}) AS since FROM items
             WHERE {condition} GROUP BY 1, 2 ORDER BY items DESC LIMIT {MAX_GROUPS}"""  # noqa: S608
         )
         for row in rows:
@@ -117,7 +119,9 @@ def jobs_line(store: Store, limit: Limit, jobs: tuple[Job, ...]) -> str:
     [last] = store.database.run(
         """SELECT max(at) AS at FROM (SELECT max(submitted_at) AS at FROM items WHERE status = 'submitted'
             UNION ALL SELECT max(submitted_at) FROM
-                (SELECT submitted_at FROM items WHERE status = 'done' ORDER BY done_at DESC LIMIT 100))"""
+                (SELECT submitted_at FROM items WHERE status = 'done' ORDER BY done_at DESC LIMIT 100)
+            UNION ALL SELECT max(submitted_at) FROM
+                (SELECT submitted_at FROM items WHERE status = 'failed' ORDER BY last_attempt_at DESC LIMIT 100))"""
     )
     of = f" of {limit.total}" if limit.max_per_day else ""
     share = f" ({limit.percent} %)" if limit.is_near else ""
@@ -194,7 +198,9 @@ def _list_unfinished(store: Store) -> None:
 
 def _where(row: Row) -> str:
     """Where an item is, since when, and when its next attempt is due."""
-    since = row["last_attempt_at"] or row["proxy_closed_at"] or row["created_at"]
+    since = max(filter(None, (row["created_at"], row["proxy_closed_at"])), default=None)
+    if row["status"] == Status.FAILED:
+        since = row["last_attempt_at"] or since
     parts = [f"{row['status']} since {format_local(since)}" if since else str(row["status"])]
     if row["attempts"]:
         parts.append(pluralize(row["attempts"], "attempt"))

@@ -566,6 +566,16 @@ def passed_over(store: Store) -> dict[str, str] | None:
     return period if isinstance(period, dict) and period.keys() == {"since", "until", "why"} else None
 
 
+def forget_passed_over(store: Store, since: str, until: str) -> None:
+    """A person has added what was created from `since` to `until` (UTC): `check` proposes it no longer."""
+    period = passed_over(store)
+    if not period:
+        return
+    first, last = (parse_time(time) or 0 for time in (since, until))
+    if first <= (parse_time(period["since"]) or 0) and (parse_time(period["until"]) or 0) <= last:
+        store.set_state(PASSED_OVER, "")
+
+
 def about_to_register(store: Store, creates: list[WebhookDefinition]) -> str | None:
     """Before `register` writes the definition for /create: why the time before it is to be passed over; None if not.
 

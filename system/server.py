@@ -65,6 +65,7 @@ SETTINGS = {
 }
 
 
+HOST_REMEDY = "host must be an address of this machine: 127.0.0.1 behind Caddy, 0.0.0.0 for all"
 NO_SUCH_HOST = (socket.EAI_NONAME, socket.EAI_AGAIN, socket.EAI_FAIL)
 
 
@@ -234,7 +235,20 @@ def _host_remedy(error: OSError) -> str:
     """What to do about a host that is no address of this machine's, such as the public one of a VM."""
     if error.errno not in (errno.EADDRNOTAVAIL, *NO_SUCH_HOST):
         return ""
-    return ". host must be an address of this machine: 127.0.0.1 behind Caddy, 0.0.0.0 for all"
+    return f". {HOST_REMEDY}"
+
+
+def is_address_here(host: str) -> bool:
+    """Whether a server of this machine can listen on that host."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.bind(address)
+    except UnicodeError:
+        return False
+    except OSError as error:
+        return not _host_remedy(error)
+    return True
 
 
 class Server:

@@ -248,6 +248,30 @@ def test_assets_that_were_passed_over_are_a_note_for_a_week(well: ListenerHere) 
         assert any("were passed over" in note for note in facts(well, "note")) == is_noted
 
 
+@pytest.mark.parametrize(
+    ("since", "options", "is_over"),
+    [
+        ("2026-11-20T08:00Z", [], True),
+        ("2026-11-20T09:00Z", [], False),
+        ("2026-11-20T08:00Z", ["--until", "2026-11-20T09:00Z"], False),
+        ("2026-11-20T08:00Z", ["--query", "title:a"], False),
+        ("2026-11-20T08:00Z", ["--dry-run"], False),
+    ],
+)
+@pytest.mark.parametrize("is_known", [True, False])
+def test_the_catch_up_for_assets_that_were_passed_over_ends_their_note(
+    well: ListenerHere, sandbox: FaultyIconik, since: str, options: list[str], is_over: bool, is_known: bool
+) -> None:
+    sandbox.create_asset("a", ASSET, send=False, date_created="2026-11-20T10:00:00+00:00")
+    if is_known:
+        well.store.add_asset(ASSET, "a")
+    period = {"since": "2026-11-20T08:00:00.000Z", "until": "2026-11-20T12:00:00.000Z", "why": "a test"}
+    well.store.set_state("passed_over", json.dumps(period))
+    result = well.command("catch-up", "--since", since, *options, "--yes")
+    assert result.returncode == 0, result.stderr
+    assert (well.store.state("passed_over") == "") == is_over
+
+
 def test_failed_items_are_wrong_for_a_day(well: ListenerHere, sandbox: FaultyIconik) -> None:
     well.upload(ASSET)
     wait_until(lambda: well.rows("status = 'submitted'"))
@@ -304,6 +328,19 @@ def test_plain_http_that_is_open_to_the_network_is_a_note(
     assert note == f"port 0 is open to the network (0.0.0.0), without encryption. {remedy}"
     monkeypatch.setenv("ICONIK_LISTENER_CONTAINER", "1")
     assert not any("open to the network" in note for note in facts(listener, "note"))
+
+
+@pytest.mark.parametrize("host", ["198.51.100.1", "no..host", "https://a.example.com"])
+def test_a_host_that_is_not_this_machines_is_wrong(well: ListenerHere, host: str) -> None:
+    """N23: before a restart that would fail, and it is no port that is open."""
+    text = well.config.read_text()
+    assert "\nhost = 127.0.0.1\n" in text
+    well.config.write_text(text.replace("\nhost = 127.0.0.1\n", f"\nhost = {host}\n"))
+    [line] = [line for line in wrong(well) if "[listener] host" in line]
+    assert line.startswith(
+        f"{well.config}: [listener] host = {host}: host must be an address of this machine: 127.0.0.1"
+    )
+    assert not any("open to the network" in note for note in facts(well, "note"))
 
 
 def test_that_no_listener_runs_is_told_where_the_database_cannot_be_opened(well: ListenerHere) -> None:
@@ -526,6 +563,19 @@ def test_another_listeners_webhooks_are_not_taken_for_ours(listener: ListenerHer
     ]
     sandbox.register(listener.url, OURS)
     assert wrong(listener) == []
+
+
+def test_a_webhook_that_sends_our_secret_elsewhere_is_a_note(well: ListenerHere, sandbox: FaultyIconik) -> None:
+    """N8: a wrong host that was registered once."""
+    remedy = f"iconik-listener register --remove {TWIN}"
+    line = f"another webhook sends our secret, to {TWIN}. If nobody listens there: {remedy}"
+    assert line not in facts(well, "note")
+    sandbox.register(TWIN, OURS)
+    assert facts(well, "note").count(line) == 1
+    sandbox.webhooks.clear()
+    sandbox.register(well.url, OURS)
+    sandbox.register(TWIN, {"X-Webhook-Secret": "another"})
+    assert line not in facts(well, "note")
 
 
 def test_check_finds_that_our_webhooks_cannot_be_told_from_anothers(

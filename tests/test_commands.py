@@ -288,14 +288,18 @@ def shell(script: str, listener: ListenerHere, **options: str) -> "subprocess.Co
 
 
 @pytest.mark.long
-def test_pipes_that_end_early_and_closed_or_full_files_are_no_traceback(listener: ListenerHere) -> None:
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_pipes_that_end_early_and_closed_or_full_files_are_no_traceback(
+    listener: ListenerHere, unbuffered: str
+) -> None:
+    """N1: Python writes what is in its buffer at the very end."""
     script = """
     "$@" retry --all | true
     "$@" check <&- >&- 2>&-
     "$@" catch-up --since 2020-01-01 --yes >&-
     "$@" status >/dev/full
     """
-    result = shell(script, listener)
+    result = shell(script, listener, PYTHONUNBUFFERED=unbuffered)
     assert (result.stdout, result.stderr) == ("", "Error: [Errno 28] No space left on device\n")
 
 

@@ -390,7 +390,7 @@ def test_a_file_that_everybody_can_read_is_warned_of_with_a_command_that_can_be_
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another user")
 def test_the_remedy_for_roots_open_file_names_owner_and_mode(tmp_path: Path) -> None:
-    """The service must still be able to read it, so taking the rights of others is not enough."""
+    """N3: the service must still be able to read it, so taking the rights of others is not enough."""
     path = write_config(tmp_path, listener__webhook_secret="s")
     path.chmod(0o644)
     let_everybody_in(tmp_path)
@@ -399,7 +399,12 @@ def test_the_remedy_for_roots_open_file_names_owner_and_mode(tmp_path: Path) -> 
     try:
         [warning] = load(path).warnings
         group = grp.getgrgid(65534).gr_name
-        assert warning.endswith(f": sudo chown root:{group} {path} && sudo chmod 640 {path}")
+        remedy = f": sudo chown root:{group} {path} && sudo chmod 640 {path}"
+        assert warning.endswith(remedy)
+        os.seteuid(0)
+        path.chmod(0o600)  # as who follows "chmod o-r" in a root shell
+        os.seteuid(65534)
+        assert refusal(path) == f"cannot be read: Permission denied{remedy}"
     finally:
         os.seteuid(0)
         os.setegid(0)

@@ -101,7 +101,7 @@ def test_a_second_copy_of_a_day_leaves_the_first_one(database: Path, backups: Pa
     earlier = backups / f"items-{datetime.now(timezone.utc):%Y-%m-%d}T000000Z.db"
     earlier.write_text("earlier")
     assert back_up(database, backups)[0] == 0
-    assert len(names(backups)) == 2
+    assert len(list(backups.glob("items-????-??-??T??????Z.db"))) == len(names(backups)) == 2
     assert earlier.read_text() == "earlier"
 
 
@@ -268,7 +268,21 @@ def test_a_new_config_ini_is_closed_to_the_network_limited_and_has_a_secret(tmp_
     assert load(path).warnings == ()
 
 
+@pytest.mark.parametrize(
+    ("host", "words"), [("127.0.0.1", 'through Caddy: see "TLS"'), ("0.0.0.0", "without encryption")]
+)
+def test_after_the_first_start_the_next_steps_begin_with_the_way_to_it(tmp_path: Path, host: str, words: str) -> None:
+    """N9."""
+    config = tmp_path / "config.ini"
+    config.write_text(f"[listener]\nhost = {host}\n")
+    _, first, second, third = in_install_sh("say_next_steps", config=config).stdout.splitlines()
+    assert words in first
+    assert "iconik-listener register https://" in second
+    assert third.endswith(" iconik-listener check")
+
+
 def test_sh_instead_of_bash_is_one_line() -> None:
+    """N27."""
     done = subprocess.run(["sh", DEPLOY / "install.sh"], capture_output=True, text=True, timeout=20)
     if "must be run as root" in done.stderr or "systemd" in done.stderr:
         pytest.skip("sh is bash here")

@@ -83,7 +83,25 @@ def test_the_readme_begins_with_the_demo_and_the_tests_each_as_one_command() -> 
         f"{install} requirements.txt && .venv/bin/python app.py demo\n",
         f"{install} requirements-dev.txt && .venv/bin/pytest\n",
     ]
-    assert len(text(README).partition("```")[0].split("\n\n")) < 5, "a title and a short paragraph, no more"
+    introduction = text(README).partition("```")[0]
+    assert len(introduction.split("\n\n")) < 5, "a title and a short paragraph, no more"
+    assert "`python3-venv`" in introduction  # N2: without it the first command fails on Debian and Ubuntu
+
+
+@pytest.mark.parametrize(
+    ("page", "heading", "command"),
+    [
+        ("operating.md", "Moving to another VM", "scp OLD-VM:iconik-listener.tar.gz ."),  # N26
+        ("operating.md", "Restoring a backup", "sudo ls -l /var/lib/iconik-listener/backups"),  # N19
+        ("operating.md", "A company's proxy and CA", "HTTPS_PROXY=http://proxy.example.com:3128"),  # N22
+        ("operating.md", "items.db on another disk", "RequiresMountsFor=%s\\n[Service]\\nReadWritePaths=%s"),  # N16
+        ("installing-by-hand.md", "Amazon Linux 2023 and Red Hat Enterprise Linux", "git python3.11\nsudo git clone"),
+    ],
+)
+def test_what_newcomers_looked_for_in_vain_is_a_command_on_its_page(page: str, heading: str, command: str) -> None:
+    section = text(ROOT / "docs" / page).partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+    blocks = re.findall(r"^```\w*\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
+    assert any(command in block for block in blocks)
 
 
 def parameters() -> list[Any]:
@@ -201,6 +219,27 @@ def test_what_check_finds_is_explained_on_a_page(fact: str) -> None:
         [part.strip(" .:(") for part in re.sub("^(WRONG|note) +", "", message).split("…")] for message in explained
     ]
     assert any(all(part in fact for part in row) and len("".join(row)) > 8 for row in parts), fact
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "TLS failed",
+        "the certificate is not accepted",
+        "the webhook is FAILING",
+        "does not send webhook_secret",
+        "cannot be read",
+        "is on a read-only file system",
+        "The monitor at … cannot be reached",
+        "the listener creates it at its first start",
+        "is missing",
+        "unknown key",
+    ],
+)
+def test_words_that_newcomers_looked_up_are_explained(words: str) -> None:
+    """N28."""
+    rows = table(section(README, "What you see, what it means, what to do") + text(ROOT / "docs" / "what-you-see.md"))
+    assert any(words in row[0] for row in rows)
 
 
 def test_the_demo_prints_what_the_readme_shows() -> None:

@@ -386,6 +386,18 @@ def test_webhooks_that_were_read_are_answered_though_a_person_holds_the_database
         assert listener.end() == 0
 
 
+def test_the_last_webhook_is_known_after_a_restart(listener: Listener) -> None:
+    def last_webhook() -> str:
+        return str(requests.get(f"{listener.url}/health", timeout=10).json()["last_webhook_at"])
+
+    for _ in range(2):  # the second is within a minute of the first
+        listener.post("/create", create_event(new_id()))
+    before = last_webhook()
+    listener.end()
+    listener.start()
+    assert last_webhook() == before
+
+
 def test_after_a_kill_the_next_start_finishes_the_work(
     listeners: Callable[..., Listener], sandbox: FaultyIconik
 ) -> None:

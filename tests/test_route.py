@@ -131,6 +131,6 @@ def test_a_certificate_that_is_missing_says_what_to_do(
         context.sni_callback = lambda *_: ssl.ALERT_DESCRIPTION_INTERNAL_ERROR
     text = fault_at(f"https://localhost:{serve(200, context)}/create").text
     assert words in text
-    assert "Caddy requests one when the name points to this VM and ports 80 and 443 are open" in text
+    assert "Caddy requests one if the name is in its Caddyfile and points to this VM, and ports 80" in text
     assert text.endswith(": sudo journalctl -u caddy -n 20")
     assert "_ssl.c" not in text

@@ -80,6 +80,30 @@ def test_what_is_retried_is_shown_with_its_reason(listeners_here: Listeners, san
     assert "iconik answered 503: Out of order" in text
 
 
+def test_since_when_items_wait_stays_though_they_are_tried_again(listener_here: ListenerHere) -> None:
+    listener_here.breaker.stop()
+    store = listener_here.store
+    store.add_asset(ASSET, "a.mov")
+    store.proxy_closed(ASSET)
+    store.database.run(
+        """UPDATE items SET created_at = '2026-11-20T08:00:00.000Z', proxy_closed_at = '2026-11-20T09:00:00.000Z',
+        last_attempt_at = :now, attempts = 9, error = 'No credits', reason = 'No credits'""",
+        now=store.now(),
+    )
+    assert run(listener_here, "status").startswith("1 item waiting to be retried, since 2026-11-20 09:00:00 UTC:\n")
+    assert f'{ASSET} "a.mov"  ready since 2026-11-20 09:00:00 UTC, 9 attempts' in run(listener_here, "status", "--all")
+
+
+def test_the_last_job_is_still_the_last_one_after_it_failed(listeners_here: Listeners) -> None:
+    listener = listeners_here().start()
+    listener.upload(ASSET)
+    wait_until(lambda: listener.rows("status = 'submitted'"))
+    accepted = " ".join(run(listener, "status").split()).partition(" The last one was accepted at ")[2][:23]
+    assert accepted.startswith("20")
+    listener.store.database.run("UPDATE items SET status = 'failed'")
+    assert f"The last one was accepted at {accepted}" in " ".join(run(listener, "status").split())
+
+
 def test_most_of_the_limit_is_told_in_percent(listeners_here: Listeners) -> None:
     listener = listeners_here(limits__max_per_day=6).start()
     listener.upload(*(new_id() for _ in range(4)))
@@ -127,7 +151,7 @@ def test_after_a_retry_the_old_reason_is_marked_as_old(listener_here: ListenerHe
     fail_with(listener_here, ASSET, "a.mov", "Codec unknown")
     run(listener_here, "retry", ASSET)
     text = run(listener_here, "status")
-    assert "failed" not in text
+    assert "failed" not in text and "waiting to be retried" not in text
     assert "1 item to be tried again, as somebody asked. The old reason was:\n  Codec unknown\n" in text
     assert "  The old reason was: Codec unknown\n" in run(listener_here, "status", "--all")
 
@@ -261,7 +285,14 @@ def test_show_lists_what_may_be_meant(listener_here: ListenerHere) -> None:
         listener_here.store.add_asset(object_id, title)
     text = run(listener_here, "show", "holiday", code=1)
     assert ASSET in text and OTHER_ASSET in text
-    assert "nothing.mov is not in items.db" in run(listener_here, "show", "nothing.mov", code=1)
+
+
+def test_show_says_what_becomes_of_an_asset_that_it_does_not_know(listener_here: ListenerHere) -> None:
+    text = run(listener_here, "show", "nothing.mov", code=1)
+    assert text.startswith(
+        "nothing.mov is not in items.db: no webhook for it has come. If one was missed, the listener"
+    )
+    assert text.endswith(" If the asset was there before register: iconik-listener catch-up --since TIME\n")
 
 
 # report
@@ -284,6 +315,18 @@ def test_a_report_is_in_iconiks_units(listener_here: ListenerHere, sandbox: Faul
         "day,job,started,found,done,failed,under_way,images,video_hours,audio_hours",
         f"{store.today()},analyze,2,0,2,0,0,0,1.0,0.0",
     ]
+
+
+def test_the_report_tells_repeated_and_skipped_jobs_apart(listener_here: ListenerHere) -> None:
+    listener_here.upload(ASSET, OTHER_ASSET)
+    wait_until(lambda: len(listener_here.rows("status = 'submitted'")) == 2)
+    store = listener_here.store
+    assert "had another one" not in run(listener_here, "report")
+    store.database.run("UPDATE usage SET started = 5")
+    store.database.run("UPDATE items SET status = 'skipped' WHERE object_id = :id", id=ASSET)
+    _, day, _, _, repeated, *_ = run(listener_here, "report").splitlines()
+    assert day.split()[1:5] == ["5", "0", "1", "1"]
+    assert repeated.startswith("3 jobs had another one for the same asset later.")
 
 
 def test_a_month_without_jobs_says_so(listener_here: ListenerHere, sandbox: FaultyIconik) -> None:
