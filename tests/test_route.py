@@ -123,13 +123,13 @@ def test_a_certificate_that_is_missing_says_what_to_do(
     needs("openssl")
     key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
     make = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
-    files = ["-keyout", str(key), "-out", str(certificate), "-subj", "/CN=localhost"]
+    files = ["-keyout", str(key), "-out", str(certificate), "-subj", "/CN=iconik-listener"]
     subprocess.run([*make, *files], check=True, capture_output=True)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, key)
     if has_none:
         context.sni_callback = lambda *_: ssl.ALERT_DESCRIPTION_INTERNAL_ERROR
-    text = fault_at(f"https://localhost:{serve(200, context)}/create").text
+    text = fault_at(f"https://127.0.0.1:{serve(200, context)}/create").text
     assert words in text
     assert "Caddy requests one if the name is in its Caddyfile and points to this VM, and ports 80" in text
     assert text.endswith(": sudo journalctl -u caddy -n 20")
