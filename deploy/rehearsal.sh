@@ -92,7 +92,11 @@ upload() {
 
 # The assets of all jobs that the stand-in has ever started, one a line.
 jobs_at_iconik() { sed -n 's|^POST /API/transcode/v1/analyze/assets/\([^/]*\)/.* -> 201$|\1|p' "$work/stand-in.log"; }
-none_twice() { [ -z "$(jobs_at_iconik | sort | uniq -d | tee /dev/stderr)" ]; }  # and says which
+none_twice() { # and says which
+  local twice
+  twice=$(jobs_at_iconik | sort | uniq -d)
+  [ -z "$twice" ] || { echo "$twice" >&2 && return 1; }
+}
 three_jobs_more_than() { [ "$(jobs_at_iconik | wc -l)" -ge $(($1 + 3)) ]; }
 have_jobs() {
   local id
