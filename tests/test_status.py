@@ -81,14 +81,15 @@ def test_what_is_retried_is_shown_with_its_reason(listeners_here: Listeners, san
 
 
 def test_since_when_items_wait_stays_though_they_are_tried_again(listener_here: ListenerHere) -> None:
-    listener_here.breaker.stop()
     store = listener_here.store
-    store.add_asset(ASSET, "a.mov")
-    store.proxy_closed(ASSET)
-    store.database.run(
-        """UPDATE items SET created_at = '2026-11-20T08:00:00.000Z', proxy_closed_at = '2026-11-20T09:00:00.000Z',
-        last_attempt_at = :now, attempts = 9, error = 'No credits', reason = 'No credits'""",
+    store.database.run(  # in one statement, and not due: no worker comes in between
+        """INSERT INTO items (object_id, title, status, created_at, proxy_closed_at, last_attempt_at, next_attempt_at,
+            attempts, backoff, error, reason)
+        VALUES (:id, 'a.mov', 'ready', '2026-11-20T08:00:00.000Z', '2026-11-20T09:00:00.000Z', :now, :tomorrow,
+            9, 86400, 'No credits', 'No credits')""",
+        id=ASSET,
         now=store.now(),
+        tomorrow=store.now(86400),
     )
     assert run(listener_here, "status").startswith("1 item waiting to be retried, since 2026-11-20 09:00:00 UTC:\n")
     assert f'{ASSET} "a.mov"  ready since 2026-11-20 09:00:00 UTC, 9 attempts' in run(listener_here, "status", "--all")
