@@ -141,14 +141,15 @@ def status_of(job: Job, asset: Json, version_id: str | None, *, was_tried: bool 
     """
     version_id = version_id or newest_version(asset)
     holders = [asset, *(version for version in _versions(asset) if version.get("id") == version_id)]
-    status = _most(job, holders)
+    status = _status_that_says_most(job, holders)
     if was_tried and status in (None, "N/A"):
-        elsewhere = _most(job, _versions(asset))
+        elsewhere = _status_that_says_most(job, _versions(asset))
         status = elsewhere if elsewhere in (*UNDER_WAY, FINISHED) else status
     return status
 
 
-def _most(job: Job, holders: list[Json]) -> str | None:
+def _status_that_says_most(job: Job, holders: list[Json]) -> str | None:
+    """The first that any of them has of: under way, finished, an unknown word, failed, not started. None if none."""
     found = [status for holder in holders if isinstance(status := holder.get(job.status_field), str) and status]
     for status in (*UNDER_WAY, FINISHED):
         if status in found:
