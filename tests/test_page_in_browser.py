@@ -159,8 +159,25 @@ def test_a_phone_shows_everything_without_scrolling_sideways(
         assert re.findall(r"\d+", colour) == (["20", "24", "28"] if dark else ["255", "255", "255"])
 
 
-@pytest.mark.parametrize("dark", [False, True])
-def test_axe_finds_no_error(listener_here: ListenerHere, page: Page, browsers: Browsers, dark: bool) -> None:
+def test_a_phone_shows_a_list_without_columns(listener_here: ListenerHere, page: Page, browsers: Browsers) -> None:
+    """Four columns would be two letters wide each. The title of each item takes the whole line."""
+    fail(listener_here.store, "Codec unknown", ASSET, OTHER_ASSET)
+    browser = browsers(width=360)
+    browser.open(page.link())
+    for path, words in (("/items/failed", "The newest first"), ("/search?q=clip", "2 assets for")):
+        browser.open(page.url + path)
+        browser.wait_for_text(words)
+        assert (
+            browser.run("[...document.querySelectorAll('.list th[scope=row]')].map(one => one.offsetWidth)")
+            == [328] * 2
+        )
+        assert len(browser.names("rowheader")) == 2  # a screen reader still reads a table
+
+
+@pytest.mark.parametrize("width, dark", [(1000, False), (390, True)])
+def test_axe_finds_no_error(
+    listener_here: ListenerHere, page: Page, browsers: Browsers, width: int, dark: bool
+) -> None:
     """All rules of axe-core, best practices included, which npm brings: CONTRIBUTING.md says how."""
     if not AXE.exists():
         pytest.skip("axe-core is not installed: npm install --no-save axe-core")
@@ -183,7 +200,7 @@ def test_axe_finds_no_error(listener_here: ListenerHere, page: Page, browsers: B
         "/items/failed": "Codec",
         "/search?q=hol": "mov",
     }
-    browser = browsers(javascript=True, dark=dark)
+    browser = browsers(javascript=True, width=width, dark=dark)
     browser.open(page.link())
     browser.wait_for_text("2 items failed")
     browser.click("button", "Skip all of these", 1)
