@@ -273,7 +273,7 @@ def test_the_overview_shows_what_status_shows(listener_here: ListenerHere, page:
     fail(listener_here.store, "Codec unknown", *(new_id() for _ in range(5)))
     text = page.text()
     assert "has been running since" in text
-    assert "1 analyses were started today (UTC), 1 this month." in text
+    assert "1 analysis was started today (UTC), 1 this month." in text
     assert "Codec unknown 5 items failed , since 20" in text
     assert "clip.mov , clip.mov , clip.mov and 2 more" in text
     assert "submitted 1 " in text and "failed 5 0 min" in text

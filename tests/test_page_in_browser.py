@@ -1,6 +1,8 @@
 """The page in a real browser, Debian's chromium, used as a person uses it."""
 
 import re
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -225,3 +227,12 @@ def test_a_running_change_is_shown_until_it_is_done(
     wait_until(lambda: len(listener_here.rows("status = 'skipped'")) == 2500)
     browser.click("link", "Reload")
     browser.wait_for_text("Skip “Codec unknown”: 2500 items skipped.")
+
+
+def test_the_pictures_in_the_docs_can_be_taken_again(tmp_path: Path) -> None:
+    needs(PROGRAM)
+    script = Path(__file__).with_name("screenshots.py")
+    done = subprocess.run([sys.executable, str(script), str(tmp_path)], capture_output=True, text=True, timeout=200)
+    assert (done.returncode, done.stderr) == (0, "")
+    names = sorted(path.name for path in tmp_path.glob("*.png"))
+    assert names == ["page-asset.png", "page-overview.png", "page-phone.png"]
