@@ -116,8 +116,25 @@ def test_a_429_counts_when_two_items_or_kinds_of_calls_got_one(breaker: CircuitB
     breaker.failed(permission(breaker), limited, "search", is_item=False)
     assert breaker.is_open
     opened = clock.monotonic
-    permission(breaker)
+    after = permission(breaker)
     assert clock.monotonic - opened == 77
+    breaker.failed(after, limited, "item")
+    assert not breaker.is_open, "one of before that pause was counted"
+
+
+class HighestChance(ManualRuntime):
+    def uniform(self, low: float, high: float) -> float:
+        return high
+
+
+def test_chance_makes_a_pause_longer_never_shorter(configs: Callable[..., Config], clock: Clock) -> None:
+    breaker = CircuitBreaker(
+        configs(submitter__retry_delay=10, submitter__max_retry_delay=900).submitter, HighestChance(clock)
+    )
+    fail(breaker)
+    opened = clock.monotonic
+    permission(breaker)
+    assert clock.monotonic - opened == 12
 
 
 def test_a_success_does_not_end_a_pause_that_iconik_asked_for(
