@@ -109,6 +109,7 @@ def serve(config: Config) -> None:
 
 
 def _announce(server: Server, store: Store, config: Config) -> None:
+    store.set_state("config_changed_at", str(config.changed_at))
     store.set_state("listening_at", server.address)  # for the commands, which ask there for /health
     counts = ", ".join(f"{row['items']} {row['status']}" for row in store.overview()) or "empty"
     log.info(

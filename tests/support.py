@@ -417,6 +417,8 @@ class ListenerHere(Listener):
         services = Services(self.store, self.submitter, breaker, config.listener.webhook_secret)
         host, port = config.listener.host, config.listener.port
         self.server = Server(create_app(services, MENU), host, port, services.judge)
+        self.store.set_state("config_changed_at", str(config.changed_at))
+        self.store.set_state("config_changed_at", str(config.changed_at))
         self.store.set_state("listening_at", self.server.address)
         self.url = f"http://{self.server.address}"
         self.submitter.start()

@@ -129,6 +129,19 @@ def test_a_config_ini_names_the_database_to_copy(setting: str, database: Path, t
     assert count_items(copy_of_today(tmp_path / "here" / "backups")) == ROWS
 
 
+def test_a_config_ini_that_became_a_link_names_the_database_beside_it(database: Path, tmp_path: Path) -> None:
+    """P11."""
+    target = tmp_path / "elsewhere" / "config.ini"
+    target.parent.mkdir()
+    target.write_text("[iconik]\n")
+    link = tmp_path / "config.ini"
+    link.symlink_to(target)
+    assert back_up(Path("--config"), link)[0] == 0
+    assert count_items(copy_of_today(tmp_path / "backups")) == ROWS
+    link.unlink()
+    assert_refused(back_up(Path("--config"), target), "items.db does not exist")
+
+
 def test_a_broken_config_ini_is_refused_without_showing_it(tmp_path: Path) -> None:
     config = tmp_path / "config.ini"
     assert_refused(back_up(Path("--config"), config), "No such file")

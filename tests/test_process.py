@@ -398,6 +398,15 @@ def test_the_last_webhook_is_known_after_a_restart(listener: Listener) -> None:
     assert last_webhook() == before
 
 
+@pytest.mark.long
+def test_check_knows_which_config_ini_the_listener_has_read(listener: Listener) -> None:
+    """P11: by what the file system says of it, and not by the time of the start, which may have been wrong."""
+    changed = f"WRONG  {listener.config} was changed after the listener was started"
+    assert changed not in listener.command("check").stdout
+    os.utime(listener.config, (1, 1))
+    assert changed in listener.command("check").stdout
+
+
 def test_after_a_kill_the_next_start_finishes_the_work(
     listeners: Callable[..., Listener], sandbox: FaultyIconik
 ) -> None:
