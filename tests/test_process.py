@@ -5,6 +5,7 @@ import ctypes
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 import socket
@@ -144,6 +145,52 @@ def test_a_mistake_at_the_start_is_a_line_of_the_log_under_systemd(listeners: Ca
     assert done.returncode == 2  # after which the unit does not start it again
     assert re.fullmatch(rf"<2>{TIME} CRITICAL [^\n]*\[listener\] port: is 'x': must be a number\n", line)
     assert "RestartPreventExitStatus=2\n" in (APP.parent / "deploy" / "iconik-listener.service").read_text()
+
+
+PR_CAPBSET_DROP, CAP_SYS_ADMIN, CAP_SYS_RESOURCE = 24, 21, 24
+NO_MORE_THREADS = "no more threads can be started: another program may use them up, or TasksMax is too low"
+
+
+def allow_no_threads() -> None:
+    """In a process that is to execute a program: the system's own limit, which does not concern root."""
+    if os.geteuid() == 0:
+        for capability in (CAP_SYS_ADMIN, CAP_SYS_RESOURCE):
+            ctypes.CDLL(None).prctl(PR_CAPBSET_DROP, capability, 0, 0, 0)
+        os.setresuid(100_000 + os.getpid(), 0, 0)  # the limit is that of the real user, who has nothing else
+    resource.setrlimit(resource.RLIMIT_NPROC, (1, 1))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("is_service", [False, True])
+def test_where_no_thread_can_be_started_it_ends_with_one_line(
+    listeners: Callable[..., Listener], tmp_path: Path, is_service: bool
+) -> None:
+    """P10."""
+    listener = listeners()
+    with (tmp_path / "log").open("w+b") as log:
+        stream = os.fstat(log.fileno())
+        variables = {"JOURNAL_STREAM": f"{stream.st_dev}:{stream.st_ino}"} if is_service else {}
+        environment = {**os.environ, **variables}
+        command = [sys.executable, str(APP), "--config", str(listener.config), "serve"]
+        done = subprocess.run(command, stderr=log, env=environment, preexec_fn=allow_no_threads, timeout=30)
+        log.seek(0)
+        line = log.read().decode()
+    assert done.returncode == 1
+    assert re.fullmatch(
+        f"<2>{TIME} CRITICAL {NO_MORE_THREADS}\n" if is_service else f"Error: {NO_MORE_THREADS}\n", line
+    )
+
+
+def test_what_pythons_own_variables_say_changes_nothing(tmp_path: Path) -> None:
+    """P9: no file gets the keys of the token's encryption, a missing folder is no traceback, nor is a safer path."""
+    for variables in (
+        {"PYTHONSAFEPATH": "1"},
+        {"SSLKEYLOGFILE": str(tmp_path / "keys")},
+        {"SSLKEYLOGFILE": str(tmp_path / "missing" / "keys")},
+    ):
+        done = run("--version", cwd=tmp_path, env=variables)
+        assert (done.stdout, done.stderr) == (f"iconik-listener {__version__}\n", "")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.long
@@ -307,15 +354,16 @@ def test_proxies_whose_create_never_came_are_deleted_in_batches_between_which_we
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])  # P10: a terminal that is closed, or logrotate
 def test_it_ends_with_0_and_records_what_is_under_way(
-    listeners: Callable[..., Listener], sandbox: FaultyIconik
+    listeners: Callable[..., Listener], sandbox: FaultyIconik, number: signal.Signals
 ) -> None:
     listener = listeners(submitter__workers=2).start()
     with sandbox.changed:  # until this is released, iconik does not answer
         listener.upload(*(new_id() for _ in range(4)))
         wait_until(lambda: len(listener.rows("status = 'submitting'")) == 2)
-        interrupt(listener, signal.SIGTERM)
-    assert listener.end() == 0  # though it gets the signal twice
+        interrupt(listener, number)
+    assert listener.end(number) == 0  # though it gets the signal twice
     assert sorted(sandbox.jobs) == sorted(row["object_id"] for row in listener.rows("status = 'submitted'"))
     assert len(listener.rows("status = 'submitted'")) == len(listener.rows("status = 'ready'")) == 2
     assert listener.log[-1].endswith("\n")
