@@ -196,6 +196,13 @@ def test_check_finds_a_read_only_file_system(well: ListenerHere, tmp_path: Path)
         subprocess.run(["umount", folder], check=True)
 
 
+def test_a_database_on_a_network_file_system_is_wrong(well: ListenerHere, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = sys.modules["commands.check"]  # as an attribute of its package, that name is the command
+    monkeypatch.setattr(module, "network_file_system", lambda path: "nfs4" if path == well.database else None)
+    damaged = "where SQLite files are damaged sooner or later: move it to a local disk"
+    assert wrong(well) == [f"{well.database} is on nfs4, {damaged}"]
+
+
 def test_check_tells_of_a_large_wal_file(well: ListenerHere) -> None:
     os.truncate(well.database.with_name("items.db-wal"), 70 * 2**20)
     assert facts(well, "note")[0].startswith(f"{well.database}-wal has grown to 70 MiB: another program has ")
