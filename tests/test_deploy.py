@@ -316,6 +316,10 @@ def test_a_checkout_that_was_cloned_from_a_folder_is_named_with_the_remedy(tmp_p
     assert f"was cloned from the folder {first}" in warned.stdout
     assert f"git -C {second} remote set-url origin https://git.example.com/listener.git\n" in warned.stdout
     assert in_install_sh("warn_of_local_origin", home=first).stdout == ""
+    hint = in_install_sh('how_to_clone "$checkout"', checkout=first).stdout
+    assert hint.startswith("sudo git clone https://git.example.com/listener.git /opt/iconik-listener && sudo /opt/")
+    shutil.rmtree(first / ".git")
+    assert f"sudo git clone {first} /opt" in in_install_sh('how_to_clone "$checkout"', checkout=first).stdout
 
 
 def test_requirements_for_notifications_are_installed_once_configured(tmp_path: Path) -> None:
