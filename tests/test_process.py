@@ -181,16 +181,24 @@ def test_where_no_thread_can_be_started_it_ends_with_one_line(
     )
 
 
-def test_what_pythons_own_variables_say_changes_nothing(tmp_path: Path) -> None:
-    """P9: no file gets the keys of the token's encryption, a missing folder is no traceback, nor is a safer path."""
-    for variables in (
-        {"PYTHONSAFEPATH": "1"},
-        {"SSLKEYLOGFILE": str(tmp_path / "keys")},
-        {"SSLKEYLOGFILE": str(tmp_path / "missing" / "keys")},
-    ):
-        done = run("--version", cwd=tmp_path, env=variables)
-        assert (done.stdout, done.stderr) == (f"iconik-listener {__version__}\n", "")
-    assert list(tmp_path.iterdir()) == []
+def test_a_safer_path_of_pythons_is_no_traceback(tmp_path: Path) -> None:
+    """P9."""
+    done = run("--version", cwd=tmp_path, env={"PYTHONSAFEPATH": "1"})
+    assert (done.stdout, done.stderr) == (f"iconik-listener {__version__}\n", "")
+
+
+@pytest.mark.long
+def test_no_file_gets_the_keys_of_a_commands_encryption(
+    listeners: Callable[..., Listener], sandbox: FaultyIconik, tmp_path: Path
+) -> None:
+    """P9: nor does a missing folder change what is said."""
+    listener = listeners()
+    before = set(tmp_path.iterdir())
+    for file in (tmp_path / "keys", tmp_path / "missing" / "keys"):
+        listener.environment["SSLKEYLOGFILE"] = str(file)
+        done = listener.run("check", "--ping", sandbox.url.replace("http:", "https:"))
+        assert done.stderr == "The monitor at 127.0.0.1 cannot be reached: SSLError\n"
+        assert set(tmp_path.iterdir()) == before
 
 
 @pytest.mark.long
