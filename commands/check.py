@@ -316,7 +316,7 @@ def _listener_faults(config: Config, listener: dict[str, Any], read_of: str | No
     faults = []
     if listener["version"] != __version__:
         faults.append(f"version {listener['version']} is running, and {__version__} is installed: {restart_it()}")
-    if read_of and read_of != str(config.changed_at):
+    if read_of and config.path.exists() and read_of != str(config.changed_at):
         faults.append(f"{config.path} was changed after the listener was started: {restart_it()}")
     if listener.get("paused_since"):
         since, reason = format_local(listener["paused_since"]), one_line(str(listener["last_error"]))
