@@ -14,6 +14,7 @@ import drain
 import footprint
 import growth
 import ingest
+import pages
 import rivals
 import strangers
 import trouble
@@ -27,6 +28,7 @@ BENCHMARKS = {
     "trouble": trouble.run,
     "footprint": footprint.run,
     "strangers": strangers.run,
+    "page": pages.run,
 }
 THIS_CHECKOUT = Path(__file__).resolve().parent.parent
 

@@ -47,14 +47,17 @@ def lines(store: Store, first: str, last: str) -> Iterator[Line]:
         """SELECT usage.day, usage.job, started, found, coalesce(done, 0) AS done, coalesce(failed, 0) AS failed,
             coalesce(under_way, 0) AS under_way, coalesce(images, 0) AS images,
             coalesce(video_hours, 0) AS video_hours, coalesce(audio_hours, 0) AS audio_hours
-        FROM usage LEFT JOIN (  -- which reads the items once, however many days there are
-            SELECT counted_on AS day, job, total(status = 'done') AS done,
-                total(status IN ('failed', 'skipped')) AS failed,
-                total(status NOT IN ('done', 'failed', 'skipped')) AS under_way,
-                total(media_type = 'image') AS images,
-                total(CASE WHEN media_type NOT IN ('image', 'audio') THEN duration END) / 3600 AS video_hours,
-                total(CASE WHEN media_type = 'audio' THEN duration END) / 3600 AS audio_hours
-            FROM items WHERE counted_on BETWEEN :first AND :last GROUP BY counted_on, job
+        FROM usage LEFT JOIN (
+            SELECT day, job, total(items * (status = 'done')) AS done,
+                total(items * (status IN ('failed', 'skipped'))) AS failed,
+                total(items * (status NOT IN ('done', 'failed', 'skipped'))) AS under_way,
+                total(items * (media_type = 'image')) AS images,
+                total(CASE WHEN media_type NOT IN ('image', 'audio') THEN seconds END) / 3600 AS video_hours,
+                total(CASE WHEN media_type = 'audio' THEN seconds END) / 3600 AS audio_hours
+            FROM (  -- which reads the items once, in the order of the index
+                SELECT counted_on AS day, job, status, media_type, count(*) AS items, total(duration) AS seconds
+                FROM items WHERE counted_on BETWEEN :first AND :last GROUP BY counted_on, job, status, media_type
+            ) GROUP BY day, job
         ) AS counted USING (day, job)
         WHERE usage.day BETWEEN :first AND :last ORDER BY usage.day, usage.job""",
         first=first,

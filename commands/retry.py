@@ -1,4 +1,4 @@
-"""retry: try items again now."""
+"""retry: try items again."""
 
 from contextlib import closing
 from pathlib import Path
@@ -27,7 +27,7 @@ def _describe(change: Change) -> str:
         return f"will be looked at again. It was skipped: {change.error}"
     if change.status == Status.AWAITING_PROXY:
         return "is due now: iconik will be polled for its proxy"
-    return "will be tried again now"
+    return "will be tried again within half a minute"
 
 
 def _describe_again(change: Change) -> str:

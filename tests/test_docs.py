@@ -242,6 +242,7 @@ def test_words_that_newcomers_looked_up_are_explained(words: str) -> None:
     assert any(words in row[0] for row in rows)
 
 
+@pytest.mark.long  # .ci/run runs the demo by the README's command, too
 def test_the_demo_prints_what_the_readme_shows() -> None:
     shown = section(README, "The demo").partition("```\n")[2].partition("```")[0]
     printed = run("demo", cwd=ROOT).stdout

@@ -37,7 +37,7 @@ def listener(listener_here: ListenerHere) -> ListenerHere:
 @pytest.mark.parametrize("name", ["holiday.mov", ASSET, ASSET[:8], "oliday", f"https://app.iconik.io/asset/{ASSET}"])
 def test_an_asset_is_retried_by_whatever_names_it(listener: ListenerHere, name: str) -> None:
     fail(listener, ASSET, "holiday.mov")
-    assert run(listener, "retry", name) == f'{ASSET} "holiday.mov" will be tried again now\n'
+    assert run(listener, "retry", name) == f'{ASSET} "holiday.mov" will be tried again within half a minute\n'
     assert listener.rows()[0]["status"] == "ready"
 
 
@@ -94,7 +94,7 @@ def test_one_job_of_several_is_changed(listeners_here: Callable[..., ListenerHer
     listener.breaker.stop()
     fail(listener, ASSET)
     text = run(listener, "retry", ASSET, "--job", "faces")
-    assert text.endswith("(faces) will be tried again now\n")
+    assert text.endswith("(faces) will be tried again within half a minute\n")
     assert {row["job"]: row["status"] for row in listener.rows()} == {"analyze": "failed", "faces": "ready"}
 
 
