@@ -56,6 +56,7 @@ PASSED_OVER_SECONDS = 7 * DAY_SECONDS  # for which it is told that assets were p
 MANY = 10  # items refused in the same words that are everybody's trouble
 PING_TIMEOUT = 10.0
 
+CREDENTIALS = ("ICONIK_APP_ID", "ICONIK_AUTH_TOKEN")  # as variables of a container
 STUCK_REMEDY = "Once that is mended, restart the listener"
 
 # What is lost without each role. README.md has the same table.
@@ -345,6 +346,15 @@ def _notify_facts(config: Config) -> Facts:
         yield ok(f"[notify] to has {pluralize(len(addresses), 'address', 'addresses')} that check --notify tells")
 
 
+def _correct_credentials(config: Config) -> str:
+    """Where a person corrects app_id and auth_token, as a sentence. A container keeps the environment it began with."""
+    names = [name for name in config.variables or () if name.removesuffix("_FILE") in CREDENTIALS]
+    if not names:
+        return f"Correct them in {config.path}, and {restart_it()}"
+    in_file = f" and {config.path}" if len(names) < len(CREDENTIALS) else ""
+    return f"Correct the values of {' and '.join(names)}{in_file}, and create the container again"
+
+
 def _iconik_facts(config: Config, registered_url: str | None, registered_actions: str | None) -> Facts:
     client = IconikClient(config.iconik)
     catalog = IconikCatalog(client)
@@ -352,7 +362,7 @@ def _iconik_facts(config: Config, registered_url: str | None, registered_actions
         yield ok(f"iconik answers at {config.iconik.url}, and accepts the credentials ({catalog.user()})")
         roles = catalog.roles()
     except IconikDenied as error:
-        yield wrong(f"{config.iconik.url}: {error}. Correct them in {config.path}, and {restart_it()}")
+        yield wrong(f"{config.iconik.url}: {error}. {_correct_credentials(config)}")
         return
     except IconikError as error:
         yield wrong(f"{config.iconik.url}: {error}")

@@ -56,11 +56,12 @@ def show(path: Path, assets: tuple[str, ...], job: str | None) -> None:
     raise SystemExit(0 if is_found else 1)
 
 
-def story(row: dict[str, Any], *, is_one_of_many: bool) -> Iterator[str]:
+def story(row: dict[str, Any], *, is_one_of_many: bool, has_commands: bool = True) -> Iterator[str]:
     """What happened to an item, and what is next, a sentence each.
 
     :param row: the item's columns
     :param is_one_of_many: whether to say which job it is
+    :param has_commands: whether to name the command that retries it, which the page has a button for
     """
     if is_one_of_many:
         yield f"{row['job']}:"
@@ -83,10 +84,10 @@ def story(row: dict[str, Any], *, is_one_of_many: bool) -> Iterator[str]:
     if row["media_type"]:
         minutes = f", {row['duration'] / 60:.1f} minutes" if row["duration"] and row["media_type"] != "image" else ""
         yield f"Its media type is {one_line(row['media_type'])}{minutes}."
-    yield from _now(row)
+    yield from _now(row, has_commands)
 
 
-def _now(row: dict[str, Any]) -> Iterator[str]:
+def _now(row: dict[str, Any], has_commands: bool) -> Iterator[str]:
     """Where an item is now, and what is next."""
     status, error = row["status"], one_line(str(row["error"] or "it is not known why"), 1000)
     next_at = format_local(row["next_attempt_at"]) if row["next_attempt_at"] else None
@@ -113,4 +114,5 @@ def _now(row: dict[str, Any]) -> Iterator[str]:
         yield f"It is skipped: {error}."
     else:
         when = f"{format_local(row['last_attempt_at'])}: it failed" if row["last_attempt_at"] else "It failed"
-        yield f"{when}: {error}. Once the cause is fixed: {command('retry', row['object_id'])}"
+        remedy = f" Once the cause is fixed: {command('retry', row['object_id'])}" if has_commands else ""
+        yield f"{when}: {error}.{remedy}"

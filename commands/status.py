@@ -123,11 +123,14 @@ def jobs_line(store: Store, limit: Limit, jobs: tuple[Job, ...]) -> str:
             UNION ALL SELECT max(submitted_at) FROM
                 (SELECT submitted_at FROM items WHERE status = 'failed' ORDER BY last_attempt_at DESC LIMIT 100))"""
     )
-    of = f" of {limit.total}" if limit.max_per_day else ""
-    share = f" ({limit.percent} %)" if limit.is_near else ""
-    noun = jobs[0].plural if len(jobs) == 1 else "jobs"
+    share = f", {limit.percent} %" if limit.is_near else ""
+    noun, plural = (jobs[0].feature, jobs[0].plural) if len(jobs) == 1 else ("job", "jobs")
+    count = (
+        f"{limit.started} of {limit.total} {plural}" if limit.max_per_day else pluralize(limit.started, noun, plural)
+    )
+    verb = "was" if limit.started == 1 else "were"
     latest = f" The last one was accepted at {format_local(last['at'])}." if last["at"] else ""
-    line = f"{limit.started}{of} {noun} were started today (UTC){share}, {month} this month.{latest}"
+    line = f"{count} {verb} started today (UTC{share}), {month} this month.{latest}"
     if len(jobs) > 1:
         today = jobs_on(store, limit.day)
         line += f" Today: {', '.join(f'{today.get(job.name, 0)} {job.name}' for job in jobs)}."

@@ -41,7 +41,7 @@ class Action:
         """The action, as a sentence."""
         result = f"{pluralize(self.changed, 'item')} {VERBS[self.verb][1]}"
         end = " so far. It goes on: reload this page." if self.is_running else f". {self.error}" if self.error else "."
-        return f"{self.at} {VERBS[self.verb][0]} {self.target}: {result}{end}"
+        return f"{self.at}: {VERBS[self.verb][0]} {self.target}: {result}{end}"
 
 
 @dataclass(frozen=True)

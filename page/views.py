@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from commands.changes import MAX_MATCHES, RETRYABLE, SKIPPABLE, ManualChanges, Match
 from commands.report import Line, lines
@@ -13,7 +12,8 @@ from config import Config
 from limits import Limits
 from page.bars import Chart, chart
 from store import DAY_SECONDS, Status, Store
-from system.text import format_local, one_line
+from system.database import Row
+from system.text import format_local, one_line, pluralize
 
 DAYS = 30
 PAGE_SIZE = 100
@@ -29,6 +29,16 @@ SORTED_BY = {
     Status.SKIPPED: "created_at",
     Status.FAILED: "last_attempt_at",
 }
+MEANINGS = {
+    Status.AWAITING_PROXY: "the proxy is not ready yet",
+    Status.AWAITING_CREATE: "the proxy's webhook came before the asset's",
+    Status.READY: "an attempt is due, now or later",
+    Status.SUBMITTING: "an attempt is under way",
+    Status.SUBMITTED: "iconik is working on it",
+    Status.DONE: "iconik has finished it",
+    Status.SKIPPED: "it is not to be done",
+    Status.FAILED: "it needs a person",
+}
 
 
 @dataclass(frozen=True)
@@ -38,6 +48,7 @@ class StatusCount:
     status: str
     items: int
     oldest: str
+    meaning: str
 
 
 @dataclass(frozen=True)
@@ -45,7 +56,7 @@ class Overview:
     """All of the first page.
 
     :ivar limit: why jobs are held; empty if none is
-    :ivar images: of this month, and the hours of video: what iconik bills
+    :ivar billed: the images and hours of this month, which iconik bills, as a sentence
     """
 
     listener: str
@@ -57,9 +68,7 @@ class Overview:
     failed: list[Group]
     waiting: list[Group]
     chart: Chart
-    month: str
-    images: int
-    hours: float
+    billed: str
 
 
 @dataclass(frozen=True)
@@ -99,18 +108,29 @@ class ItemList:
     """A page of the items of a status and, perhaps, a reason.
 
     :ivar number: the page's, from 1 on
+    :ivar has_errors: whether any of them has one
     """
 
     items: list[ItemLine]
     number: int
     has_more: bool
+    has_errors: bool
+
+
+@dataclass(frozen=True)
+class FoundAsset:
+    """An asset that a search found. `statuses`: of each of its jobs, as `analyze: failed`."""
+
+    object_id: str
+    title: str
+    statuses: list[str]
 
 
 @dataclass(frozen=True)
 class Found:
-    """What a search found."""
+    """What a search found, by title."""
 
-    matches: list[Match]
+    assets: list[FoundAsset]
     has_more: bool
 
 
@@ -120,31 +140,49 @@ def overview(store: Store, config: Config) -> Overview:
     month = limit.day[:7]
     first = min(store.now(-(DAYS - 1) * DAY_SECONDS)[:10], f"{month}-01")
     days = list(lines(store, first, limit.day))
-    of_month = [line for line in days if line.day.startswith(month)]
     return Overview(
         listener=listener_line(listener),
         is_well=listener is not None and listener.get("status") == "ok",
         jobs=jobs_line(store, limit, config.jobs),
         limit=limit.describe(),
         held=limit.held,
-        statuses=[StatusCount(row["status"], row["items"], age(row["oldest"])) for row in store.overview()],
+        statuses=[_status_count(row) for row in store.overview()],
         failed=[group for group in groups if group.status == Status.FAILED],
         waiting=[group for group in groups if group.status == Status.READY],
         chart=chart(days, limit.day, DAYS),
-        month=month,
-        images=_total(of_month, "images"),
-        hours=_total(of_month, "video_hours") + _total(of_month, "audio_hours"),
+        billed=_billed(month, [line for line in days if line.day.startswith(month)]),
     )
 
 
-def _total(found: Sequence[Line], name: str) -> Any:
-    return sum(getattr(line, name) for line in found)
+def _status_count(row: Row) -> StatusCount:
+    return StatusCount(row["status"], row["items"], age(row["oldest"]), MEANINGS.get(row["status"], ""))
+
+
+def _billed(month: str, of_month: Sequence[Line]) -> str:
+    """What iconik bills for a month, by job: it has a price for each, so their hours are not added up."""
+    parts = []
+    for job in sorted({line.job for line in of_month}):
+        found = [line for line in of_month if line.job == job]
+        images = sum(line.images for line in found)
+        hours = sum(line.video_hours + line.audio_hours for line in found)
+        units = [pluralize(images, "image")] if images else []
+        parts.append(f"{one_line(job)}: {' and '.join([*units, f'{hours:.1f} hours of video or audio'])}")
+    return f"What iconik bills for {month}, by the listener's count: {'; '.join(parts) or 'nothing'}."
 
 
 def search(store: Store, text: str) -> Found:
     """The assets that a title, a part of one, an id or iconik's link may mean."""
     matches = ManualChanges(store).find(text) if text.strip() else []
-    return Found(matches[:MAX_MATCHES], len(matches) > MAX_MATCHES)
+    assets = [_found_asset(store, match) for match in matches[:MAX_MATCHES]]
+    return Found(sorted(assets, key=lambda one: one.title.casefold()), len(matches) > MAX_MATCHES)
+
+
+def _found_asset(store: Store, match: Match) -> FoundAsset:
+    rows = store.database.run(
+        "SELECT job, status FROM items WHERE object_id = :object_id ORDER BY job", object_id=match.object_id
+    )
+    statuses = [f"{one_line(row['job'])}: {row['status']}" for row in rows]
+    return FoundAsset(match.object_id, one_line(match.title or "without a title"), statuses)
 
 
 def asset(store: Store, config: Config, object_id: str) -> AssetView | None:
@@ -166,7 +204,7 @@ def asset(store: Store, config: Config, object_id: str) -> AssetView | None:
             ItemView(
                 job=str(row["job"]),
                 status=str(row["status"]),
-                story=list(story(row, is_one_of_many=False)),
+                story=list(story(row, is_one_of_many=False, has_commands=False)),
                 may_be_retried=row["status"] in RETRYABLE,
                 may_be_skipped=row["status"] in SKIPPABLE,
             )
@@ -202,7 +240,7 @@ def items(store: Store, status: str, job: str, reason: str | None, number: int) 
         )
         for row in rows
     ]
-    return ItemList(found[:PAGE_SIZE], number, len(found) > PAGE_SIZE)
+    return ItemList(found[:PAGE_SIZE], number, len(found) > PAGE_SIZE, any(item.error for item in found))
 
 
 def _matches(status: str, reason: str | None) -> str:

@@ -114,8 +114,8 @@ class Pages:
         text = request.args.get("q", "")[:1000]
         with self._store() as store:
             found = views.search(store, text)
-            if len(found.matches) == 1:
-                return redirect(url_for("asset", object_id=found.matches[0].object_id), 303)
+            if len(found.assets) == 1:
+                return redirect(url_for("asset", object_id=found.assets[0].object_id), 303)
             return render_template("search.html", text=one_line(text), found=found, now=_now(store))
 
     def asset(self, object_id: str) -> Answer:
@@ -134,7 +134,15 @@ class Pages:
         number = max(1, request.args.get("page", 1, type=int))
         with self._store() as store:
             view = views.items(store, status, job, reason, min(number, 1_000_000))
-            return render_template("items.html", view=view, status=status, job=job, reason=reason, now=_now(store))
+            return render_template(
+                "items.html",
+                view=view,
+                status=status,
+                job=job,
+                reason=reason,
+                meaning=views.MEANINGS[status],
+                now=_now(store),
+            )
 
 
 class Forms:

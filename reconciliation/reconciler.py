@@ -527,9 +527,7 @@ def note_written(store: Store, now: float, webhook: WebhookDefinition) -> None:
         note_fingerprint(store, now, webhook)
 
 
-def pass_over(
-    store: Store, now: float, why: str, *, is_over: bool = True, not_added_since: float | None = None
-) -> None:
+def pass_over(store: Store, now: float, why: str, *, is_over: bool, not_added_since: float | None = None) -> None:
     """Add nothing that was created until now (iconik's time), because a person keeps or kept it out.
 
     The time since the last look is noted, for the log and for `check`, with the command that adds its assets.

@@ -1,5 +1,7 @@
 """Takes the pictures of the page that the README and docs/page.md show: `.venv/bin/python tests/screenshots.py`.
 
+They go to docs/, or to the folder that is given.
+
 It runs the listener and the page on the stand-in for iconik, with the demo's three assets and some that fail. Only the
 bars of the days before today are made up. It needs Debian's chromium.
 """
@@ -47,7 +49,8 @@ ENVIRONMENT = {**os.environ, "ICONIK_LISTENER_COMMAND": "iconik-listener"}
 
 
 def main() -> None:
-    """Run everything, and write the pictures into docs/."""
+    """Run everything, and write the pictures."""
+    pictures = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "docs"
     with tempfile.TemporaryDirectory() as folder, Sandbox() as sandbox:
         config = Path(folder, "config.ini")
         config.touch(mode=0o600)
@@ -56,7 +59,7 @@ def main() -> None:
             sandbox.register(f"http://{address}", {"X-Webhook-Secret": "demo"})
             fill(sandbox, config.with_name("items.db"))
             with running(config, r"(http://\S+token=\S+)", "stdout", "page", "--port", "0") as link:
-                take(Path(folder), link)
+                take(Path(folder), link, pictures)
 
 
 @contextmanager
@@ -92,7 +95,7 @@ def fill(sandbox: Sandbox, database: Path) -> None:
         for title in ("trailer.mov", "b-roll 7.jpg"):
             sandbox.set_proxy(sandbox.create_asset(title))
         sandbox.create_asset("still uploading.mov")
-        wait_until(lambda: len(store.database.run("SELECT 1 FROM items WHERE status = 'ready' AND refused = 1")) == 4)
+        wait_until(lambda: len(store.database.run("SELECT 1 FROM items WHERE status = 'ready' AND refused = 1")) == 3)
 
 
 def end_jobs(store: Store) -> None:
@@ -118,23 +121,23 @@ def add_days(store: Store) -> None:
             store.database.run("INSERT INTO usage VALUES (:day, :job, :started, 0)", **values)
 
 
-def take(folder: Path, link: str) -> None:
+def take(folder: Path, link: str, pictures: Path) -> None:
     """Take the pictures."""
     address = link.partition("?")[0]
     with closing(Browser(folder / "profile")) as browser:
         browser.look(width=820, height=400)
         browser.open(link)
         browser.wait_for_text("Jobs of the last 30 days")
-        browser.screenshot(ROOT / "docs" / "page-overview.png")
+        browser.screenshot(pictures / "page-overview.png")
         browser.type("searchbox", "Title or id", "drone 12")
         browser.wait_for_text("Open it in iconik", "As of 20")
-        browser.screenshot(ROOT / "docs" / "page-asset.png")
+        browser.screenshot(pictures / "page-asset.png")
         browser.look(width=390, height=400, dark=True)
         browser.open(address)
         browser.wait_for_text("Jobs of the last 30 days")
         browser.click("button", "Retry all of these")
         browser.wait_for_text("Done on this page")
-        browser.screenshot(ROOT / "docs" / "page-phone.png")
+        browser.screenshot(pictures / "page-phone.png")
 
 
 def wait_until(condition: Callable[[], bool]) -> None:

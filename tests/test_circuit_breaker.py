@@ -147,6 +147,16 @@ def test_it_says_since_when_and_why(breaker: CircuitBreaker, caplog: pytest.LogC
     assert "The circuit breaker opens: iconik answered 503. Nothing is sent for 10 s" in caplog.text
 
 
+def test_when_it_opens_again_the_log_says_so_only_of_another_reason(
+    breaker: CircuitBreaker, caplog: pytest.LogCaptureFixture
+) -> None:
+    for error in (DENIED, DENIED, FAILURE, FAILURE):
+        breaker.credentials_refused(permission(breaker), error)
+    first, again = (record.getMessage() for record in caplog.records)
+    assert first.startswith("The circuit breaker opens: iconik answered 401.")
+    assert again.startswith("The circuit breaker opens again (first at ") and again.endswith("): iconik answered 503")
+
+
 def test_stop_lets_nobody_wait(configs: Callable[..., Config]) -> None:
     breaker = CircuitBreaker(configs(submitter__retry_delay=60, submitter__max_retry_delay=60).submitter)
     fail(breaker)

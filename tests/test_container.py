@@ -222,6 +222,20 @@ def test_check_needs_no_config_ini(
 
 
 @pytest.mark.long
+def test_check_names_the_variables_of_credentials_that_are_refused(
+    listeners: Callable[..., Listener], environment: Callable[..., None], sandbox: FaultyIconik, tmp_path: Path
+) -> None:
+    listener = listeners(iconik__auth_token=None)
+    environment(ICONIK_AUTH_TOKEN_FILE=secret_file(tmp_path, "another"))
+    end = "and create the container again"
+    assert (
+        f"Correct the values of ICONIK_AUTH_TOKEN_FILE and {listener.config}, {end}" in listener.command("check").stdout
+    )
+    environment(ICONIK_APP_ID=sandbox.app_id)
+    assert f"Correct the values of ICONIK_APP_ID and ICONIK_AUTH_TOKEN_FILE, {end}" in listener.command("check").stdout
+
+
+@pytest.mark.long
 def test_a_check_in_another_container_asks_the_listeners_own_address(
     listeners: Callable[..., Listener], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -330,6 +344,17 @@ def test_each_variable_in_the_files_is_a_key_of_config_ini() -> None:
     keys = {f"{section}_{key.name}".upper() for section in (*SECTIONS, *JOBS) for key in keys_of(section)}
     assert {variable.removesuffix("_FILE") for variable in named} <= keys
     assert {"ICONIK_AUTH_TOKEN_FILE", "LISTENER_WEBHOOK_SECRET_FILE", "LIMITS_MAX_PER_DAY"} <= named
+
+
+def test_every_container_of_ours_in_compose_reads_env() -> None:
+    """A key that a person adds there reaches them; an edited compose.yaml would stop the next git pull."""
+    [shared] = re.findall(r"^x-listener: &listener\n(.*?)^\S", text(COMPOSE), re.MULTILINE | re.DOTALL)
+    assert "  env_file: [.env]\n" in shared
+    assert (
+        text(COMPOSE).count("<<: *listener\n")
+        == len(re.findall(r"^  (?:listener|check|backup):\n", text(COMPOSE), re.MULTILINE))
+        == 3
+    )
 
 
 def test_both_caddyfiles_pass_the_same_webhooks() -> None:

@@ -273,12 +273,34 @@ def test_the_overview_shows_what_status_shows(listener_here: ListenerHere, page:
     fail(listener_here.store, "Codec unknown", *(new_id() for _ in range(5)))
     text = page.text()
     assert "has been running since" in text
-    assert "1 analyses were started today (UTC), 1 this month." in text
+    assert "1 analysis was started today (UTC), 1 this month." in text
     assert "Codec unknown 5 items failed , since 20" in text
     assert "clip.mov , clip.mov , clip.mov and 2 more" in text
     assert "submitted 1 " in text and "failed 5 0 min" in text
     assert "1 job was started from" in text
     assert re.search(r"As of 20\d\d-\d\d-\d\d \d\d:\d\d:\d\d \w+\.", text)
+
+
+def test_what_iconik_bills_this_month_is_shown_by_job(listener_here: ListenerHere, page: Page) -> None:
+    assert "What iconik bills for 20" in page.text() and "by the listener's count: nothing." in page.text()
+    today = listener_here.store.today()
+    for job, media_type, seconds in (
+        ("analyze", "video", 7200),
+        ("analyze", "image", 0),
+        ("transcribe", "video", 7200),
+    ):
+        values = {"id": new_id(), "job": job, "media_type": media_type, "seconds": seconds, "day": today}
+        listener_here.store.database.run(
+            """INSERT INTO items (object_id, job, status, source, created_at, counted_on, media_type, duration)
+            VALUES (:id, :job, 'done', 'webhook', :day, :day, :media_type, :seconds)""",
+            **values,
+        )
+    for job in ("analyze", "transcribe"):
+        listener_here.store.database.run("INSERT INTO usage VALUES (:day, :job, 2, 0)", day=today, job=job)
+    assert (
+        f"What iconik bills for {today[:7]}, by the listener's count: "
+        "analyze: 1 image and 2.0 hours of video or audio; transcribe: 2.0 hours of video or audio."
+    ) in page.text()
 
 
 def test_what_waits_is_shown_with_its_reason(listener_here: ListenerHere, page: Page) -> None:
@@ -302,8 +324,13 @@ def test_an_asset_is_found_and_tells_its_story(listener_here: ListenerHere, page
         assert text.count("holiday in Rome.mov") == 1
         assert "the asset was added" in text and "analyze: submitted" in text
     assert f'href="{sandbox.url}/asset/{ASSET}"' in page.get(f"/asset/{ASSET}").text
+    failed = page.text(f"/asset/{OTHER_ASSET}")
+    assert "it failed: Codec unknown" in failed and "iconik-listener retry" not in failed  # there is a button
     both = page.text("/search?q=holiday")
-    assert "holiday in Rome.mov" in both and "holiday in Oslo.mov" in both
+    assert "2 assets for “holiday”" in both
+    assert both.index(f"holiday in Oslo.mov analyze: failed {OTHER_ASSET}") < both.index(
+        f"holiday in Rome.mov analyze: submitted {ASSET}"
+    )
     assert "No asset in items.db has “nothing%” in its title" in page.text("/search?q=nothing%25")
     assert page.get("/asset/nothing").status_code == 404
 
@@ -312,12 +339,19 @@ def test_a_group_lists_its_assets_page_by_page(listener_here: ListenerHere, page
     fail(listener_here.store, "Codec unknown", *(new_id() for _ in range(101)))
     fail(listener_here.store, "File is empty", ASSET)
     first = page.text("/items/failed?reason=Codec+unknown")
-    assert first.count("clip.mov") == 100 and "The next page" in first
+    assert first.count("clip.mov") == 100 and "The next page" in first and "The newest first, page 1" in first
     second = page.text("/items/failed?reason=Codec+unknown&page=2")
     assert second.count("clip.mov") == 1 and "The page before" in second
-    assert "There are none." in page.text("/items/done")
+    assert "That means: iconik has finished it. There are none." in page.text("/items/done")
     assert page.text("/items/failed?page=2").count("clip.mov") == 2
     assert [page.get(path).status_code for path in ("/items/x", "/items/failed?page=x")] == [404, 200]
+
+
+def test_a_list_without_errors_has_no_column_for_them(listener_here: ListenerHere, page: Page) -> None:
+    fail(listener_here.store, "Codec unknown", ASSET)
+    assert "The newest first title job time why clip.mov" in page.text("/items/failed")
+    listener_here.store.database.run("UPDATE items SET status = 'done', done_at = last_attempt_at, error = NULL")
+    assert "The newest first title job time clip.mov" in page.text("/items/done")
 
 
 def test_titles_full_of_markup_are_text(listener_here: ListenerHere, page: Page) -> None:

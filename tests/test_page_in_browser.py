@@ -1,6 +1,8 @@
 """The page in a real browser, Debian's chromium, used as a person uses it."""
 
 import re
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -159,8 +161,25 @@ def test_a_phone_shows_everything_without_scrolling_sideways(
         assert re.findall(r"\d+", colour) == (["20", "24", "28"] if dark else ["255", "255", "255"])
 
 
-@pytest.mark.parametrize("dark", [False, True])
-def test_axe_finds_no_error(listener_here: ListenerHere, page: Page, browsers: Browsers, dark: bool) -> None:
+def test_a_phone_shows_a_list_without_columns(listener_here: ListenerHere, page: Page, browsers: Browsers) -> None:
+    """Four columns would be two letters wide each. The title of each item takes the whole line."""
+    fail(listener_here.store, "Codec unknown", ASSET, OTHER_ASSET)
+    browser = browsers(width=360)
+    browser.open(page.link())
+    for path, words in (("/items/failed", "The newest first"), ("/search?q=clip", "2 assets for")):
+        browser.open(page.url + path)
+        browser.wait_for_text(words)
+        assert (
+            browser.run("[...document.querySelectorAll('.list th[scope=row]')].map(one => one.offsetWidth)")
+            == [328] * 2
+        )
+        assert len(browser.names("rowheader")) == 2  # a screen reader still reads a table
+
+
+@pytest.mark.parametrize("width, dark", [(1000, False), (390, True)])
+def test_axe_finds_no_error(
+    listener_here: ListenerHere, page: Page, browsers: Browsers, width: int, dark: bool
+) -> None:
     """All rules of axe-core, best practices included, which npm brings: CONTRIBUTING.md says how."""
     if not AXE.exists():
         pytest.skip("axe-core is not installed: npm install --no-save axe-core")
@@ -183,7 +202,7 @@ def test_axe_finds_no_error(listener_here: ListenerHere, page: Page, browsers: B
         "/items/failed": "Codec",
         "/search?q=hol": "mov",
     }
-    browser = browsers(javascript=True, dark=dark)
+    browser = browsers(javascript=True, width=width, dark=dark)
     browser.open(page.link())
     browser.wait_for_text("2 items failed")
     browser.click("button", "Skip all of these", 1)
@@ -208,3 +227,12 @@ def test_a_running_change_is_shown_until_it_is_done(
     wait_until(lambda: len(listener_here.rows("status = 'skipped'")) == 2500)
     browser.click("link", "Reload")
     browser.wait_for_text("Skip “Codec unknown”: 2500 items skipped.")
+
+
+def test_the_pictures_in_the_docs_can_be_taken_again(tmp_path: Path) -> None:
+    needs(PROGRAM)
+    script = Path(__file__).with_name("screenshots.py")
+    done = subprocess.run([sys.executable, str(script), str(tmp_path)], capture_output=True, text=True, timeout=200)
+    assert (done.returncode, done.stderr) == (0, "")
+    names = sorted(path.name for path in tmp_path.glob("*.png"))
+    assert names == ["page-asset.png", "page-overview.png", "page-phone.png"]

@@ -112,7 +112,7 @@ def test_most_of_the_limit_is_told_in_percent(listeners_here: Listeners) -> None
     assert "4 of 6 analyses were started today (UTC), 4 this month." in run(listener, "status")
     listener.upload(new_id())
     wait_until(lambda: len(listener.rows("status = 'submitted'")) == 5)
-    assert "5 of 6 analyses were started today (UTC) (83 %), 5 this month." in run(listener, "status")
+    assert "5 of 6 analyses were started today (UTC, 83 %), 5 this month." in run(listener, "status")
     assert json.loads(run(listener, "status", "--json"))["limit_is_near"] is True
 
 
