@@ -77,6 +77,7 @@ def test_the_articles_payloads_are_of_two_assets_and_a_proxy_of_the_first_leads_
         f"GET /API/assets/v1/assets/{ASSET}/",
         f"POST /API/transcode/v1/analyze/assets/{ASSET}/",
     ]
+    wait_until(lambda: listener.logged("Submitted Analyze Job"))
     assert [line for line in messages(listener) if ASSET in line] == [
         f'INFO Creating new queue item for object_id {ASSET} "1_zps7uj5xqff.jpg"',
         f"INFO Found object {ASSET} in finished proxy queue",
