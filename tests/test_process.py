@@ -476,7 +476,7 @@ def test_after_a_kill_the_next_start_finishes_the_work(
     listener.start()
     wait_until(lambda: len(listener.rows("status = 'submitted'")) == 2)
     assert sorted(sandbox.jobs) == sorted(ids)
-    assert listener.logged("WARNING Under way when the listener ended: 2 items. Checking first whether")
+    wait_until(lambda: listener.logged("WARNING Under way when the listener ended: 2 items. Checking first whether"))
 
 
 DYING_WORKERS = """
