@@ -47,7 +47,7 @@ from store import Rules, Store
 from submitter import Submitter
 from system import systemd
 from system.errors import ListenerError
-from system.log import flush_log, log_writer, set_up_logging, stderr_is_the_journal
+from system.log import flush_log, log_writer, set_up_logging, stderr_is_the_journal, write_critical
 from system.server import Server
 from system.text import in_container
 from version import __version__
@@ -109,6 +109,7 @@ def serve(config: Config) -> None:
 
 
 def _announce(server: Server, store: Store, config: Config) -> None:
+    store.set_state("config_changed_at", str(config.changed_at))
     store.set_state("listening_at", server.address)  # for the commands, which ask there for /health
     counts = ", ".join(f"{row['items']} {row['status']}" for row in store.overview()) or "empty"
     log.info(
@@ -196,10 +197,11 @@ def main() -> None:
 
 def _end(message: str, exit_code: int) -> None:
     if stderr_is_the_journal():  # as a line of the log, with its time and priority
-        if log_writer() is None:
-            set_up_logging()
-        log.critical("%s", message)
-        flush_log()
+        if log_writer():
+            log.critical("%s", message)
+            flush_log()
+        else:
+            write_critical(message)
     else:
         flush_log()
         with suppress(OSError):

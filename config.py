@@ -234,9 +234,10 @@ class ReconcilerConfig:
 class Config:
     """All of config.ini; durations in seconds, `path` and `listener.database` absolute.
 
-    `job_sections` has the section of each job by its name. `warnings` and `notes` are lines for the log: what is
-    allowed, but not wise, and what has changed since version 1.0. `variables` are the names of the environment's
-    variables that were read, or None if none are, as without a container.
+    `job_sections` has the section of each job by its name. `changed_at` is when the file was changed, as its file
+    system says; it is compared with itself only, because a clock may be set. `warnings` and `notes` are lines for the
+    log: what is allowed, but not wise, and what has changed since version 1.0. `variables` are the names of the
+    environment's variables that were read, or None if none are, as without a container.
     """
 
     path: Path
@@ -247,6 +248,7 @@ class Config:
     reconciler: ReconcilerConfig
     notify: NotifyConfig
     job_sections: dict[str, JobConfig]
+    changed_at: int = 0
     warnings: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     variables: tuple[str, ...] | None = None
@@ -331,21 +333,21 @@ def load(path: Path) -> Config:
 
     :raises ConfigError: with one line for the operator
     """
+    changed_at = path.stat().st_mtime_ns if path.exists() else 0  # before it is read: a later change is not in it
     source = _read(path)
     known = (*SECTIONS, *JOBS)
     for name in source.parser.sections():
         if name not in known:
             raise ConfigError(f"{path}: [{name}]: unknown section{_did_you_mean(name, known, '[{}]')}")
     sections = {name: source.section(name) for name in SECTIONS}
-    # The path may be relative to the file, or a link: the lock needs the file's one true name.
-    database = (path.resolve().parent / sections["listener"].database).resolve()
-    sections["listener"] = replace(sections["listener"], database=database)
+    sections["listener"] = replace(sections["listener"], database=_database(path, sections["listener"].database))
     if sections["submitter"].max_retry_delay < sections["submitter"].retry_delay:
         raise ConfigError(f"{source.place('submitter', 'max_retry_delay')}: must not be less than retry_delay")
     job_sections = {name: source.section(name) for name in JOBS}
     skip_types = job_sections[DEFAULT_JOB.name].skip_types
     return Config(
         path=path.resolve(),
+        changed_at=changed_at,
         **sections,
         job_sections=job_sections,
         warnings=(*_unwise(path, sections["listener"]), *_unknown_types(source, skip_types)),
@@ -364,7 +366,19 @@ def load_notify(path: Path) -> tuple[NotifyConfig, Path]:
     """
     source = _read(path)
     database = source.parser.get("listener", "database", fallback="items.db")
-    return source.section("notify"), (path.resolve().parent / database).resolve()
+    return source.section("notify"), _database(path, Path(database))
+
+
+def _database(path: Path, database: Path) -> Path:
+    """The one true name of the database, which the lock needs: it may be a link, or relative to the file `path`.
+
+    If that is a link itself, the database is beside its target. But a config.ini may have become a link, and then its
+    database stays where it is.
+    """
+    of_link, of_target = ((place.parent / database).resolve() for place in (path.absolute(), path.resolve()))
+    if of_link != of_target and of_link.exists() and of_target.exists():
+        raise ConfigError(f"{path}: [listener] database: {of_link} or {of_target}? Write the right one with its folder")
+    return of_link if of_link.exists() else of_target
 
 
 def _read(path: Path) -> _Source:

@@ -192,7 +192,7 @@ def _facts(path: Path) -> Facts:
             yield from _item_facts(store)
             yield from map(wrong, _not_enabled(store, config))
             yield from _limit_facts(Limits(store))
-            yield from _listener_facts(config, running_listener(store))
+            yield from _listener_facts(config, running_listener(store), store.state("config_changed_at"))
             registered_url = store.state(REGISTERED_URL)
             registered_actions = store.state(REGISTERED_ACTIONS)
     except ListenerError as error:
@@ -292,7 +292,8 @@ def _no_listener(config: Config) -> Fact:
     return wrong(f"no listener is running on {config.listener.database}: {start_it()}")
 
 
-def _listener_facts(config: Config, listener: dict[str, Any] | None) -> Facts:
+def _listener_facts(config: Config, listener: dict[str, Any] | None, read_of: str | None) -> Facts:
+    """`read_of`: when the config.ini that it has read was changed, by the file system's clock; None is not known."""
     if listener is None:
         yield _no_listener(config)
         return
@@ -300,7 +301,7 @@ def _listener_facts(config: Config, listener: dict[str, Any] | None) -> Facts:
         message = one_line(str(listener["message"]))
         yield wrong(f"a listener is running and is not well: {message}. Its log says more")
         return
-    faults = _listener_faults(config, listener)
+    faults = _listener_faults(config, listener, read_of)
     yield from map(wrong, faults)
     if not faults:
         yield ok(f"the listener has been running since {format_local(listener['started_at'])}")
@@ -312,11 +313,11 @@ def _listener_facts(config: Config, listener: dict[str, Any] | None) -> Facts:
     yield note(f"the last webhook came at {format_local(last)}" if last else "no webhook has come yet")
 
 
-def _listener_faults(config: Config, listener: dict[str, Any]) -> list[str]:
+def _listener_faults(config: Config, listener: dict[str, Any], read_of: str | None) -> list[str]:
     faults = []
     if listener["version"] != __version__:
         faults.append(f"version {listener['version']} is running, and {__version__} is installed: {restart_it()}")
-    if config.path.exists() and config.path.stat().st_mtime > (parse_time(listener.get("started_at")) or 0):
+    if read_of and config.path.exists() and read_of != str(config.changed_at):
         faults.append(f"{config.path} was changed after the listener was started: {restart_it()}")
     if listener.get("paused_since"):
         since, reason = format_local(listener["paused_since"]), one_line(str(listener["last_error"]))

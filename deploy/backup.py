@@ -128,7 +128,10 @@ def _paths(arguments: list[str]) -> tuple[Path, Path]:
         raise BackupError(f"{path}: {error.strerror}") from None
     except (configparser.Error, UnicodeDecodeError):  # whose own messages may quote a secret
         raise BackupError(f"{path} is not a valid config.ini. To see why: iconik-listener check") from None
-    database = path.resolve().parent / parser.get("listener", "database", fallback="items.db").strip()
+    name = parser.get("listener", "database", fallback="items.db").strip()
+    database = path.absolute().parent / name
+    if not database.exists():  # a config.ini that is a link: see config.py
+        database = path.resolve().parent / name
     return database, database.parent / "backups"
 
 

@@ -36,7 +36,12 @@ check_machine() {
   local checkout
   checkout=$(cd "$(dirname "$(readlink -f "$0")")/.." && pwd)
   [ "$checkout" = "$(readlink -f "$home")" ] ||
-    fail "this checkout must be in $home: sudo git clone $(origin_of "$checkout" || echo "$checkout") $home && sudo $home/deploy/install.sh"
+    fail "this checkout must be in $home: $(how_to_clone "$checkout")"
+}
+
+# Prints what to type for a checkout at the right place, which gets new versions from where this one does.
+how_to_clone() { # a folder
+  echo "sudo git clone $(origin_of "$1" || echo "$1") $home && sudo $home/deploy/install.sh"
 }
 
 # Prints the origin of a checkout, without the password that it may contain. Fails if it has none.

@@ -45,7 +45,7 @@ CHECKPOINT_WRITES = 200  # a fifth of the pages, or so, at which SQLite itself m
 MARK = "checkpoint"  # the key in `state`, which every Schema has, of what changes at each checkpoint of ours
 SET_MARK = "INSERT INTO state (key, value) VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value"
 OVERWRITTEN = "was overwritten under the listener: stop it, restore the backup again, start it"
-CHECK_SECONDS = 0.1  # a look at the files gives way to other threads, so with many webhooks it costs a lot
+CHECK_SECONDS = 0.1  # a second look at the files gives way to other threads, so with many webhooks it costs a lot
 SETTLE_SECONDS = 1.0  # in which a checkpoint of another program ends
 
 Row = sqlite3.Row
@@ -74,9 +74,9 @@ class Database:
     """One connection to the file: WAL, and each commit is on the disk before it returns.
 
     The methods raise StoreUnavailable if the file cannot be read or written within 5 s, and StoreRefused if a
-    constraint or a trigger forbids what they write. They look at the files after each write, so that it is known to be
-    there, and before each statement, so that nothing is written into files that are not in their places any more: but
-    for what is done within a tenth of a second of the latest look, which is checked afterwards.
+    constraint or a trigger forbids what they write. They look at the files before each statement, so that nothing is
+    written into files that are not in their places any more, and again after a write that took longer than a tenth of a
+    second, so that it is known to be there.
     """
 
     def __init__(self, path: Path, schema: Schema, *, listener: bool, progress: Progress) -> None:
@@ -94,7 +94,6 @@ class Database:
         self._lock: ListenerLock | None = None
         self._marks: list[str | None] = []  # those that may be in items.db by now, the oldest first
         self._writes = 0
-        self._checked_at = 0.0  # in monotonic time, when all files were in their places
         self._seen = (0, 0)  # size and time of items.db when its mark was looked at
         self._is_overwritten = False
         if sqlite3.sqlite_version_info < MIN_SQLITE:
@@ -244,15 +243,12 @@ class Database:
         db = self._connection
         try:
             self._set_busy_timeout(db, seconds)
-            is_checked = time.monotonic() - self._checked_at > CHECK_SECONDS
-            if is_checked:
-                self._check_files()
-            changes = db.total_changes
+            self._check_files()  # first: what is written into files that are not in their places harms the new ones
+            checked_at, changes = time.monotonic(), db.total_changes
             yield db
-            has_written = db.total_changes != changes
-            if has_written or not is_checked:
-                self._check_files()
-            if has_written:
+            if db.total_changes != changes:
+                if time.monotonic() - checked_at > CHECK_SECONDS:
+                    self._check_files()
                 self.error = None
                 self._count_write(db)
         except sqlite3.IntegrityError as error:
@@ -282,7 +278,6 @@ class Database:
                 raise OSError(None, _gone(name))
             if name == self._names[0] and self._marks and (stat.st_size, stat.st_ctime_ns) != self._seen:
                 self._check_mark(stat)
-        self._checked_at = time.monotonic()
 
     # In the WAL mode, items.db itself changes only when pages are moved into it from the -wal file (a checkpoint), by
     # this connection or another program's. What else changes it, such as `cp` of a backup over it, destroys it, and

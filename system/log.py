@@ -10,6 +10,7 @@ import threading
 import time
 import traceback
 from collections import defaultdict, deque
+from contextlib import suppress
 
 from system.text import one_line
 
@@ -178,6 +179,14 @@ def flush_log() -> None:
     """Wait until what was logged is written, but no longer than two seconds."""
     if writer := log_writer():
         writer.flush()
+
+
+def write_critical(message: str) -> None:
+    """Write a line without the thread: the process ends before there is one, perhaps because none can be started."""
+    record = logging.makeLogRecord({"levelno": logging.CRITICAL, "levelname": "CRITICAL", "msg": message})
+    line = LogFormatter(with_priority=stderr_is_the_journal()).format(record)
+    with suppress(OSError):
+        os.write(_stderr(), f"{line}\n".encode(errors="backslashreplace"))
 
 
 def _stderr() -> int:

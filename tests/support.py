@@ -125,6 +125,13 @@ def unread_bytes(port: int) -> list[int]:
     return [int(line[4].split(":")[1], 16) for line in lines if line[1].endswith(f":{port:04X}") and line[3] == "01"]
 
 
+def bytes_on_their_way(port: int) -> int:
+    """What was sent to the port and the server's program has not got yet, in the buffers of both ends."""
+    lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    here = [line for line in lines if f":{port:04X}" in (line[1][8:], line[2][8:]) and line[3] == "01"]
+    return sum(int(line[4].split(":")[line[1].endswith(f":{port:04X}")], 16) for line in here)
+
+
 def full_pipe() -> tuple[int, int]:
     """The descriptors of a pipe's two ends. It has taken full stops until it was full."""
     read_end, write_end = os.pipe()
@@ -410,6 +417,8 @@ class ListenerHere(Listener):
         services = Services(self.store, self.submitter, breaker, config.listener.webhook_secret)
         host, port = config.listener.host, config.listener.port
         self.server = Server(create_app(services, MENU), host, port, services.judge)
+        self.store.set_state("config_changed_at", str(config.changed_at))
+        self.store.set_state("config_changed_at", str(config.changed_at))
         self.store.set_state("listening_at", self.server.address)
         self.url = f"http://{self.server.address}"
         self.submitter.start()

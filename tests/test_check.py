@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -195,6 +196,13 @@ def test_check_finds_a_read_only_file_system(well: ListenerHere, tmp_path: Path)
         subprocess.run(["umount", folder], check=True)
 
 
+def test_a_database_on_a_network_file_system_is_wrong(well: ListenerHere, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = sys.modules["commands.check"]  # as an attribute of its package, that name is the command
+    monkeypatch.setattr(module, "network_file_system", lambda path: "nfs4" if path == well.database else None)
+    damaged = "where SQLite files are damaged sooner or later: move it to a local disk"
+    assert wrong(well) == [f"{well.database} is on nfs4, {damaged}"]
+
+
 def test_check_tells_of_a_large_wal_file(well: ListenerHere) -> None:
     os.truncate(well.database.with_name("items.db-wal"), 70 * 2**20)
     assert facts(well, "note")[0].startswith(f"{well.database}-wal has grown to 70 MiB: another program has ")
@@ -221,6 +229,23 @@ def test_a_corrected_token_without_a_restart_is_not_well(
     assert config_line == f"{listener.config} was changed after the listener was started: {RESTART}"
     assert pause_line.startswith("the listener has been paused since 20")
     assert ": iconik answered 401: app_id and auth_token are not accepted" in pause_line
+
+
+def test_a_clock_that_was_set_is_no_change_of_config_ini(
+    listeners_here: Callable[..., ListenerHere], sandbox: FaultyIconik
+) -> None:
+    """P11: a VM may write it, and start the listener, with a wrong clock."""
+    listener = listeners_here()
+    for hours in (5, -5):
+        hours_away = time.time() + hours * 3600
+        os.utime(listener.config, (hours_away, hours_away))
+        listener.start()
+        sandbox.register(listener.url, OURS)
+        assert wrong(listener) == []
+        os.utime(listener.config, (hours_away - 60, hours_away - 60))  # an edit, after the clock was set back
+        assert wrong(listener) == [f"{listener.config} was changed after the listener was started: {RESTART}"]
+        listener.end()
+        sandbox.webhooks.clear()
 
 
 def test_an_item_that_has_been_due_for_over_a_quarter_of_an_hour_is_wrong(

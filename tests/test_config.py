@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from config import MOVED, Config, ConfigError, keys_of, load
+from config import MOVED, Config, ConfigError, keys_of, load, load_notify
 from faulty_iconik import FaultyIconik
 from jobs import ANALYZE, FACES, TRANSCRIBE
 from support import ASSET, Listener, let_everybody_in, wait_until, write_config
@@ -192,6 +192,23 @@ def test_a_relative_database_is_relative_to_the_file(tmp_path: Path, monkeypatch
 def test_a_linked_database_is_known_by_its_one_true_name(tmp_path: Path) -> None:
     (tmp_path / "link.db").symlink_to(tmp_path / "items.db")
     assert load(write_config(tmp_path, listener__database="link.db")).listener.database == tmp_path / "items.db"
+
+
+def test_a_config_ini_that_becomes_a_link_keeps_its_database(tmp_path: Path) -> None:
+    """P11: it must not begin a new one beside its target. One that has been a link already has it there."""
+    old, new = tmp_path / "old" / "items.db", tmp_path / "new" / "items.db"
+    for database in (old, new):
+        database.parent.mkdir()
+    link = tmp_path / "old" / "config.ini"
+    link.symlink_to(write_config(tmp_path / "new"))
+    assert load(link).listener.database == new
+    old.touch()
+    assert load(link).listener.database == old
+    assert load_notify(link)[1] == old
+    new.touch()
+    assert refusal(link) == f"[listener] database: {old} or {new}? Write the right one with its folder"
+    old.unlink()
+    assert load(link).listener.database == new
 
 
 URLS = ["https://app.iconik.io/", "HTTPS://App.Iconik.io", "https://iconik.example.com:8443", "https://[::1]:9000"]
@@ -392,6 +409,7 @@ def test_a_file_that_everybody_can_read_is_warned_of_with_a_command_that_can_be_
 def test_the_remedy_for_roots_open_file_names_owner_and_mode(tmp_path: Path) -> None:
     """N3: the service must still be able to read it, so taking the rights of others is not enough."""
     path = write_config(tmp_path, listener__webhook_secret="s")
+    assert load(path).warnings == ()  # Python itself loads what it needs for that, and may be root's only
     path.chmod(0o644)
     let_everybody_in(tmp_path)
     os.setegid(65534)

@@ -185,6 +185,29 @@ def test_a_file_that_is_deleted_is_noticed_without_a_write(store: Store, tmp_pat
         store.add_asset(ASSET, None)  # it would change nothing, and its answer be 200
 
 
+@pytest.mark.parametrize("name", ["items.db", "items.db-wal", "items.db-shm", "items.db.lock"])
+def test_right_after_a_write_nothing_is_written_beside_a_file_that_is_gone(
+    store: Store, tmp_path: Path, name: str
+) -> None:
+    """D1: another program may write there by now, and what is written without its -shm would undo that."""
+    store.add_asset(ASSET, None)
+    (tmp_path / name).unlink()
+    wal = tmp_path / "items.db-wal"
+    before = wal.read_bytes() if wal.exists() else b""
+    with pytest.raises(StoreUnavailable, match="was deleted or replaced under the listener"):
+        store.add_asset(OTHER_ASSET, None)
+    assert (wal.read_bytes() if wal.exists() else b"") == before
+
+
+def test_a_file_that_goes_during_a_long_write_is_noticed(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database, "CHECK_SECONDS", 0.0)
+    with pytest.raises(StoreUnavailable, match="was deleted or replaced"), store.database.transaction() as db:
+        db.execute("INSERT INTO items (object_id, status) VALUES (?, 'awaiting_proxy')", [ASSET])
+        (tmp_path / "items.db").unlink()
+
+
 def test_a_file_that_is_replaced_is_noticed_by_the_next_write(store: Store, tmp_path: Path) -> None:
     shutil.copy(tmp_path / "items.db", tmp_path / "copy")
     (tmp_path / "copy").rename(tmp_path / "items.db")

@@ -6,8 +6,8 @@ import sqlite3
 import stat
 import subprocess
 import sys
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -302,15 +302,26 @@ def test_a_network_file_system_is_told_by_its_type(tmp_path: Path) -> None:
 
 
 def test_a_disk_that_systemd_made_read_only_has_its_remedy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    read_only = next((path for path in map(Path, ("/sys", "/proc/sys")) if is_read_only(path)), None)
-    if read_only is None:
-        pytest.skip("there is no read-only file system here")
-    error = OSError(30, "Read-only file system")
-    monkeypatch.delenv("INVOCATION_ID", raising=False)
-    assert "mount it to be written" in explain(read_only / "items.db", error)
-    monkeypatch.setenv("INVOCATION_ID", "1")
-    assert f"ReadWritePaths={read_only}, as docs/operating.md says" in explain(read_only / "items.db", error)
+    """N16."""
+    with read_only(tmp_path / "disk") as folder:
+        error = OSError(30, "Read-only file system")
+        monkeypatch.delenv("INVOCATION_ID", raising=False)
+        assert "mount it to be written" in explain(folder / "items.db", error)
+        monkeypatch.setenv("INVOCATION_ID", "1")
+        assert f"ReadWritePaths={folder}, as docs/operating.md says" in explain(folder / "items.db", error)
 
 
-def is_read_only(path: Path) -> bool:
-    return bool(os.statvfs(path).f_flag & os.ST_RDONLY)
+@contextmanager
+def read_only(folder: Path) -> Iterator[Path]:
+    """A folder on a read-only file system: this one, where that may be mounted, or one that the system has."""
+    folder.mkdir()
+    mount = 'mount --bind "$1" "$1" 2>/dev/null && mount -o remount,bind,ro "$1"'
+    is_mounted = subprocess.run(["sh", "-c", mount, "sh", folder], check=False).returncode == 0
+    places = [path for path in (folder, Path("/sys"), Path("/proc/sys")) if os.statvfs(path).f_flag & os.ST_RDONLY]
+    try:
+        if not places:
+            pytest.skip("there is no read-only file system here")
+        yield places[0]
+    finally:
+        if is_mounted:
+            subprocess.run(["umount", folder], check=True)

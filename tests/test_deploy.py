@@ -129,6 +129,19 @@ def test_a_config_ini_names_the_database_to_copy(setting: str, database: Path, t
     assert count_items(copy_of_today(tmp_path / "here" / "backups")) == ROWS
 
 
+def test_a_config_ini_that_became_a_link_names_the_database_beside_it(database: Path, tmp_path: Path) -> None:
+    """P11."""
+    target = tmp_path / "elsewhere" / "config.ini"
+    target.parent.mkdir()
+    target.write_text("[iconik]\n")
+    link = tmp_path / "config.ini"
+    link.symlink_to(target)
+    assert back_up(Path("--config"), link)[0] == 0
+    assert count_items(copy_of_today(tmp_path / "backups")) == ROWS
+    link.unlink()
+    assert_refused(back_up(Path("--config"), target), "items.db does not exist")
+
+
 def test_a_broken_config_ini_is_refused_without_showing_it(tmp_path: Path) -> None:
     config = tmp_path / "config.ini"
     assert_refused(back_up(Path("--config"), config), "No such file")
@@ -303,6 +316,10 @@ def test_a_checkout_that_was_cloned_from_a_folder_is_named_with_the_remedy(tmp_p
     assert f"was cloned from the folder {first}" in warned.stdout
     assert f"git -C {second} remote set-url origin https://git.example.com/listener.git\n" in warned.stdout
     assert in_install_sh("warn_of_local_origin", home=first).stdout == ""
+    hint = in_install_sh('how_to_clone "$checkout"', checkout=first).stdout
+    assert hint.startswith("sudo git clone https://git.example.com/listener.git /opt/iconik-listener && sudo /opt/")
+    shutil.rmtree(first / ".git")
+    assert f"sudo git clone {first} /opt" in in_install_sh('how_to_clone "$checkout"', checkout=first).stdout
 
 
 def test_requirements_for_notifications_are_installed_once_configured(tmp_path: Path) -> None:

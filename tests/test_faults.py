@@ -250,7 +250,7 @@ def test_an_outage_costs_no_item_and_ends_by_itself(listener: Listener, sandbox:
     assert requests.get(f"{listener.url}/health").json()["status"] == "paused"
     sandbox.faults.clear()
     analyzed_once(listener, sandbox, ids)
-    assert listener.logged("INFO iconik takes jobs again: the circuit breaker closes")
+    wait_until(lambda: listener.logged("INFO iconik takes jobs again: the circuit breaker closes"))
     assert requests.get(f"{listener.url}/health").json()["status"] == "ok"
     assert listener.rows("status = 'failed'") == []
 

@@ -1,6 +1,7 @@
 import io
 import logging
 import os
+import select
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
@@ -105,6 +106,7 @@ class Pipe:
         """What is read until this line."""
         text = b""
         while not text.endswith(b"\n") or last not in text.decode().splitlines()[-1]:
+            assert select.select([self.read_end], [], [], 20)[0], f"{last!r} does not come"
             text += os.read(self.read_end, 65536)
         return text.decode().lstrip(".").splitlines()
 

@@ -88,8 +88,8 @@ def test_after_an_outage_all_is_caught_up_with_in_one_look(
     listener.start()
     mended(listener, sandbox, ids)
     assert asked(sandbox, LIST_OF_WEBHOOKS) == 2  # one for each start
-    assert listener.logged("enabled again")
-    assert listener.logged(f"Added {len(ids)} assets whose webhooks were missed")
+    wait_until(lambda: listener.logged("enabled again"))
+    wait_until(lambda: listener.logged(f"Added {len(ids)} assets whose webhooks were missed"))
     sandbox.set_proxy(sandbox.create_asset("c.mov"))  # from now on, webhooks tell
     assert [status for _, _, status in sandbox.deliveries[-2:]] == [200, 200]
 

@@ -5,6 +5,7 @@ import ctypes
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 import socket
@@ -76,6 +77,7 @@ def test_the_articles_payloads_are_of_two_assets_and_a_proxy_of_the_first_leads_
         f"GET /API/assets/v1/assets/{ASSET}/",
         f"POST /API/transcode/v1/analyze/assets/{ASSET}/",
     ]
+    wait_until(lambda: listener.logged("Submitted Analyze Job"))
     assert [line for line in messages(listener) if ASSET in line] == [
         f'INFO Creating new queue item for object_id {ASSET} "1_zps7uj5xqff.jpg"',
         f"INFO Found object {ASSET} in finished proxy queue",
@@ -144,6 +146,60 @@ def test_a_mistake_at_the_start_is_a_line_of_the_log_under_systemd(listeners: Ca
     assert done.returncode == 2  # after which the unit does not start it again
     assert re.fullmatch(rf"<2>{TIME} CRITICAL [^\n]*\[listener\] port: is 'x': must be a number\n", line)
     assert "RestartPreventExitStatus=2\n" in (APP.parent / "deploy" / "iconik-listener.service").read_text()
+
+
+PR_CAPBSET_DROP, CAP_SYS_ADMIN, CAP_SYS_RESOURCE = 24, 21, 24
+NO_MORE_THREADS = "no more threads can be started: another program may use them up, or TasksMax is too low"
+
+
+def allow_no_threads() -> None:
+    """In a process that is to execute a program: the system's own limit, which does not concern root."""
+    if os.geteuid() == 0:
+        for capability in (CAP_SYS_ADMIN, CAP_SYS_RESOURCE):
+            ctypes.CDLL(None).prctl(PR_CAPBSET_DROP, capability, 0, 0, 0)
+        os.setresuid(100_000 + os.getpid(), 0, 0)  # the limit is that of the real user, who has nothing else
+    resource.setrlimit(resource.RLIMIT_NPROC, (1, 1))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("is_service", [False, True])
+def test_where_no_thread_can_be_started_it_ends_with_one_line(
+    listeners: Callable[..., Listener], tmp_path: Path, is_service: bool
+) -> None:
+    """P10."""
+    listener = listeners()
+    with (tmp_path / "log").open("w+b") as log:
+        stream = os.fstat(log.fileno())
+        variables = {"JOURNAL_STREAM": f"{stream.st_dev}:{stream.st_ino}"} if is_service else {}
+        environment = {**os.environ, **variables}
+        command = [sys.executable, str(APP), "--config", str(listener.config), "serve"]
+        done = subprocess.run(command, stderr=log, env=environment, preexec_fn=allow_no_threads, timeout=30)
+        log.seek(0)
+        line = log.read().decode()
+    assert done.returncode == 1
+    assert re.fullmatch(
+        f"<2>{TIME} CRITICAL {NO_MORE_THREADS}\n" if is_service else f"Error: {NO_MORE_THREADS}\n", line
+    )
+
+
+def test_a_safer_path_of_pythons_is_no_traceback(tmp_path: Path) -> None:
+    """P9."""
+    done = run("--version", cwd=tmp_path, env={"PYTHONSAFEPATH": "1"})
+    assert (done.stdout, done.stderr) == (f"iconik-listener {__version__}\n", "")
+
+
+@pytest.mark.long
+def test_no_file_gets_the_keys_of_a_commands_encryption(
+    listeners: Callable[..., Listener], sandbox: FaultyIconik, tmp_path: Path
+) -> None:
+    """P9: nor does a missing folder change what is said."""
+    listener = listeners()
+    before = set(tmp_path.iterdir())
+    for file in (tmp_path / "keys", tmp_path / "missing" / "keys"):
+        listener.environment["SSLKEYLOGFILE"] = str(file)
+        done = listener.run("check", "--ping", sandbox.url.replace("http:", "https:"))
+        assert done.stderr == "The monitor at 127.0.0.1 cannot be reached: SSLError\n"
+        assert set(tmp_path.iterdir()) == before
 
 
 @pytest.mark.long
@@ -307,15 +363,16 @@ def test_proxies_whose_create_never_came_are_deleted_in_batches_between_which_we
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])  # P10: a terminal that is closed, or logrotate
 def test_it_ends_with_0_and_records_what_is_under_way(
-    listeners: Callable[..., Listener], sandbox: FaultyIconik
+    listeners: Callable[..., Listener], sandbox: FaultyIconik, number: signal.Signals
 ) -> None:
     listener = listeners(submitter__workers=2).start()
     with sandbox.changed:  # until this is released, iconik does not answer
         listener.upload(*(new_id() for _ in range(4)))
         wait_until(lambda: len(listener.rows("status = 'submitting'")) == 2)
-        interrupt(listener, signal.SIGTERM)
-    assert listener.end() == 0  # though it gets the signal twice
+        interrupt(listener, number)
+    assert listener.end(number) == 0  # though it gets the signal twice
     assert sorted(sandbox.jobs) == sorted(row["object_id"] for row in listener.rows("status = 'submitted'"))
     assert len(listener.rows("status = 'submitted'")) == len(listener.rows("status = 'ready'")) == 2
     assert listener.log[-1].endswith("\n")
@@ -398,6 +455,15 @@ def test_the_last_webhook_is_known_after_a_restart(listener: Listener) -> None:
     assert last_webhook() == before
 
 
+@pytest.mark.long
+def test_check_knows_which_config_ini_the_listener_has_read(listener: Listener) -> None:
+    """P11: by what the file system says of it, and not by the time of the start, which may have been wrong."""
+    changed = f"WRONG  {listener.config} was changed after the listener was started"
+    assert changed not in listener.command("check").stdout
+    os.utime(listener.config, (1, 1))
+    assert changed in listener.command("check").stdout
+
+
 def test_after_a_kill_the_next_start_finishes_the_work(
     listeners: Callable[..., Listener], sandbox: FaultyIconik
 ) -> None:
@@ -410,7 +476,7 @@ def test_after_a_kill_the_next_start_finishes_the_work(
     listener.start()
     wait_until(lambda: len(listener.rows("status = 'submitted'")) == 2)
     assert sorted(sandbox.jobs) == sorted(ids)
-    assert listener.logged("WARNING Under way when the listener ended: 2 items. Checking first whether")
+    wait_until(lambda: listener.logged("WARNING Under way when the listener ended: 2 items. Checking first whether"))
 
 
 DYING_WORKERS = """
