@@ -45,7 +45,6 @@ CHECKPOINT_WRITES = 200  # a fifth of the pages, or so, at which SQLite itself m
 MARK = "checkpoint"  # the key in `state`, which every Schema has, of what changes at each checkpoint of ours
 SET_MARK = "INSERT INTO state (key, value) VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value"
 OVERWRITTEN = "was overwritten under the listener: stop it, restore the backup again, start it"
-CHECK_SECONDS = 0.1  # a second look at the files gives way to other threads, so with many webhooks it costs a lot
 SETTLE_SECONDS = 1.0  # in which a checkpoint of another program ends
 
 Row = sqlite3.Row
@@ -75,8 +74,7 @@ class Database:
 
     The methods raise StoreUnavailable if the file cannot be read or written within 5 s, and StoreRefused if a
     constraint or a trigger forbids what they write. They look at the files before each statement, so that nothing is
-    written into files that are not in their places any more, and again after a write that took longer than a tenth of a
-    second, so that it is known to be there.
+    written into files that are not in their places any more, and after each write, so that it is known to be there.
     """
 
     def __init__(self, path: Path, schema: Schema, *, listener: bool, progress: Progress) -> None:
@@ -244,11 +242,10 @@ class Database:
         try:
             self._set_busy_timeout(db, seconds)
             self._check_files()  # first: what is written into files that are not in their places harms the new ones
-            checked_at, changes = time.monotonic(), db.total_changes
+            changes = db.total_changes
             yield db
             if db.total_changes != changes:
-                if time.monotonic() - checked_at > CHECK_SECONDS:
-                    self._check_files()
+                self._check_files()  # again: what went into a file that was deleted meanwhile must not be answered 200
                 self.error = None
                 self._count_write(db)
         except sqlite3.IntegrityError as error:

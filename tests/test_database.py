@@ -199,10 +199,7 @@ def test_right_after_a_write_nothing_is_written_beside_a_file_that_is_gone(
     assert (wal.read_bytes() if wal.exists() else b"") == before
 
 
-def test_a_file_that_goes_during_a_long_write_is_noticed(
-    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(database, "CHECK_SECONDS", 0.0)
+def test_a_file_that_goes_during_a_write_is_noticed_before_it_is_answered(store: Store, tmp_path: Path) -> None:
     with pytest.raises(StoreUnavailable, match="was deleted or replaced"), store.database.transaction() as db:
         db.execute("INSERT INTO items (object_id, status) VALUES (?, 'awaiting_proxy')", [ASSET])
         (tmp_path / "items.db").unlink()
