@@ -810,6 +810,7 @@ def test_an_asset_that_is_not_in_the_index_yet_waits(worlds: Callable[..., World
 def test_again_forces_a_second_run(world: World) -> None:
     world.ready()
     world.work()
+    assert world.sandbox.forced == []
     world.sandbox.finish_job(world.sandbox.latest_job[ASSET])
     world.store.database.run(
         "UPDATE items SET status = 'ready', asked = 2, counted_on = NULL, next_attempt_at = :now", now=world.store.now()
