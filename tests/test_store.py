@@ -381,11 +381,13 @@ def test_a_job_under_way_counts_so_no_asset_is_read_in_vain(stores: Stores, cloc
     ready(store, 5)
     first, second = claimed(store), claimed(store)
     assert store.claim_new() is None
+    assert store.held_by() == "", "none of them was started yet"
     store.end_attempt(first, Outcome(Status.SKIPPED, "deleted"))
     third = claimed(store)
     assert store.reserve(second, clock.now, "")
     assert store.reserve(third, clock.now, "")
     assert store.claim_new() is None
+    assert store.held_by() == store.today()
     assert store.health()["held"] == 2
 
 
