@@ -276,6 +276,7 @@ def test_an_item_is_given_up_when_it_has_waited_long_enough(worlds: Callable[...
     world.work_for(7200, step=60)
     assert world.status() == Status.FAILED
     assert world.row()["error"].startswith("given up after")
+    assert "may have been started" not in world.row()["error"]
 
 
 @pytest.mark.parametrize("days", [8, 4000])
@@ -936,6 +937,20 @@ def test_what_was_held_for_ten_days_is_not_given_up_after_one_503(worlds: Callab
     assert (row["status"], row["attempts"], row["waited"]) == (Status.READY, 1, 10)
     world.work_for(20)
     assert world.status(held) == Status.SUBMITTED
+
+
+def test_a_limit_that_is_reached_while_the_asset_is_read_leaves_no_doubt(worlds: Callable[..., World]) -> None:
+    world = worlds(limits__max_per_day=1)
+    world.ready()
+
+    def reach_the_limit() -> None:
+        world.store.database.run("INSERT INTO usage VALUES (:day, 'analyze', 1, 0)", day=world.store.today())
+
+    world.sandbox.at_request["GET /API/assets"] = reach_the_limit
+    world.work()
+    row = world.row()
+    assert (row["status"], row["in_doubt_since"], row["attempts"]) == (Status.READY, None, 0)
+    assert (world.sandbox.jobs, world.store.health()["held"]) == ([], 1)
 
 
 # Polls, and who waits for whom.
