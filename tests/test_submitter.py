@@ -672,6 +672,20 @@ def test_without_the_role_for_jobs_an_hour_passes_between_two_looks(world: World
     assert world.sandbox.jobs == [ASSET]
 
 
+def test_a_clock_that_jumps_ahead_shortens_no_doubt(world: World) -> None:
+    """The request may still be on its way, so by the wall clock alone it is not looked at again."""
+    world.clock.advance(3600)  # long after the start, after which nothing in doubt is looked at for a while
+    world.sandbox.faults.append(Fault(ANALYZE, **NO_ANSWER))
+    world.ready()
+    world.work()
+    asked = len(world.sandbox.requests)
+    world.clock.step(7200)
+    world.work()
+    assert (len(world.sandbox.requests), world.status()) == (asked, Status.READY)
+    world.work_for(world.store.rules.doubt_delay + 1)
+    assert len(world.sandbox.requests) > asked
+
+
 @pytest.mark.long
 def test_a_list_that_cannot_be_read_ends_after_a_week_as_failed(world: World) -> None:
     world.sandbox.faults.append(Fault(ANALYZE, **NO_ANSWER))
