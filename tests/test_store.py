@@ -444,20 +444,24 @@ def test_threads_never_exceed_the_limit_over_midnight_both_ways(stores: Stores, 
 def test_a_start_skips_unfinished_items_of_other_jobs(stores: Stores) -> None:
     store = stores(jobs=JOBS)
     ready(store)
+    store.add_asset(new_id(), "its proxy is not closed.mov")
     store = stores(jobs=("analyze",))
-    assert store.skip_other_jobs() == 2
+    assert store.skip_other_jobs() == 4
     rows = store.database.run("SELECT job, error FROM items WHERE status = 'skipped' ORDER BY job")
-    assert [one["error"] for one in rows] == ["faces is not in jobs", "transcribe is not in jobs"]
+    assert [one["error"] for one in rows] == ["faces is not in jobs"] * 2 + ["transcribe is not in jobs"] * 2
 
 
 def test_a_start_makes_what_was_under_way_ready(stores: Stores, clock: Clock) -> None:
     store = stores()
-    ready(store, 2)
-    sent, not_sent = claimed(store), claimed(store)
+    ready(store, 3)
+    sent, not_sent, in_doubt = claimed(store), claimed(store), claimed(store)
     store.reserve(sent, clock.now, "")
+    store.reserve(in_doubt, clock.now, "")
+    store.end_attempt(in_doubt, Outcome(Status.READY, "no answer", delay=1, in_doubt=True))
     store = stores()
     assert store.recover() == 2
     assert row(store, sent.object_id)["next_attempt_at"] == store.now(90)
+    assert row(store, in_doubt.object_id)["next_attempt_at"] == store.now(90)
     assert row(store, not_sent.object_id)["next_attempt_at"] == store.now()
 
 
