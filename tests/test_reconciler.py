@@ -318,6 +318,20 @@ def test_a_list_without_webhooks_forgets_nothing(world: World, status: int) -> N
     assert set(world.items()) == ids
 
 
+@pytest.mark.parametrize("was_registered", [True, False])
+def test_the_log_tells_webhooks_that_are_gone_from_a_first_start(
+    worlds: Callable[..., World], caplog: pytest.LogCaptureFixture, was_registered: bool
+) -> None:
+    world = worlds()
+    world.sandbox.webhooks.clear()
+    if not was_registered:
+        world.store.set_state(REGISTERED_URL, "")
+    with caplog.at_level("INFO"):
+        world.look()
+    assert ("Cannot tell which of iconik's webhooks belong to this listener" in caplog.text) == was_registered
+    assert ("iconik has no webhooks of this listener yet" in caplog.text) != was_registered
+
+
 def test_a_list_of_webhooks_in_pages_is_read_to_its_end(world: World) -> None:
     world.sandbox.list_page_size = 1
     for webhook in world.sandbox.webhooks.values():
