@@ -37,7 +37,7 @@ except ImportError as missing:
 import commands
 from circuit_breaker import CircuitBreaker
 from commands.help import Program
-from config import Config, load
+from config import CONFIG_CHANGED_AT, Config, load
 from iconik_client import IconikClient
 from menu import MENU
 from page.command import page
@@ -109,7 +109,7 @@ def serve(config: Config) -> None:
 
 
 def _announce(server: Server, store: Store, config: Config) -> None:
-    store.set_state("config_changed_at", str(config.changed_at))
+    store.set_state(CONFIG_CHANGED_AT, str(config.changed_at))  # for check
     store.set_state("listening_at", server.address)  # for the commands, which ask there for /health
     counts = ", ".join(f"{row['items']} {row['status']}" for row in store.overview()) or "empty"
     log.info(

@@ -38,6 +38,7 @@ Key = tuple[str, str]  # its section and its name
 SWITCH = "ICONIK_LISTENER_ENVIRONMENT"  # only the image sets it
 # The program's own variables, and those that Kubernetes sets for a service that is called iconik-listener.
 NOT_OURS = "ICONIK_LISTENER_"
+CONFIG_CHANGED_AT = "config_changed_at"  # the key in items.db's state of which config.ini the listener has read
 MAX_FILE = 64 * 1024  # characters of a file that holds one value
 # iconik's types of assets, from its API document (AssetSchema).
 ASSET_TYPES = ("ASSET", "SEQUENCE", "NLE_PROJECT", "PLACEHOLDER", "CUSTOM", "LINK", "SUBCLIP")
@@ -234,10 +235,11 @@ class ReconcilerConfig:
 class Config:
     """All of config.ini; durations in seconds, `path` and `listener.database` absolute.
 
-    `job_sections` has the section of each job by its name. `changed_at` is when the file was changed, as its file
-    system says; it is compared with itself only, because a clock may be set. `warnings` and `notes` are lines for the
-    log: what is allowed, but not wise, and what has changed since version 1.0. `variables` are the names of the
-    environment's variables that were read, or None if none are, as without a container.
+    `job_sections` has the section of each job by its name. `changed_at` is when the file was changed, in nanoseconds by
+    its file system's clock, or 0 without a file; it is compared with itself only, because a clock may be set.
+    `warnings` and `notes` are lines for the log: what is allowed, but not wise, and what has changed since version 1.0.
+    `variables` are the names of the environment's variables that were read, or None if none are, as without a
+    container.
     """
 
     path: Path

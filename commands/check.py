@@ -15,7 +15,7 @@ import requests
 from commands import notify
 from commands.route import Cause, route_fault
 from commands.running import running_listener
-from config import THIS_MACHINE, Config, ConfigError, load, load_notify
+from config import CONFIG_CHANGED_AT, THIS_MACHINE, Config, ConfigError, load, load_notify
 from events import ACTIONS, CONTEXTS, CREATE, KINDS
 from iconik_client import (
     MAX_CLOCK_DIFFERENCE,
@@ -192,7 +192,7 @@ def _facts(path: Path) -> Facts:
             yield from _item_facts(store)
             yield from map(wrong, _not_enabled(store, config))
             yield from _limit_facts(Limits(store))
-            yield from _listener_facts(config, running_listener(store), store.state("config_changed_at"))
+            yield from _listener_facts(config, running_listener(store), store.state(CONFIG_CHANGED_AT))
             registered_url = store.state(REGISTERED_URL)
             registered_actions = store.state(REGISTERED_ACTIONS)
     except ListenerError as error:
@@ -292,8 +292,8 @@ def _no_listener(config: Config) -> Fact:
     return wrong(f"no listener is running on {config.listener.database}: {start_it()}")
 
 
-def _listener_facts(config: Config, listener: dict[str, Any] | None, read_of: str | None) -> Facts:
-    """`read_of`: when the config.ini that it has read was changed, by the file system's clock; None is not known."""
+def _listener_facts(config: Config, listener: dict[str, Any] | None, read_changed_at: str | None) -> Facts:
+    """`read_changed_at`: the `changed_at` of the config.ini that the listener has read; None if that is not known."""
     if listener is None:
         yield _no_listener(config)
         return
@@ -301,7 +301,7 @@ def _listener_facts(config: Config, listener: dict[str, Any] | None, read_of: st
         message = one_line(str(listener["message"]))
         yield wrong(f"a listener is running and is not well: {message}. Its log says more")
         return
-    faults = _listener_faults(config, listener, read_of)
+    faults = _listener_faults(config, listener, read_changed_at)
     yield from map(wrong, faults)
     if not faults:
         yield ok(f"the listener has been running since {format_local(listener['started_at'])}")
@@ -313,11 +313,11 @@ def _listener_facts(config: Config, listener: dict[str, Any] | None, read_of: st
     yield note(f"the last webhook came at {format_local(last)}" if last else "no webhook has come yet")
 
 
-def _listener_faults(config: Config, listener: dict[str, Any], read_of: str | None) -> list[str]:
+def _listener_faults(config: Config, listener: dict[str, Any], read_changed_at: str | None) -> list[str]:
     faults = []
     if listener["version"] != __version__:
         faults.append(f"version {listener['version']} is running, and {__version__} is installed: {restart_it()}")
-    if read_of and config.path.exists() and read_of != str(config.changed_at):
+    if read_changed_at and config.changed_at and read_changed_at != str(config.changed_at):
         faults.append(f"{config.path} was changed after the listener was started: {restart_it()}")
     if listener.get("paused_since"):
         since, reason = format_local(listener["paused_since"]), one_line(str(listener["last_error"]))

@@ -141,7 +141,7 @@ class LogWriter(logging.Handler):
                     self._dropped_before = self.dropped
                     self._waiting.appendleft((logging.WARNING, self._note(dropped)))
                 self._changed.notify_all()
-            threading.Event().wait(GATHER_SECONDS)  # time.sleep fails under faketime, which tests the clocks
+            threading.Event().wait(GATHER_SECONDS)  # the tests' faketime makes time.sleep fail
 
     def _write(self, lines: bytes) -> None:
         while lines:

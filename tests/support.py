@@ -24,7 +24,7 @@ import requests
 
 import app
 from circuit_breaker import CircuitBreaker
-from config import Config, load
+from config import CONFIG_CHANGED_AT, Config, load
 from faulty_iconik import FaultyIconik
 from iconik_client import IconikClient
 from menu import MENU
@@ -127,9 +127,13 @@ def unread_bytes(port: int) -> list[int]:
 
 def bytes_on_their_way(port: int) -> int:
     """What was sent to the port and the server's program has not got yet, in the buffers of both ends."""
-    lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
-    here = [line for line in lines if f":{port:04X}" in (line[1][8:], line[2][8:]) and line[3] == "01"]
-    return sum(int(line[4].split(":")[line[1].endswith(f":{port:04X}")], 16) for line in here)
+    end, waiting = f":{port:04X}", 0
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        local, remote, state, queues = line.split()[1:5]
+        to_be_sent, to_be_read = (int(count, 16) for count in queues.split(":"))
+        if state == "01" and end in (local[-5:], remote[-5:]):
+            waiting += to_be_read if local.endswith(end) else to_be_sent
+    return waiting
 
 
 def full_pipe() -> tuple[int, int]:
@@ -417,8 +421,7 @@ class ListenerHere(Listener):
         services = Services(self.store, self.submitter, breaker, config.listener.webhook_secret)
         host, port = config.listener.host, config.listener.port
         self.server = Server(create_app(services, MENU), host, port, services.judge)
-        self.store.set_state("config_changed_at", str(config.changed_at))
-        self.store.set_state("config_changed_at", str(config.changed_at))
+        self.store.set_state(CONFIG_CHANGED_AT, str(config.changed_at))
         self.store.set_state("listening_at", self.server.address)
         self.url = f"http://{self.server.address}"
         self.submitter.start()
