@@ -356,13 +356,13 @@ def test_what_was_read_is_answered_before_the_end_and_nobody_else_is_let_in(site
         for client in waiting:
             client.sendall(b"GET /slow HTTP/1.1\r\nHost: x\r\n\r\n")
         idle, half_sent = (stack.enter_context(closing(site.connect())) for _ in range(2))
-        half_sent.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n")
-        wait_until(lambda: site.under_way() == 12)
+        half_sent.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nt")
+        wait_until(lambda: site.under_way() == 12 and site.incomplete() == 1)  # all 14 are accepted
         site.stop()
         draining = threading.Thread(target=site.server.drain)
         draining.start()
         wait_until(lambda: refuses(site.connect))
-        half_sent.sendall(b"too late ")
+        half_sent.sendall(b"oo late ")
         site.go_on.set()
         draining.join()
         assert [read_all(client)[:12] for client in waiting] == [b"HTTP/1.1 200"] * 12
