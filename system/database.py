@@ -75,6 +75,8 @@ class Database:
     The methods raise StoreUnavailable if the file cannot be read or written within 5 s, and StoreRefused if a
     constraint or a trigger forbids what they write. They look at the files before each statement, so that nothing is
     written into files that are not in their places any more, and after each write, so that it is known to be there.
+
+    :ivar max_wait: how many seconds each of them waits for a database that somebody else holds
     """
 
     def __init__(self, path: Path, schema: Schema, *, listener: bool, progress: Progress) -> None:
@@ -86,7 +88,7 @@ class Database:
         """
         self.path = Path(os.path.realpath(path))  # SQLite's own files are beside the target of a link, so ours are, too
         self.error: str | None = None  # what went wrong, until something could be written again
-        self._max_wait = BUSY_SECONDS
+        self.max_wait = BUSY_SECONDS
         self._busy_timeout = BUSY_SECONDS
         self._mutex = threading.Lock()
         self._lock: ListenerLock | None = None
@@ -190,11 +192,11 @@ class Database:
     @contextmanager
     def waiting_up_to(self, seconds: float) -> Iterator[None]:
         """Meanwhile, every thread waits that long, and not 5 s, for a database that somebody else holds: at the end."""
-        self._max_wait = seconds
+        self.max_wait = seconds
         try:
             yield
         finally:
-            self._max_wait = BUSY_SECONDS
+            self.max_wait = BUSY_SECONDS
 
     def _unlock(self) -> None:
         if self._lock:
@@ -235,7 +237,7 @@ class Database:
     @contextmanager
     def _exclusively(self, wait: float | None = None) -> Iterator[sqlite3.Connection]:
         """The connection, for one thread at a time."""
-        seconds = self._max_wait if wait is None else wait
+        seconds = self.max_wait if wait is None else wait
         if not self._mutex.acquire(timeout=seconds):
             raise StoreUnavailable(f"{self.path}: database is locked")
         db = self._connection

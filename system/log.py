@@ -57,11 +57,13 @@ class OnceAMinute(logging.Filter):
 
     A record of ours without a topic always passes. A library's topic is its message, whatever is put into that:
     waitress would write two lines for each connection beyond the limit.
+
+    :ivar passed: when each topic passed last, in monotonic time, by kind
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self._passed: dict[str, dict[tuple[str, ...], float]] = defaultdict(dict)
+        self.passed: dict[str, dict[tuple[str, ...], float]] = defaultdict(dict)
 
     def filter(self, record: logging.LogRecord) -> bool:
         of_library = None if record.name == OUR_LOGGER else (record.name, str(record.msg))
@@ -69,11 +71,11 @@ class OnceAMinute(logging.Filter):
         if topic is None:
             return True
         now = time.monotonic()
-        recent = {other: at for other, at in self._passed[topic[0]].items() if now - at < REPEAT_SECONDS}
+        recent = {other: at for other, at in self.passed[topic[0]].items() if now - at < REPEAT_SECONDS}
         passes = topic not in recent and len(recent) < MAX_TOPICS
         if passes:
             recent[topic] = now
-        self._passed[topic[0]] = recent
+        self.passed[topic[0]] = recent
         return passes
 
 

@@ -272,7 +272,7 @@ class Server:
             reason = str(error.strerror).partition(" (while")[0]
             raise CannotListen(f"cannot listen on {host}, port {port}: {reason}{_host_remedy(error)}") from None
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)  # that of each connection, too
-        self._max_connections = _connection_limit()
+        self._max_connections = connection_limit()
         limit = self._max_connections + SPARE_CONNECTIONS
         self._waitress: Any = create_server(app, sockets=[listening], connection_limit=limit, **SETTINGS)
         self._waitress.judge = judge
@@ -314,21 +314,26 @@ class Server:
             self._stopping = True
             self._waitress.pull_trigger()
 
-    def drain(self) -> None:
-        """Take no more requests, and answer those that were read."""
+    def drain(self, seconds: float = DRAIN_SECONDS, end_seconds: float = 1.0) -> None:
+        """Take no more requests, and answer those that were read.
+
+        :param seconds: how long to wait for the answers
+        :param end_seconds: how long to wait for the threads that give them, after that
+        """
         self._waitress.is_draining = True
         wasyncore.dispatcher.close(self._waitress)  # the listening socket only
-        deadline = time.monotonic() + DRAIN_SECONDS
-        while any(channel.is_busy for channel in self._channels()) and time.monotonic() < deadline:
+        deadline = time.monotonic() + seconds
+        while any(channel.is_busy for channel in self.connections()) and time.monotonic() < deadline:
             self._serve_once(0.1)
-        self._waitress.task_dispatcher.shutdown(timeout=1)
-        for channel in self._channels():
+        self._waitress.task_dispatcher.shutdown(timeout=end_seconds)
+        for channel in self.connections():
             channel.close_now()
         if self._wakes_for_signals:
             signal.set_wakeup_fd(-1)
         self._waitress.trigger.close()
 
-    def _channels(self) -> list[Channel]:
+    def connections(self) -> list[Channel]:
+        """Those that are open."""
         return list(self._waitress.active_channels.values())
 
     def _serve_once(self, seconds: float) -> None:
@@ -350,7 +355,7 @@ class Server:
         if now < self._next_sweep and count <= min(self._max_connections, MAX_INCOMPLETE // (MAX_HEAD + MAX_BODY)):
             return
         self._next_sweep = now + SWEEP_SECONDS
-        channels = self._channels()
+        channels = self.connections()
         kept = sum(channel.kept for channel in channels)
         for channel in sorted(channels, key=lambda channel: channel.deadline):
             is_too_much = count > self._max_connections or (kept > MAX_INCOMPLETE and channel.kept)
@@ -362,7 +367,7 @@ class Server:
             channel.close_now()
 
 
-def _connection_limit() -> int:
+def connection_limit() -> int:
     """As many as the system's file descriptors allow: when those run out, waitress spins and answers nothing."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = MAX_CONNECTIONS + RESERVED_DESCRIPTORS

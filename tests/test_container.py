@@ -19,7 +19,7 @@ from jobs import JOBS
 from support import Listener, let_everybody_in, run, wait_until, write_config
 from system.database_files import explain
 from system.text import restart_it, start_it
-from test_systemd import HURRIED
+from test_systemd import HANGING, HURRIED
 from version import __version__
 
 ROOT = Path(__file__).parent.parent
@@ -253,9 +253,8 @@ def test_a_call_that_hangs_ends_the_process(
     listeners: Callable[..., Listener], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ICONIK_LISTENER_CONTAINER", "1")
-    hanging = "import threading\nfrom system import server, transport\nserver.TICK_SECONDS = 0.03\n"
-    hanging += "transport._Connection._new_conn = lambda self: threading.Event().wait()"
-    listener = listeners().start(prelude=f"{HURRIED}\n{hanging}")
+    prelude = f"{HURRIED}\n{HANGING}\nfrom system import server\nserver.TICK_SECONDS = 0.03"
+    listener = listeners().start(prelude=prelude)
     wait_until(listener.process_ended)
     assert listener.logged("CRITICAL A call to iconik has hung for 0 s: ending, to be restarted")
     assert listener.end(signal.SIGKILL) == 1

@@ -34,7 +34,7 @@ def test_two_stores_may_be_used_by_many_threads_and_a_person(store: Store, tmp_p
 def test_a_write_waits_for_another_program_then_gives_up_and_leaves_no_trace(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store.database, "_max_wait", 0.05)
+    monkeypatch.setattr(store.database, "max_wait", 0.05)
     with closing(sqlite3.connect(tmp_path / "items.db", isolation_level=None)) as person:
         person.execute("BEGIN IMMEDIATE")
         with pytest.raises(StoreUnavailable, match="locked"):
@@ -44,12 +44,13 @@ def test_a_write_waits_for_another_program_then_gives_up_and_leaves_no_trace(
         assert store.add_asset(ASSET, None) == "awaiting_proxy"
 
 
-def test_one_thread_waits_for_another_no_longer_than_five_seconds(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert database.BUSY_SECONDS == 5
-    monkeypatch.setattr(store.database, "_max_wait", 0.02)
-    with store.database._exclusively(), pytest.raises(StoreUnavailable, match="locked"):
+def test_one_thread_waits_for_another_no_longer_than_five_seconds(store: Store) -> None:
+    assert store.database.max_wait == database.BUSY_SECONDS == 5
+    with (
+        store.database.waiting_up_to(0.02),
+        store.database.transaction(),
+        pytest.raises(StoreUnavailable, match="locked"),
+    ):
         store.overview()
 
 
@@ -61,7 +62,7 @@ def test_an_impatient_database_does_not_wait(store: Store, tmp_path: Path) -> No
         person.execute("BEGIN IMMEDIATE")
         with pytest.raises(StoreUnavailable, match="locked"):
             store.add_asset(ASSET, None)
-    assert store.database._max_wait == 5
+    assert store.database.max_wait == 5
 
 
 def test_a_transaction_is_written_whole_or_not_at_all(store: Store) -> None:
@@ -219,8 +220,8 @@ def test_a_restore_beside_an_old_wal_does_not_end_in_service(tmp_path: Path) -> 
         for number in range(2000):
             store.add_asset(new_id(), "a.mov")
             if number == 500:
-                with closing(sqlite3.connect(tmp_path / "backup")) as backup:
-                    store.database._connection.backup(backup)
+                with closing(sqlite3.connect(path)) as person, closing(sqlite3.connect(tmp_path / "backup")) as backup:
+                    person.backup(backup)
         store.database.run("PRAGMA wal_checkpoint(TRUNCATE)")
         for _ in range(100):
             store.add_asset(new_id(), "b.mov")

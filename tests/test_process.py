@@ -480,10 +480,14 @@ def test_after_a_kill_the_next_start_finishes_the_work(
 
 
 DYING_WORKERS = """
-import submitter, threading
+import threading
+from submitter import Submitter
+from system.runtime import Runtime
 woken = threading.Event()
-submitter.Submitter.wake = lambda self: woken.set()
-submitter.Submitter._work = lambda self: woken.wait() and 1 / 0
+Submitter.wake = lambda self: woken.set()
+thread = Runtime.thread
+def die(): woken.wait() and 1 / 0
+Runtime.thread = lambda self, run: thread(self, die if "Submitter" in run.__qualname__ else run)
 """
 
 
@@ -495,5 +499,5 @@ def test_a_thread_that_dies_by_a_mistake_ends_the_process_with_one_line(listener
         listener.upload(ASSET)
     wait_until(listener.process_ended)
     assert listener.end() == 1
-    assert "CRITICAL Ending: ZeroDivisionError at <string>:5" in messages(listener)
+    assert "CRITICAL Ending: ZeroDivisionError at <string>:8" in messages(listener)
     assert not listener.logged("Traceback")

@@ -370,7 +370,7 @@ def test_a_mistake_of_ours_is_a_500_that_tells_nothing_and_one_line_in_the_log(
 def test_while_items_cannot_be_stored_the_answer_is_503(
     post: Post, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(store.database, "_max_wait", 0.02)
+    monkeypatch.setattr(store.database, "max_wait", 0.02)
     with closing(sqlite3.connect(tmp_path / "items.db", isolation_level=None)) as person:
         person.execute("BEGIN IMMEDIATE")
         refused(post("/create", create_event()), 503, "The event cannot be stored just now")

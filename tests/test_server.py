@@ -10,6 +10,7 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 import pytest
 import requests
 from flask import Flask, request
+from waitress import wasyncore
 
 from support import unread_bytes, wait_until
 from system import server as server_module
@@ -20,7 +21,7 @@ from system.server import (
     CannotListen,
     Refusal,
     Server,
-    _connection_limit,
+    connection_limit,
 )
 
 
@@ -59,15 +60,15 @@ class Site:
 
     def under_way(self) -> int:
         """How many requests have been read and are not answered yet."""
-        return sum(channel.is_busy for channel in self.server._channels())
+        return sum(channel.is_busy for channel in self.server.connections())
 
     def incomplete(self) -> int:
         """How many requests have begun to come in."""
-        return sum(bool(channel.kept) for channel in self.server._channels())
+        return sum(bool(channel.kept) for channel in self.server.connections())
 
     def is_sending(self) -> bool:
         """Whether an answer is ready that its client does not read."""
-        return any(channel.total_outbufs_len and not channel.requests for channel in self.server._channels())
+        return any(channel.total_outbufs_len and not channel.requests for channel in self.server.connections())
 
     def stop(self) -> None:
         self.server.stop()
@@ -339,11 +340,11 @@ def test_it_ticks_every_30_seconds_if_nothing_shorter_is_asked_for(monkeypatch: 
     waits = []
     server = Server(Flask("test"), "127.0.0.1", 0)
 
-    def serve_once(seconds: float) -> None:
+    def wait(seconds: float, **_: object) -> None:
         waits.append(seconds)
         server.stop()
 
-    monkeypatch.setattr(server, "_serve_once", serve_once)
+    monkeypatch.setattr(wasyncore, "loop", wait)
     server.run(lambda: None, math.inf)
     monkeypatch.undo()
     server.drain()
@@ -378,16 +379,12 @@ def test_it_may_be_stopped_twice(site: Site) -> None:
     site.server.stop()
 
 
-def test_what_does_not_get_an_answer_in_time_does_not_keep_it_from_ending(
-    site: Site, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(server_module, "DRAIN_SECONDS", 0.05)
-    monkeypatch.setattr(site.server._waitress.task_dispatcher, "shutdown", lambda timeout: None)
+def test_what_does_not_get_an_answer_in_time_does_not_keep_it_from_ending(site: Site) -> None:
     with closing(site.connect()) as client:
         client.sendall(b"GET /slow HTTP/1.1\r\nHost: x\r\n\r\n")
         wait_until(lambda: site.under_way() == 1)
         site.stop()
-        site.server.drain()
+        site.server.drain(0.05, end_seconds=0)
         assert read_all(client) == b""
 
 
@@ -421,7 +418,7 @@ def test_it_takes_the_descriptors_that_the_system_allows_and_fewer_connections_t
     limits = [(soft, hard)]
     monkeypatch.setattr(resource, "getrlimit", lambda which: limits[-1])
     monkeypatch.setattr(resource, "setrlimit", lambda which, new: limits.append(new))
-    assert _connection_limit() == connections
+    assert connection_limit() == connections
     assert limits[-1] == (raised_to, hard)
 
 
@@ -431,4 +428,4 @@ def test_descriptors_that_cannot_be_had_are_done_without(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(resource, "getrlimit", lambda which: (300, 4096))
     monkeypatch.setattr(resource, "setrlimit", refuse)
-    assert _connection_limit() == 150
+    assert connection_limit() == 150
