@@ -9,12 +9,49 @@ from events import CREATE, KINDS, SECRET_HEADER, EventKind
 from system.text import one_line
 
 Json = dict[str, Any]
-MAX_URL = 2000  # of a webhook
+MAX_URL = 2000
 REGISTERED_URL = "registered_url"  # the key in items.db's state under which `register` notes where our webhooks point
 
 
+class Definition:
+    """What iconik calls, and how. Webhooks and custom actions have this in common."""
+
+    fields: Json
+
+    @property
+    def id(self) -> str:
+        """Its UUID at iconik; empty if it is not there yet."""
+        return str(self.fields.get("id") or "")
+
+    @property
+    def url(self) -> str:
+        """What iconik calls, as one line and without a slash at the end."""
+        return one_line(str(self.fields.get("url")), MAX_URL).rstrip("/")
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What iconik sends with each call."""
+        headers = self.fields.get("headers")
+        return {str(key): str(value) for key, value in headers.items()} if isinstance(headers, dict) else {}
+
+    @property
+    def secret(self) -> str:
+        """The secret among the headers; empty if there is none."""
+        return next((value for key, value in self.headers.items() if key.lower() == SECRET_HEADER.lower()), "")
+
+    def headers_with(self, secret: str) -> dict[str, str]:
+        """The headers with that secret, or without one if it is empty."""
+        kept = {key: value for key, value in self.headers.items() if key.lower() != SECRET_HEADER.lower()}
+        return {**kept, SECRET_HEADER: secret} if secret else kept
+
+    @property
+    def last_error(self) -> str:
+        """Why iconik could not deliver."""
+        return one_line(str(self.fields.get("last_error") or "iconik does not say why"))
+
+
 @dataclass(frozen=True)
-class WebhookDefinition:
+class WebhookDefinition(Definition):
     """A webhook as iconik's API describes it (WebhookSchema in its OpenAPI document); `fields` may hold anything."""
 
     kind: EventKind
@@ -24,7 +61,6 @@ class WebhookDefinition:
     def desired(cls, kind: EventKind, url: str, secret: str, existing: Json) -> "WebhookDefinition":
         """The definition as it should be at `url`. What a person chose in the `existing` one, {} if none, is kept."""
         found = cls(kind, existing)
-        kept = {key: value for key, value in found.headers.items() if key.lower() != SECRET_HEADER.lower()}
         fields = {
             "name": existing.get("name") or kind.name,
             "description": existing.get("description") or "",
@@ -34,7 +70,7 @@ class WebhookDefinition:
             "realm": kind.realm if not existing else existing.get("realm"),
             "query": found._whole_query if existing and not found._query_problems() else kind.query,
             "status": "ENABLED",
-            "headers": {**kept, **({SECRET_HEADER: secret} if secret else {})},
+            "headers": found.headers_with(secret),
         }
         if existing.get("object_id"):
             fields["object_id"] = None
@@ -44,16 +80,6 @@ class WebhookDefinition:
         """The same definition, ENABLED, without what only iconik writes, and without null, which it may not take."""
         kept = ("name", "description", "url", "event_type", "operation", "realm", "object_id", "query", "headers")
         return {**{key: self.fields[key] for key in kept if self.fields.get(key) is not None}, "status": "ENABLED"}
-
-    @property
-    def id(self) -> str:
-        """Its UUID at iconik; empty if it is not there yet."""
-        return str(self.fields.get("id") or "")
-
-    @property
-    def url(self) -> str:
-        """Where iconik sends the events, as one line and without a slash at the end."""
-        return one_line(str(self.fields.get("url")), MAX_URL).rstrip("/")
 
     @property
     def base_url(self) -> str:
@@ -71,25 +97,9 @@ class WebhookDefinition:
         return one_line(str(self.fields.get("status")))
 
     @property
-    def last_error(self) -> str:
-        """Why iconik could not deliver."""
-        return one_line(str(self.fields.get("last_error") or "iconik does not say why"))
-
-    @property
     def query(self) -> str:
         """Which events iconik sends, as one line; empty for all."""
         return one_line(self._whole_query)
-
-    @property
-    def headers(self) -> dict[str, str]:
-        """What iconik sends with each event."""
-        headers = self.fields.get("headers")
-        return {str(key): str(value) for key, value in headers.items()} if isinstance(headers, dict) else {}
-
-    @property
-    def secret(self) -> str:
-        """The secret among the headers; empty if there is none."""
-        return next((value for key, value in self.headers.items() if key.lower() == SECRET_HEADER.lower()), "")
 
     @property
     def signs_of_failing(self) -> tuple[object, ...]:
