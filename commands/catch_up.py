@@ -1,6 +1,5 @@
 """catch-up: add the assets created in a given period."""
 
-import json
 import math
 import sys
 import time
@@ -27,7 +26,6 @@ from system.text import format_local, format_utc, parse_time, pluralize
 MAX_WAIT = 60.0  # seconds for the database
 POLLS_PER_SECOND = 5.0  # so that what is added does not delay what comes in
 Wanted = tuple[FoundAsset, list[str]]  # an asset, and the names of the jobs that it is to get
-STATE = "catch_up"  # the key in items.db's state: which catch-up was begun, and how far it has come
 
 
 @dataclass
@@ -81,19 +79,14 @@ def catch_up(path: Path, since: float, until: float | None, query: str, dry_run:
     video these are. Assets that have been analyzed are not analyzed again, and those whose analysis failed are left
     out.
 
-    Times are local unless they have an offset. If it is interrupted, the same command goes on where it was.
+    Times are local unless they have an offset. If it is interrupted, the same command adds the rest.
     """
     config = load(path)
     if since >= min(time.time(), time.time() if until is None else until):
         raise click.UsageError("--since must be before --until, and not in the future")
     catalog = IconikCatalog(IconikClient(config.iconik))
     with closing(Store(config.listener.database, Rules.of(config))) as store:
-        begun = {"since": format_utc(since), "until": None if until is None else format_utc(until), "query": query}
-        resumed_at = _resumed(store, begun)
-        start = resumed_at or format_utc(since)
-        end = format_utc(time.time() if until is None else until)
-        if resumed_at:
-            click.echo("This catch-up was interrupted, and goes on where it was:")
+        start, end = format_utc(since), format_utc(time.time() if until is None else until)
         click.echo(f"From   {in_both(start)}\nuntil  {in_both(end)}")
         estimate = Estimate()
         for page in _wanted(catalog, config, store, (start, end, query), estimate):
@@ -103,10 +96,9 @@ def catch_up(path: Path, since: float, until: float | None, query: str, dry_run:
         if dry_run or (estimate.new and not _is_agreed(estimate.new, yes)):
             return
         if estimate.new:
-            _add(catalog, config, store, (start, end, query), begun, estimate.new)
-            store.set_state(STATE, "")
+            _add(catalog, config, store, (start, end, query), estimate.new)
         if not query:
-            forget_passed_over(store, format_utc(since), end)
+            forget_passed_over(store, start, end)
         if not estimate.new:
             return
         is_running = listener_runs(config.listener.database)
@@ -190,25 +182,8 @@ def _is_agreed(count: int, yes: bool) -> bool:
     return click.confirm(f"Add the {count} that are not in items.db yet? iconik bills every analysis.", abort=True)
 
 
-def _resumed(store: Store, begun: dict[str, str | None]) -> str | None:
-    """Up to when the same catch-up has come already; None if it was not begun, or is done."""
-    try:
-        state = json.loads(store.state(STATE) or "null")
-        seen_until = parse_time(state["seen_until"]) if state and state["begun"] == begun else None
-        return None if seen_until is None else format_utc(seen_until)
-    except (ValueError, LookupError, TypeError):  # written by hand
-        return None
-
-
-def _add(
-    catalog: IconikCatalog,
-    config: Config,
-    store: Store,
-    period: tuple[str, str, str],
-    begun: dict[str, str | None],
-    count: int,
-) -> None:
-    """Add the assets, and note after each page how far this has come.
+def _add(catalog: IconikCatalog, config: Config, store: Store, period: tuple[str, str, str], count: int) -> None:
+    """Add the assets.
 
     :param count: how many there are
     """
@@ -217,12 +192,10 @@ def _add(
         with click.progressbar(length=count, label="Adding") as progress:
             for page in _wanted(catalog, config, store, period, Estimate()):
                 started = time.monotonic()
-                seen_until = parse_time(page[-1][0].created_at) if page else None
-                noted = {"begun": begun, "seen_until": format_utc(seen_until or 0)}
                 added += changes.add_assets(
                     [asset for asset, _ in page],
                     Source.CATCH_UP,
-                    {STATE: json.dumps(noted)} if seen_until else {},
+                    {},
                     jobs={asset.object_id: jobs for asset, jobs in page},
                     first_poll_in=added / POLLS_PER_SECOND,
                     seconds_between_polls=1 / POLLS_PER_SECOND,
@@ -231,7 +204,7 @@ def _add(
                 progress.update(len(page))
                 pause_after(started)
     except (KeyboardInterrupt, ListenerError):
-        click.echo(f"{_were(added)} added so far. The same command goes on from there.", err=True)
+        click.echo(f"{_were(added)} added so far. The same command adds the rest.", err=True)
         raise
     click.echo(f"{_were(added)} added.")
 

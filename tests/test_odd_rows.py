@@ -181,7 +181,7 @@ def test_no_value_in_the_state_or_the_ledger_stops_anything(
 ) -> None:
     """But for what only a person can mean: a pause, another URL, or a floor in the future."""
     notes = world.store.database.run("SELECT key FROM state WHERE key NOT IN ('paused', :url)", url=REGISTERED_URL)
-    keys = {note["key"] for note in notes} | {"catch_up", "passed_over", "pass_over_until_seen", "assets_short"}
+    keys = {note["key"] for note in notes} | {"passed_over", "pass_over_until_seen", "assets_short"}
     today = format_utc(world.clock.now)[:10]
     statements: list[Statement] = [
         ("INSERT OR IGNORE INTO state VALUES (?, '')", (key,)) for key in keys | {f"allowed {today}"}
