@@ -3,6 +3,7 @@
 Where each fact is from is in docs/iconik.md.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -130,17 +131,17 @@ def version_for(asset: Json, wanted: str | None) -> str | None:
     return wanted if is_usable else newest_version(asset)
 
 
-def status_of(job: Job, asset: Json, version_id: str | None, *, was_tried: bool = False) -> str | None:
-    """How far a job is, by the asset and by one of its versions: the one that says more counts.
+def status_of(job: Job, asset: Json, version_ids: Iterable[str | None], *, was_tried: bool = False) -> str | None:
+    """How far a job is, by the asset and by some of its versions: the one that says most counts.
 
-    :param version_id: the version; None for the asset's newest
+    :param version_ids: the versions; None for the asset's newest
     :param was_tried: whether the job was tried before. That may have been for a version that was the newest then, so
-        any version on which it is under way or done counts if those two say that nothing was started.
+        any version on which it is under way or done counts if those say that nothing was started.
     :returns: N/A, REQUESTED, IN_PROGRESS, FAILED or DONE, or a word that iconik's document does not have.
         None if neither has the field, which does not mean that nothing was started.
     """
-    version_id = version_id or newest_version(asset)
-    holders = [asset, *(version for version in _versions(asset) if version.get("id") == version_id)]
+    wanted = {version_id or newest_version(asset) for version_id in version_ids}
+    holders = [asset, *(version for version in _versions(asset) if version.get("id") in wanted)]
     status = _status_that_says_most(job, holders)
     if was_tried and status in (None, "N/A"):
         elsewhere = _status_that_says_most(job, _versions(asset))

@@ -14,6 +14,7 @@ from commands.changes import BATCH_SIZE, Change, ManualChanges
 from events import AGAIN, CONTEXTS, SKIP, BadEvent, MenuAction, MenuEvent
 from limits import Limits
 from resources import SecretResource, json_object, refuse
+from store import Status
 from system.database import StoreRefused, StoreUnavailable
 from system.server import MAX_BODY
 from system.text import named, one_line, pluralize
@@ -26,17 +27,22 @@ SKIPPED_HERE = "skipped from iconik's menu"
 
 @dataclass
 class Result:
-    """What became of the assets that a person chose: their ids."""
+    """What became of the assets that a person chose: their ids.
+
+    :ivar is_any_under_way: whether iconik may not have finished one of those that were changed
+    """
 
     changed: list[str] = field(default_factory=list)
     added: list[str] = field(default_factory=list)
     unchanged: list[str] = field(default_factory=list)
+    is_any_under_way: bool = False
 
     def note(self, changes: Iterable[Change]) -> None:
         """Note what became of items. An asset counts as changed if one of its items was."""
         by_asset: dict[str, bool] = {}
         for change in changes:
             by_asset[change.object_id] = by_asset.get(change.object_id, False) or change.is_changed
+            self.is_any_under_way |= change.is_changed and change.status == Status.SUBMITTED
         for object_id, is_changed in by_asset.items():
             (self.changed if is_changed else self.unchanged).append(object_id)
 
@@ -102,13 +108,15 @@ class AnalyzeAgain(MenuResource):
     def change(self, object_ids: list[str], result: Result) -> None:
         changes = ManualChanges(self.services.store)
         keys = changes.keys_of_all(object_ids)
-        known = {object_id for object_id, _ in keys}
-        result.note(changes.again(keys))
-        result.added += changes.add((one for one in object_ids if one not in known), again=True)
+        seen = changes.seen(object_ids)
+        result.note(changes.again([key for key in keys if key[0] in seen]))
+        result.added += changes.add((one for one in object_ids if one not in seen), again=True)
 
     def sentences(self, result: Result) -> Iterator[str]:
         if result.changed:
             yield f"{pluralize(len(result.changed), 'asset')} will be analyzed again."
+            if result.is_any_under_way:
+                yield "What iconik has not finished yet is left as it is."
         if result.added:
             yield f"{pluralize(len(result.added), 'asset')} that the listener did not know will be analyzed."
         if result.unchanged:

@@ -101,12 +101,14 @@ class Item:
     waited: float
     refused: int
     asked: int
+    asked_at: str | None
     in_doubt_since: str | None
     absent_since: str | None
     counted_on: str | None
     submitted_at: str | None
     job_id: str | None
     old_job_id: str | None
+    profile: str | None
     media_type: str | None
     reason: str | None
 
@@ -132,6 +134,8 @@ class Outcome:
     :ivar started_nothing: certainly no job of ours was started, so the limit gets its reservation back
     :ivar found: the job had been started by others
     :ivar submitted_at: when iconik accepted the job, by its clock, as UTC text
+    :ivar counted_on: the day on which the run that is under way was counted, if it is an earlier one of ours
+    :ivar title: the asset's, as iconik shows it now
     """
 
     status: str
@@ -147,7 +151,9 @@ class Outcome:
     started_nothing: bool = False
     found: bool = False
     submitted_at: str | None = None
+    counted_on: str | None = None
     job_id: str | None = None
+    title: str | None = None
     media_type: str | None = None
     duration: float | None = None
 
@@ -804,7 +810,7 @@ END_ATTEMPT = """UPDATE items SET
     refused = CASE WHEN :is_attempt THEN :is_refusal ELSE refused END,
     in_doubt_since = CASE WHEN :in_doubt THEN in_doubt_since END,
     absent_since = CASE WHEN :is_absent THEN coalesce(absent_since, :now) END,
-    counted_on = CASE WHEN :started_nothing THEN NULL ELSE counted_on END,
+    counted_on = CASE WHEN :started_nothing THEN NULL ELSE coalesce(counted_on, :counted_on) END,
     last_attempt_at = CASE WHEN :is_attempt THEN :now
         WHEN :delay > 0 THEN coalesce(last_attempt_at, :now)  -- it is not new any more, or it would not wait
         ELSE last_attempt_at END,
@@ -812,6 +818,7 @@ END_ATTEMPT = """UPDATE items SET
     submitted_at = CASE WHEN :status IN ('submitted', 'done') THEN coalesce(:submitted_at, :now) ELSE submitted_at END,
     done_at = CASE WHEN :status = 'done' THEN :now END,
     job_id = CASE WHEN :status IN ('submitted', 'done') THEN :job_id ELSE coalesce(:job_id, job_id) END,
+    title = coalesce(title, :title),
     media_type = coalesce(:media_type, media_type),
     duration = coalesce(:duration, duration),
     error = CASE WHEN :is_attempt THEN :error ELSE error END,

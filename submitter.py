@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from circuit_breaker import CircuitBreaker, Permission
 from config import Config
-from events import version_of
+from events import title_of, version_of
 from iconik_client import (
     IconikClient,
     IconikDenied,
@@ -60,10 +60,12 @@ class Call:
 
     :ivar source: what the call under way is about: the item, or a kind of call that it shares with others
     :ivar is_sent: whether the job's request was sent
+    :ivar title: the asset's, once it was read
     """
 
     source: str
     is_sent: bool = False
+    title: str | None = None
     facts: Facts = Facts()
 
 
@@ -259,11 +261,12 @@ class Submitter:
         if item.in_doubt_since and outcome.status == Status.READY and not outcome.in_doubt:
             outcome = replace(outcome, in_doubt=True, started_nothing=False)  # the earlier request is still in doubt
         self._note_doubt(item, outcome, call)
-        return outcome
+        return replace(outcome, title=call.title)
 
     def _try(self, item: Item, job: Job, permission: Permission, call: Call) -> Outcome:
         try:
             asset = self._read_asset(item)
+            call.title = title_of(asset)
             outcome = self._outcome_without_job(item, job, asset, call)
             if outcome is None:
                 facts = self._find_facts(item, job, call)
@@ -302,7 +305,8 @@ class Submitter:
            done again (`retry --again`) does not mind one that is finished.
         3. An item in doubt needs evidence. What became of its own request is in iconik's list of jobs.
         4. A job that failed at iconik is started again only if a person asked for that.
-        5. An asset without the status needs evidence, too, unless it is known to be new: a field that is missing does
+        5. What a person asked for may have been done since: after a restore, for example, items.db does not know that.
+        6. An asset without the status needs evidence, too, unless it is known to be new: a field that is missing does
            not say that nothing was started.
         """
         is_in_doubt = item.in_doubt_since is not None
@@ -312,9 +316,9 @@ class Submitter:
             error = f"assets of type {asset['type']} are skipped (skip_types in config.ini)"
             return _final(Status.SKIPPED, error, started_nothing=not is_in_doubt)
         was_tried = item.last_attempt_at is not None and item.asked < 2
-        status = status_of(job, asset, item.version_id, was_tried=was_tried)
+        status = status_of(job, asset, (item.version_id, self._version(item, job, asset)), was_tried=was_tried)
         if status in UNDER_WAY and item.asked == 2 and item.submitted_at and not is_in_doubt:
-            return Outcome(Status.SUBMITTED, submitted_at=item.submitted_at, job_id=item.old_job_id)  # its latest run
+            return _latest_run(item)
         # What is in doubt is our own: the reconciler looks for its job from the request on.
         there = Outcome(
             Status.SUBMITTED,
@@ -332,9 +336,37 @@ class Submitter:
             return outcome
         if status == "FAILED" and not item.asked:
             return _final(Status.FAILED, f"iconik's {job.name} job failed", started_nothing=not is_in_doubt)
-        if status is None and not is_in_doubt and not self._is_new(item):
+        return None if is_in_doubt else self._listed_job(item, job, status, call)
+
+    def _version(self, item: Item, job: Job, asset: Json) -> str | None:
+        """The asset's version that the job is for: the item's own or, where that cannot be chosen, the newest."""
+        return version_for(asset, item.version_id if job.needs_version and item.asked < 2 else None)
+
+    def _listed_job(self, item: Item, job: Job, status: str | None, call: Call) -> Outcome | None:
+        """What iconik's list of jobs says where the asset's status is not enough; None if a job is to be started."""
+        if item.asked and (outcome := self._done_since_asked(item, job, call)):
+            return outcome
+        if status is None and not self._is_new(item):
             return self._second_source(item, job, call)
         return None
+
+    def _done_since_asked(self, item: Item, job: Job, call: Call) -> Outcome | None:
+        """What became of a job that was started since a person asked for one; None if there is none."""
+        asked_at = parse_time(item.asked_at)
+        if asked_at is None:
+            return None
+        since = asked_at + self._client.now() - (parse_time(self._store.now()) or 0)  # by iconik's clock
+        call.source = "jobs"
+        try:
+            jobs = self._client.jobs_of(item.object_id, job, since)
+        except IconikForbidden:
+            return None  # nobody can know
+        started = [one for one in jobs if one.id != item.old_job_id and (one.created_at or 0) >= since]
+        if not started:
+            return None
+        newest = max(started, key=lambda one: one.created_at or 0)
+        submitted_at = format_utc(newest.created_at or since)
+        return replace(job_outcome(job, newest, submitted_at), found=True, started_nothing=True)
 
     def _is_new(self, item: Item) -> bool:
         """Whether the asset's own webhooks came to this process, so that nothing can have been started before."""
@@ -369,17 +401,18 @@ class Submitter:
 
         1. A job in iconik's list that was created since then, and is not that of an earlier run, is ours.
         2. If there is none, that is noted. Only if there is none five minutes later either, the request is sent again.
-        3. Without the role for the list, the asset's status alone counts, an hour apart.
+        3. Without the role for the list, the asset's status alone counts, an hour apart. Where the job is to be done
+           again, that says nothing of a request that is finished, so a person has to look.
         4. A list that cannot be read is waited for. After 7 days the item fails: a person has to look.
         """
         in_doubt_since = parse_time(item.in_doubt_since) or self._client.now()
         since = in_doubt_since - DOUBT_MARGIN
         seconds = min(ABSENT_SECONDS, self._config.submitter.max_retry_delay)
-        call.source = "jobs"
+        call.source, forbidden = "jobs", ""
         try:
             jobs = self._client.jobs_of(item.object_id, job, since)
-        except IconikForbidden:
-            jobs = []
+        except IconikForbidden as error:
+            forbidden, jobs = str(error), []
             seconds = ABSENT_WITHOUT_JOBS_SECONDS
         except IconikRateLimited:
             raise
@@ -393,20 +426,24 @@ class Submitter:
         noted = self._absences.setdefault(key, now)
         if now - noted >= seconds:
             del self._absences[key]
-            return None
+            return self._doubtful(job, forbidden) if forbidden and item.asked == 2 else None
         so_far = f"iconik did not answer when the {job.name} job was started, and does not list the job yet"
         delay = seconds - (now - noted)
         return Outcome(Status.READY, so_far, so_far, delay=delay, in_doubt=True, is_absent=True)
 
     def _list_unreadable(self, item: Item, job: Job, error: IconikError, in_doubt_since: float) -> Outcome:
         if self._client.now() - in_doubt_since > MAX_DOUBT_SECONDS:
-            message = f"the {job.name} job may have been started: iconik did not answer, and its list of jobs"
-            failed = _final(Status.FAILED, f"{message} cannot be read: {error}", started_nothing=False)
-            return replace(failed, in_doubt=True)
+            return self._doubtful(job, str(error))
         message = f"iconik's list of jobs cannot be read: {error}"
         delay = self._backoff(item, self._config.submitter.max_retry_delay)
         delay = max(delay, error.retry_after or 0)
         return Outcome(Status.READY, message, without_ids(message), delay=delay, backoff=delay, in_doubt=True)
+
+    def _doubtful(self, job: Job, error: str) -> Outcome:
+        """A person has to look whether the request was done."""
+        message = f"the {job.name} job may have been started: iconik did not answer, and its list of jobs"
+        failed = _final(Status.FAILED, f"{message} cannot be read: {error}", started_nothing=False)
+        return replace(failed, in_doubt=True)
 
     def _note_doubt(self, item: Item, outcome: Outcome, call: Call) -> None:
         """Remember, by the monotonic clock, when an item in doubt may be looked at again."""
@@ -491,7 +528,7 @@ class Submitter:
 
     def _start(self, item: Item, job: Job, asset: Json, facts: Facts, call: Call) -> Outcome:
         call.facts = facts
-        version_id = version_for(asset, item.version_id if item.asked < 2 else None)
+        version_id = self._version(item, job, asset)
         if job.needs_version and version_id is None:
             raise NotNow(self._refusal(item, "iconik shows no version of the asset that is ACTIVE"))
         if not self._store.reserve(item, self._client.now(), facts.profile.name or facts.profile.id):
@@ -550,7 +587,10 @@ class Submitter:
 
     def _failure(self, item: Item, error: IconikError, call: Call) -> Outcome:
         """Schedule the next attempt: the item's backoff, but not before Retry-After, and later if it is in doubt."""
-        in_doubt = item.in_doubt_since is not None or (call.is_sent and error.may_have_been_done)
+        may_be_done = error.may_have_been_done
+        if item.asked == 2:  # the look before the next request tells nothing of this one once it is finished
+            may_be_done = may_be_done or (error.status or 0) >= 500
+        in_doubt = item.in_doubt_since is not None or (call.is_sent and may_be_done)
         if item.waited > self._config.submitter.give_up_after:
             return self._given_up(item, str(error), in_doubt=in_doubt)
         delay = self._backoff(item, self._config.submitter.max_retry_delay)
@@ -592,7 +632,12 @@ class Submitter:
         if error.status != 404 or call.source != item.object_id:
             return self._refusal(item, str(error), retry_after=error.retry_after)
         others_are_read = self._read_at is not None and self._runtime.monotonic() - self._read_at < DELETED_SECONDS
-        if item.absent_since and item.waited >= DELETED_SECONDS and others_are_read and item.in_doubt_since is None:
+        absent_since = parse_time(item.absent_since)
+        is_long = absent_since is not None and (
+            # by the clock, which may have been set meanwhile, and by its delays, some of which may be of other trouble
+            min(item.waited, (parse_time(self._store.now()) or 0) - absent_since) >= DELETED_SECONDS
+        )
+        if is_long and others_are_read and item.in_doubt_since is None:
             return _final(Status.SKIPPED, "the asset is deleted: iconik has not found it for a day")
         return replace(self._refusal(item, str(error), is_tried_early=False), is_absent=item.in_doubt_since is None)
 
@@ -690,6 +735,17 @@ def job_outcome(job: Job, found: IconikJob, submitted_at: str | None = None) -> 
         error = f"iconik's {job.name} job {_how_it_failed(found)}"
         return replace(outcome, status=Status.FAILED, error=error, reason=without_ids(error))
     return outcome
+
+
+def _latest_run(item: Item) -> Outcome:
+    """The item as it was before a person wanted it done again: its run is not finished yet."""
+    is_ours = item.profile is not None  # which is written when a job of ours is started
+    return Outcome(
+        Status.SUBMITTED,
+        submitted_at=item.submitted_at,
+        counted_on=(item.submitted_at or "")[:10] if is_ours else None,
+        job_id=item.old_job_id,
+    )
 
 
 def _how_it_failed(found: IconikJob) -> str:

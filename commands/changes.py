@@ -97,6 +97,15 @@ class ManualChanges:
         )
         return [(row["object_id"], row["job"]) for row in rows]
 
+    def seen(self, object_ids: Sequence[str]) -> set[str]:
+        """Those of several assets that are not only known by a proxy that came before their create."""
+        rows = self._database.run(
+            """SELECT DISTINCT object_id FROM items
+            WHERE object_id IN (SELECT value FROM json_each(:ids)) AND status <> 'awaiting_create'""",
+            ids=json.dumps(object_ids),
+        )
+        return {row["object_id"] for row in rows}
+
     def next_keys(self, status: str, after: Key, *, job: str | None = None, reason: str | None = None) -> list[Key]:
         """Up to 200 items of that status (and job, and reason), in the order of their ids: those after `after`.
 
@@ -124,9 +133,12 @@ class ManualChanges:
         """
         return self._change(keys, RETRYABLE, status, {Status.FAILED: RETRY, Status.SKIPPED: RETRY}, MAKE_DUE, reason)
 
-    def again(self, keys: Iterable[Key]) -> list[Change]:
-        """Run finished jobs again. Without effect within ten minutes of the last time."""
-        return self._change(keys, REPEATABLE, None, {}, AGAIN, "")
+    def again(self, keys: Iterable[Key], *, with_skipped: bool = False) -> list[Change]:
+        """Run finished jobs again. Without effect within ten minutes of the last time.
+
+        :param with_skipped: also those jobs of an asset that were skipped, while another one of it was not
+        """
+        return self._change(keys, REPEATABLE, None, {}, AGAIN, "", with_skipped=with_skipped)
 
     def skip(self, keys: Iterable[Key], *, status: str | None = None, reason: str = "") -> list[Change]:
         """Mark items as not to be done."""
@@ -160,6 +172,8 @@ class ManualChanges:
         statements: dict[str, str],
         otherwise: str,
         reason: str,
+        *,
+        with_skipped: bool = False,
     ) -> list[Change]:
         changes = []
         values: dict[str, Any] = {
@@ -167,6 +181,7 @@ class ManualChanges:
             "again_before": self._store.now(-AGAIN_SECONDS),
             "doubt_delay": self._store.rules.doubt_delay,
             "reason": one_line(reason) or None,
+            "with_skipped": with_skipped,
         }
         with self._database.transaction() as db:
             for object_id, job in keys:
@@ -189,10 +204,12 @@ FIND = """SELECT title, status, error, counted_on,
     counted_on IS NOT NULL AND in_doubt_since IS NULL AS holds_reservation
 FROM items WHERE object_id = :object_id AND job = :job"""
 
-# What was skipped before its proxy arrived goes back to awaiting_proxy.
+# What was skipped before its proxy arrived goes back to awaiting_proxy. A skip also takes back what it was to be done
+# again.
 RETRY = """UPDATE items SET
     status = CASE WHEN proxy_closed_at IS NULL THEN 'awaiting_proxy' ELSE 'ready' END,
-    asked = max(asked, 1), attempts = 0, backoff = 0, waited = 0, refused = 0, absent_since = NULL,
+    asked = CASE WHEN status = 'skipped' THEN 1 ELSE max(asked, 1) END, asked_at = :now,
+    attempts = 0, backoff = 0, waited = 0, refused = 0, absent_since = NULL,
     counted_on = CASE WHEN in_doubt_since IS NOT NULL THEN counted_on END,
     old_job_id = coalesce(job_id, old_job_id), job_id = NULL,
     error = coalesce('retried: ' || :reason, error),
@@ -203,19 +220,23 @@ WHERE object_id = :object_id AND job = :job AND status IN ('failed', 'skipped')"
 # What is due already keeps its place, and what is in doubt keeps its delay.
 MAKE_DUE = """UPDATE items SET
     waited = 0, backoff = 0, asked = CASE WHEN status = 'ready' THEN max(asked, 1) ELSE asked END,
+    asked_at = CASE WHEN status = 'ready' AND asked = 0 THEN :now ELSE asked_at END,
     error = coalesce('retried: ' || :reason, error),
     next_attempt_at = CASE WHEN in_doubt_since IS NULL THEN min(coalesce(next_attempt_at, :now), :now)
         ELSE next_attempt_at END
 WHERE object_id = :object_id AND job = :job AND status IN ('ready', 'awaiting_proxy')"""
 
+# The job of a run that may not be finished is its own, or not known: that of an earlier run says nothing about it.
 AGAIN = """UPDATE items SET
     status = CASE WHEN proxy_closed_at IS NULL AND status = 'skipped' THEN 'awaiting_proxy' ELSE 'ready' END,
     asked = 2, asked_at = :now, attempts = 0, backoff = 0, waited = 0, refused = 0, absent_since = NULL,
     counted_on = CASE WHEN in_doubt_since IS NOT NULL THEN counted_on END,
-    old_job_id = coalesce(job_id, old_job_id), job_id = NULL,
+    old_job_id = CASE WHEN status = 'submitted' THEN job_id ELSE coalesce(job_id, old_job_id) END, job_id = NULL,
     next_attempt_at = CASE WHEN in_doubt_since IS NULL THEN :now
         ELSE max(:now, coalesce(later(CAST(last_attempt_at AS BLOB), :doubt_delay), :now)) END
 WHERE object_id = :object_id AND job = :job AND status IN ('submitted', 'done', 'failed', 'skipped')
+    AND (status <> 'skipped' OR :with_skipped OR NOT EXISTS (
+        SELECT 1 FROM items AS other WHERE other.object_id = :object_id AND other.status <> 'skipped'))
     AND (asked_at IS NULL OR asked_at < :again_before OR asked_at > :now)"""
 
 SKIP = """UPDATE items SET status = 'skipped', error = coalesce(:reason, 'skipped by a person'),

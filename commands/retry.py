@@ -5,11 +5,12 @@ from pathlib import Path
 
 import click
 
-from commands.changes import RETRYABLE, Change, ManualChanges
+from commands.changes import RETRYABLE, Change, Key, ManualChanges
 from commands.items import change_all, change_named
 from config import load
 from jobs import JOBS
 from store import Rules, Status, Store
+from system.text import command
 
 STAYS = {
     Status.SUBMITTING: "an attempt is under way",
@@ -31,8 +32,13 @@ def _describe(change: Change) -> str:
 
 
 def _describe_again(change: Change) -> str:
+    if change.is_changed and change.status == Status.SUBMITTED:
+        return "will be started again, unless iconik has not finished it yet"
     if change.is_changed:
         return "will be started again"
+    if change.status == Status.SKIPPED:
+        remedy = command("retry", "--again", "--job", change.job, change.object_id)
+        return f"stays skipped, because only what was done is done again ({change.error}). To start it: {remedy}"
     if change.status in (Status.READY, Status.SUBMITTING, Status.AWAITING_PROXY, Status.AWAITING_CREATE):
         return f"is {change.status}: its run is not finished yet, so nothing is changed"
     return "was started again within the last ten minutes, so nothing is changed"
@@ -67,7 +73,11 @@ def retry(path: Path, assets: tuple[str, ...], status: str | None, again: bool, 
     with closing(Store(config.listener.database, Rules.of(config))) as store:
         changes = ManualChanges(store)
         if again:
-            raise SystemExit(change_named(store, assets, job, changes.again, _describe_again, parts=False))
+
+            def again_too(keys: list[Key]) -> list[Change]:
+                return changes.again(keys, with_skipped=job is not None)
+
+            raise SystemExit(change_named(store, assets, job, again_too, _describe_again, parts=False))
         if not status:
             raise SystemExit(
                 change_named(store, assets, job, lambda keys: changes.retry(keys, reason=reason), _describe)

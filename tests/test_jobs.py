@@ -38,7 +38,7 @@ def asset(analyze: Any = "N/A", **versions: Any) -> dict[str, Any]:
     ],
 )
 def test_the_status_that_says_more_counts(found: dict[str, Any], version: str | None, expected: str | None) -> None:
-    assert status_of(ANALYZE, found, version) == expected
+    assert status_of(ANALYZE, found, [version]) == expected
 
 
 @pytest.mark.parametrize(
@@ -55,13 +55,13 @@ def test_the_status_that_says_more_counts(found: dict[str, Any], version: str | 
 def test_a_job_that_was_tried_may_be_on_another_version(
     found: dict[str, Any], version: str | None, expected: str | None
 ) -> None:
-    assert status_of(ANALYZE, found, version, was_tried=True) == expected
+    assert status_of(ANALYZE, found, [version], was_tried=True) == expected
 
 
 def test_a_transcript_is_known_by_the_version_only() -> None:
     shown = {"versions": [{"id": OLD, "version_number": 1, "transcribe_status": "DONE"}]}
-    assert status_of(TRANSCRIBE, shown, None) == "DONE"
-    assert status_of(FACES, shown, None) is None
+    assert status_of(TRANSCRIBE, shown, [None]) == "DONE"
+    assert status_of(FACES, shown, [None]) is None
 
 
 def test_the_newest_active_version_counts() -> None:
