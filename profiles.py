@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from iconik_client import IconikClient, IconikError
@@ -53,7 +54,7 @@ class Profiles:
 
         1. Without names, iconik chooses.
         2. A single UUID, or `default`, is taken as it is.
-        3. A single name is looked up.
+        3. A single name is looked up, and is enough if only one profile has it.
         4. Of several, the one that serves the media type is taken; `default` is for what no other one serves.
 
         :raises ProfileMissing: iconik has none of that name
@@ -65,7 +66,7 @@ class Profiles:
         if len(names) == 1 and (names[0] == DEFAULT or UUID.fullmatch(names[0])):
             return Profile(names[0], names[0])
         found = self.named(names)
-        if len(names) == 1:
+        if len(names) == 1 and len(found) == 1:
             return found[0]
         wanted = job.profile_types.get(media_type or "")
         for profile in found:
@@ -75,6 +76,18 @@ class Profiles:
             return Profile(DEFAULT, DEFAULT)
         raise ProfileNotForMediaType(f"no profile in [{job.name}] is for {one_line(media_type or 'this media type')}")
 
+    def are_several(self, names: Sequence[str]) -> bool:
+        """Whether `choose` needs the asset's media type. Several profiles may have the same name.
+
+        :raises IconikError: they cannot be looked up
+        """
+        if len(names) != 1 or names[0] == DEFAULT or UUID.fullmatch(names[0]):
+            return len(names) > 1
+        try:
+            return len(self.named(names)) > 1
+        except ProfileMissing:  # which `choose` tells
+            return False
+
     def media_type_of(self, profile: Profile) -> str | None:
         """What a profile serves, from the latest list. None if that is not known."""
         if profile.media_type:
@@ -83,7 +96,9 @@ class Profiles:
             return next((one.media_type for one in self._found if one.id == profile.id), None)
 
     def named(self, names: Sequence[str]) -> list[Profile]:
-        """The profiles of those names or UUIDs, `default` left out, in that order.
+        """The profiles that have one of those names or UUIDs, `default` left out, in that order.
+
+        While the list is asked for again, the other threads take what is known.
 
         :raises ProfileMissing: iconik has none of that name
         :raises IconikError: they cannot be looked up
@@ -92,17 +107,21 @@ class Profiles:
         with self._lock:
             age = self._age()
             is_missing = not all(self._matching(name) for name in wanted)
-            if age > MAX_AGE or (is_missing and age > MIN_AGE):
-                try:
-                    self._found = list_profiles(self._client)
-                    self._found_at = self._runtime.monotonic()
-                except IconikError:
-                    if is_missing:
-                        raise
-            for name in wanted:
-                if not self._matching(name):
-                    raise ProfileMissing(f'iconik has no analysis profile "{one_line(name)}"')
-            return [self._matching(name)[0] for name in wanted]
+            if is_missing and age > MIN_AGE:
+                self._note(list_profiles(self._client))
+            is_old = not is_missing and age > MAX_AGE
+            if is_old:
+                self._found_at = self._runtime.monotonic() - MAX_AGE + MIN_AGE  # a call that fails is repeated then
+        if is_old:
+            with suppress(IconikError):
+                self._note(list_profiles(self._client))
+        for name in wanted:
+            if not self._matching(name):
+                raise ProfileMissing(f'iconik has no analysis profile "{one_line(name)}"')
+        return [profile for name in wanted for profile in self._matching(name)]
+
+    def _note(self, found: list[Profile]) -> None:
+        self._found, self._found_at = found, self._runtime.monotonic()
 
     def _age(self) -> float:
         return float("inf") if self._found_at is None else self._runtime.monotonic() - self._found_at

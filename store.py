@@ -207,6 +207,8 @@ class Store:
         try:
             values = self.asset_values(object_id, title, Source.WEBHOOK, self.rules.min_age)
             rows = self.database.run(ADD_ASSET, **values)
+            if not rows and title is not None:
+                self.database.run(SET_TITLE, object_id=object_id, title=title)
         except (StoreUnavailable, StoreRefused):
             self.failed_creates += 1
             raise
@@ -269,7 +271,7 @@ class Store:
     def skip_other_jobs(self) -> int:
         """At a start: skip the unfinished items of jobs that are no longer configured. Returns how many."""
         values = {"jobs": json.dumps(self.rules.jobs)}
-        return sum(self._change_all(SKIP_OTHER_JOBS, ("awaiting_proxy", "awaiting_create", "ready"), values))
+        return sum(self._change_all(SKIP_OTHER_JOBS, ("awaiting_proxy", "ready"), values))
 
     def _change_all(self, statements: Sequence[str], statuses: Sequence[str], values: dict[str, Any]) -> list[int]:
         """Execute statements that change all items of these statuses for which they hold.
@@ -678,6 +680,8 @@ class Store:
         }
 
 
+# A person added it in iconik's menu, which tells no titles.
+SET_TITLE = "UPDATE items SET title = :title WHERE object_id = :object_id AND title IS NULL"
 SET_STATE = "INSERT INTO state VALUES (:key, :value) ON CONFLICT (key) DO UPDATE SET value = :value"
 
 # Adds the items of all configured jobs, if the asset is new. A job that was added to the configuration later is not for
@@ -715,13 +719,11 @@ RECOVER = (
         AND (:object_id IS NULL OR (object_id = :object_id AND job = :job))""",
 )
 
-# The same. One for each index, because SQLite uses none of them for all together.
+# The same. One for each index, because SQLite uses none of them for all together. What awaits its create stays: it is
+# deleted after a day and, until then, must not look as if the asset had been there before the jobs of today.
 SKIP_OTHER_JOBS = (
     """UPDATE items SET status = 'skipped', error = job || ' is not in jobs', reason = job || ' is not in jobs'
     WHERE status = 'awaiting_proxy' AND job NOT IN (SELECT value FROM json_each(:jobs))
-        AND (:object_id IS NULL OR (object_id = :object_id AND job = :job))""",
-    """UPDATE items SET status = 'skipped', error = job || ' is not in jobs', reason = job || ' is not in jobs'
-    WHERE status = 'awaiting_create' AND job NOT IN (SELECT value FROM json_each(:jobs))
         AND (:object_id IS NULL OR (object_id = :object_id AND job = :job))""",
     """UPDATE items SET status = 'skipped', error = job || ' is not in jobs', reason = job || ' is not in jobs'
     WHERE status = 'ready' AND last_attempt_at IS NULL AND job NOT IN (SELECT value FROM json_each(:jobs))
@@ -750,8 +752,8 @@ WHERE status = 'ready' AND last_attempt_at IS NOT NULL AND (counted_on IS NOT NU
     AND object_id || ' ' || job NOT IN (SELECT value FROM json_each(:left_alone))
 ORDER BY next_attempt_at, created_at LIMIT 1"""
 
-# The newest that is due, if it is as new as the newest that was never attempted. The first condition spares a look
-# through all of them when none is due.
+# The newest that is due, if it is as new as the newest that was never attempted and can be claimed. The first condition
+# spares a look through all of them when none is due.
 NEWEST_RETRY = """SELECT object_id, job FROM items
 WHERE EXISTS (
         SELECT 1 FROM items AS due WHERE due.status = 'ready' AND due.last_attempt_at IS NOT NULL
@@ -759,6 +761,8 @@ WHERE EXISTS (
     AND status = 'ready' AND last_attempt_at IS NOT NULL AND counted_on IS NULL
     AND created_at >= coalesce((
         SELECT new.created_at FROM items AS new WHERE new.status = 'ready' AND new.last_attempt_at IS NULL
+            AND new.object_id || ' ' || new.job NOT GLOB '*[^ -~]*'
+            AND new.object_id || ' ' || new.job NOT IN (SELECT value FROM json_each(:left_alone))
         ORDER BY new.next_attempt_at DESC, new.created_at DESC LIMIT 1), '')
     AND next_attempt_at <= :now
     AND object_id || ' ' || job NOT GLOB '*[^ -~]*'

@@ -11,6 +11,7 @@ from circuit_breaker import CircuitBreaker, Permission
 from config import Config
 from events import title_of, version_of
 from iconik_client import (
+    DATE_SECONDS,
     IconikClient,
     IconikDenied,
     IconikError,
@@ -355,7 +356,8 @@ class Submitter:
         asked_at = parse_time(item.asked_at)
         if asked_at is None:
             return None
-        since = asked_at + self._client.now() - (parse_time(self._store.now()) or 0)  # by iconik's clock
+        ahead = self._client.now() - DATE_SECONDS - (parse_time(self._store.now()) or 0)  # iconik's clock, at least
+        since = asked_at + ahead
         call.source = "jobs"
         try:
             jobs = self._client.jobs_of(item.object_id, job, since)
@@ -465,7 +467,8 @@ class Submitter:
         section = self._config.of(job)
         only = section.only if item.asked < 2 else ""
         media_type, duration = item.media_type, None
-        if only or len(section.profile) > 1:
+        call.source = "profiles"
+        if only or self._profiles.are_several(section.profile):
             call.source = "search"
             document = self._client.document(item.object_id)
             media_type = _media_type(document)

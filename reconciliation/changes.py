@@ -15,7 +15,8 @@ log = logging.getLogger("iconik_listener")
 BATCH_SIZE = 200  # rows that are written in one transaction, so that no webhook waits long for its turn
 AWAITING_CREATE_SECONDS = DAY_SECONDS  # how long a closed proxy waits for the create that it overtook
 OUTCOME_SECONDS = 7 * DAY_SECONDS  # for how long the end of a job is looked for
-USAGE_DAYS = 25 * 31  # for which the ledger is kept: two years and a month
+USAGE_DAYS = 25 * 31  # with jobs, for which the ledger is kept: two years and a month
+ALLOWED_DAYS = 10  # for which it is kept how many more jobs a person allowed
 
 
 @dataclass(frozen=True)
@@ -169,13 +170,15 @@ class ReconciledChanges:
         return [row["object_id"] for row in rows]
 
     def measure(self, asset: FoundAsset) -> None:
-        """Note an asset's media type and duration."""
+        """Note an asset's media type and duration, and its title where that is not known."""
         self._database.run(
-            """UPDATE items SET media_type = :media_type, duration = coalesce(:duration, duration)
+            """UPDATE items SET media_type = :media_type, duration = coalesce(:duration, duration),
+                title = coalesce(title, :title)
             WHERE object_id = :object_id AND status IN ('submitted', 'done', 'failed')""",
             object_id=asset.object_id,
             media_type=asset.media_type,
             duration=asset.duration,
+            title=asset.title,
         )
 
     def delete_awaiting_create(self) -> int:
@@ -192,10 +195,17 @@ class ReconciledChanges:
         )
 
     def delete_old_usage(self) -> None:
-        """Delete what the ledger and the state hold of days that nobody asks for any more."""
-        before = self._store.now(-USAGE_DAYS * DAY_SECONDS)[:10]
-        self._database.run("DELETE FROM usage WHERE day < :before", before=before)
-        yesterday = self._store.now(-2 * DAY_SECONDS)[:10]
+        """Delete what the ledger and the state hold of days that nobody asks for any more: all but the latest ones.
+
+        Days are counted, because a clock that is wrong for a moment must not delete today's, which the limit is for.
+        """
         self._database.run(
-            "DELETE FROM state WHERE key > 'allowed ' AND key < 'allowed ' || :yesterday", yesterday=yesterday
+            """DELETE FROM usage WHERE day < (
+                SELECT day FROM usage GROUP BY day ORDER BY day DESC LIMIT 1 OFFSET :days - 1)""",
+            days=USAGE_DAYS,
+        )
+        self._database.run(
+            """DELETE FROM state WHERE key GLOB 'allowed *' AND key < (
+                SELECT key FROM state WHERE key GLOB 'allowed *' ORDER BY key DESC LIMIT 1 OFFSET :days - 1)""",
+            days=ALLOWED_DAYS,
         )

@@ -16,6 +16,7 @@ from iconik_client import IconikClient
 from store import Rules, Store
 from submitter import Submitter
 from support import Clock, Listener, ListenerHere, make_config
+from world import World
 
 # The same examples every time, so that a run tells about a change. --hypothesis-profile=explore has others.
 settings.register_profile("default", database=None, derandomize=True, print_blob=True)
@@ -147,3 +148,21 @@ def listeners_here(tmp_path: Path, sandbox: FaultyIconik) -> Iterator[Callable[.
 def listener_here(listeners_here: Callable[..., ListenerHere]) -> ListenerHere:
     """A running listener in this process."""
     return listeners_here().start()
+
+
+@pytest.fixture
+def worlds(tmp_path: Path, sandbox: FaultyIconik, clock: Clock) -> Iterator[Callable[..., World]]:
+    made: list[World] = []
+
+    def make(**values: Any) -> World:
+        made.append(World(tmp_path, sandbox, clock, **values))
+        return made[-1]
+
+    yield make
+    for world in made:
+        world.store.close()
+
+
+@pytest.fixture
+def world(worlds: Callable[..., World]) -> World:
+    return worlds()
