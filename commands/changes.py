@@ -138,7 +138,14 @@ class ManualChanges:
 
         :param with_skipped: also those jobs of an asset that were skipped, while another one of it was not
         """
-        return self._change(keys, REPEATABLE, None, {}, AGAIN, "", with_skipped=with_skipped)
+        keys = list(keys)
+        rows = self._database.run(
+            """SELECT DISTINCT object_id FROM items
+            WHERE object_id IN (SELECT value FROM json_each(:ids)) AND status <> 'skipped'""",
+            ids=json.dumps([] if with_skipped else [object_id for object_id, _ in keys]),
+        )
+        not_skipped = json.dumps([row["object_id"] for row in rows])
+        return self._change(keys, REPEATABLE, None, {}, AGAIN, "", not_skipped=not_skipped)
 
     def skip(self, keys: Iterable[Key], *, status: str | None = None, reason: str = "") -> list[Change]:
         """Mark items as not to be done."""
@@ -172,8 +179,7 @@ class ManualChanges:
         statements: dict[str, str],
         otherwise: str,
         reason: str,
-        *,
-        with_skipped: bool = False,
+        **more: Any,
     ) -> list[Change]:
         changes = []
         values: dict[str, Any] = {
@@ -181,7 +187,7 @@ class ManualChanges:
             "again_before": self._store.now(-AGAIN_SECONDS),
             "doubt_delay": self._store.rules.doubt_delay,
             "reason": one_line(reason) or None,
-            "with_skipped": with_skipped,
+            **more,
         }
         with self._database.transaction() as db:
             for object_id, job in keys:
@@ -235,8 +241,7 @@ AGAIN = """UPDATE items SET
     next_attempt_at = CASE WHEN in_doubt_since IS NULL THEN :now
         ELSE max(:now, coalesce(later(CAST(last_attempt_at AS BLOB), :doubt_delay), :now)) END
 WHERE object_id = :object_id AND job = :job AND status IN ('submitted', 'done', 'failed', 'skipped')
-    AND (status <> 'skipped' OR :with_skipped OR NOT EXISTS (
-        SELECT 1 FROM items AS other WHERE other.object_id = :object_id AND other.status <> 'skipped'))
+    AND (status <> 'skipped' OR object_id NOT IN (SELECT value FROM json_each(:not_skipped)))
     AND (asked_at IS NULL OR asked_at < :again_before OR asked_at > :now)"""
 
 SKIP = """UPDATE items SET status = 'skipped', error = coalesce(:reason, 'skipped by a person'),
