@@ -4,12 +4,14 @@ import logging
 import random
 import threading
 from collections.abc import Callable, Iterator
+from datetime import date, timedelta
 from pathlib import Path
 
 import pytest
 
 from faulty_iconik import Fault, FaultyIconik
 from limits import Limits
+from reconciliation.changes import ALLOWED_DAYS, USAGE_DAYS, ReconciledChanges
 from store import ALLOWED, PAUSED, Item, Outcome, Rules, Status, Store
 from submitter import Submitter
 from support import Clock, new_id, wait_until
@@ -199,6 +201,31 @@ def test_the_limit_says_how_much_is_used_and_when_that_is_much(manual: Store) ->
     assert limits.allow(5) == 5
     assert (limits.now().total, limits.now().is_near, limits.now().is_reached) == (10, False, False)
     assert limits.now().describe() == ""
+
+
+@pytest.mark.parametrize("years", [3, -3])
+def test_a_clock_that_is_wrong_for_a_moment_deletes_nothing_of_today(manual: Store, clock: Clock, years: int) -> None:
+    add(manual, 4)
+    Limits(manual).allow(1)
+    assert [start(manual, ACCEPTED) for _ in range(4)] == [True, True, True, False]
+    clock.step(years * 366 * DAY)
+    ReconciledChanges(manual).delete_old_usage()
+    clock.step(-years * 366 * DAY)
+    assert started(manual) == {manual.today(): 3}
+    assert not start(manual, ACCEPTED)
+    assert Limits(manual).now().allowed == 1
+
+
+def test_the_ledger_keeps_two_years_of_days_and_what_was_allowed_on_ten(manual: Store) -> None:
+    days = [(date(2026, 11, 27) - timedelta(days=number)).isoformat() for number in range(USAGE_DAYS + 3)]
+    for day in days:
+        for job in ("analyze", "faces"):
+            manual.database.run("INSERT INTO usage VALUES (:day, :job, 1, 0)", day=day, job=job)
+        manual.set_state(ALLOWED + day, "1")
+    ReconciledChanges(manual).delete_old_usage()
+    assert list(started(manual)) == sorted(days)[3:]
+    rows = manual.database.run("SELECT key FROM state WHERE key GLOB 'allowed *' ORDER BY key")
+    assert [row["key"] for row in rows] == [ALLOWED + day for day in sorted(days)[-ALLOWED_DAYS:]]
 
 
 def test_without_a_limit_none_is_reached(manual: Store) -> None:

@@ -11,7 +11,17 @@ from events import AGAIN, SKIP
 from faulty_iconik import FaultyIconik
 from menu import MENU
 from resources import Services, create_app
-from support import ASSET, OTHER_ASSET, SECRET, ListenerHere, create_event, held_by_a_person, new_id, wait_until
+from support import (
+    ASSET,
+    OTHER_ASSET,
+    SECRET,
+    ListenerHere,
+    create_event,
+    held_by_a_person,
+    new_id,
+    proxy_event,
+    wait_until,
+)
 from system.server import Server
 
 Listeners = Callable[..., ListenerHere]
@@ -75,6 +85,33 @@ def test_an_asset_that_was_never_seen_is_analyzed(registered: ListenerHere, sand
     wait_until(lambda: registered.rows("status = 'submitted' AND source = 'menu'"))
     assert sandbox.forced == [asset_id]
     assert "a person added it from iconik's menu" in " ".join(registered.command("show", asset_id).stdout.split())
+
+
+def test_an_asset_of_which_only_a_proxy_is_known_is_analyzed(registered: ListenerHere, sandbox: FaultyIconik) -> None:
+    """It is older than the listener, and somebody made it a proxy today."""
+    asset_id = sandbox.create_asset("old.mov", send=False)
+    sandbox.set_proxy(asset_id, send=False)
+    registered.post("/proxy", proxy_event(asset_id))
+    assert registered.rows("status = 'awaiting_create'")
+    told = choose(sandbox, "Analyze again", asset_id)
+    assert told == "Analyze again: 1 asset that the listener did not know will be analyzed."
+    wait_until(lambda: registered.rows("status = 'submitted' AND source = 'menu' AND title = 'old.mov'"))
+    assert sandbox.jobs == [asset_id]
+
+
+def test_what_iconik_has_not_finished_is_told(registered: ListenerHere, sandbox: FaultyIconik) -> None:
+    registered.upload(ASSET)
+    wait_until(lambda: registered.rows("status = 'submitted'"))
+    told = "Analyze again: 1 asset will be analyzed again. What iconik has not finished yet is left as it is."
+    assert choose(sandbox, "Analyze again", ASSET) == told
+    wait_until(lambda: registered.rows("status = 'submitted'"))
+    assert sandbox.jobs == [ASSET]
+
+
+def test_the_webhook_that_comes_later_tells_the_title(registered: ListenerHere, sandbox: FaultyIconik) -> None:
+    assert "will not be analyzed" in choose(sandbox, "Do not analyze", ASSET)
+    registered.post("/create", create_event(ASSET, title="holiday.mov"))
+    assert [row["title"] for row in registered.rows()] == ["holiday.mov"]
 
 
 def test_what_the_limit_or_a_pause_holds_is_told(listeners_here: Listeners, sandbox: FaultyIconik) -> None:

@@ -446,7 +446,11 @@ def test_a_start_skips_unfinished_items_of_other_jobs(stores: Stores) -> None:
     ready(store)
     store.add_asset(new_id(), "its proxy is not closed.mov")
     store = stores(jobs=("analyze",))
+    early = new_id()
+    store.proxy_closed(early)
     assert store.skip_other_jobs() == 4
+    store.rules = Rules(jobs=("faces",))
+    assert store.add_asset(early, "its proxy came before the jobs changed.mov") == "awaiting_proxy"
     rows = store.database.run("SELECT job, error FROM items WHERE status = 'skipped' ORDER BY job")
     assert [one["error"] for one in rows] == ["faces is not in jobs"] * 2 + ["transcribe is not in jobs"] * 2
 

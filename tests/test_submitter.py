@@ -288,6 +288,74 @@ def test_an_asset_that_is_not_found_for_a_day_is_skipped(world: World) -> None:
     assert "deleted" in world.row()["error"]
 
 
+def test_a_day_of_other_trouble_is_no_day_in_which_it_was_not_found(world: World) -> None:
+    asset_id = world.ready(new_id())
+    world.sandbox.faults.append(Fault(ANALYZE, 402, body=b'{"errors": ["Insufficient credits"]}', times=float("inf")))
+    world.work_for(3 * 24 * 3600, step=3600)
+    assert world.row(asset_id)["waited"] > 24 * 3600
+    world.sandbox.faults.clear()
+    asset = world.sandbox.assets.pop(asset_id)
+    for _ in range(4):
+        world.ready(new_id())
+        world.work_for(3600, step=300)
+    assert world.row(asset_id)["absent_since"] is not None
+    assert world.status(asset_id) == Status.READY
+    world.sandbox.assets[asset_id] = asset
+    world.work_for(25 * 3600, step=300)
+    assert world.status(asset_id) == Status.SUBMITTED
+
+
+def test_a_clock_that_jumps_ahead_deletes_no_asset(world: World) -> None:
+    world.ready()
+    asset = world.sandbox.assets.pop(ASSET)
+    world.work()
+    world.clock.step(2 * 24 * 3600)
+    for _ in range(4):
+        world.ready(new_id())
+        world.work_for(600)
+    assert world.status() == Status.READY
+    world.sandbox.assets[ASSET] = asset
+    world.work_for(24 * 3600, step=300)
+    assert world.status() == Status.SUBMITTED
+
+
+def test_what_has_no_title_gets_that_of_the_asset(world: World) -> None:
+    """iconik's menu tells none, and people know nothing else."""
+    world.sandbox.create_asset("holiday.mov", ASSET, send=False)
+    world.sandbox.set_proxy(ASSET, send=False)
+    ManualChanges(world.store).add([ASSET], again=True)
+    world.work()
+    assert world.row()["title"] == "holiday.mov"
+
+
+def test_a_title_stays_that_of_the_upload(world: World) -> None:
+    world.ready()
+    world.sandbox.assets[ASSET]["title"] = "renamed.mov"
+    world.work()
+    assert world.row()["title"] == "a.mov"
+
+
+@pytest.mark.parametrize("odd", ["protected", "no key of iconik's"])
+def test_under_a_limit_a_row_that_cannot_be_claimed_holds_no_retry_back(worlds: Callable[..., World], odd: str) -> None:
+    world = worlds(limits__max_per_day=1000)
+    world.sandbox.faults.append(Fault(ANALYZE, 503))
+    older = world.ready(new_id())
+    world.work()
+    assert world.status(older) == Status.READY
+    world.clock.advance(1)
+    newer = world.ready(new_id())
+    if odd == "protected":
+        world.store.database.run(
+            f"CREATE TRIGGER hers BEFORE UPDATE ON items WHEN OLD.object_id = '{newer}' "
+            "BEGIN SELECT RAISE(ABORT, 'hers'); END"
+        )
+    else:
+        world.store.database.run("UPDATE items SET object_id = 'é' WHERE object_id = :id", id=newer)
+    world.work_for(60)
+    assert world.status(older) == Status.SUBMITTED
+    assert world.store.seconds_until_due() != 0
+
+
 def test_a_retry_of_a_failed_job_survives_a_503_and_a_restart(world: World) -> None:
     """W5: what a person asked for stays asked for."""
     world.ready()
