@@ -251,17 +251,18 @@ class IconikClient:
         return list(found.values())
 
     def closed_proxy(self, asset_id: str) -> Json | None:
-        """One of the asset's proxies that is CLOSED: `id`, `version_id`. None: iconik shows none."""
+        """The newest of the asset's proxies that are CLOSED: `id`, `version_id`. None: iconik shows none."""
         path = f"files/v1/assets/{quote(asset_id, safe='')}/proxies/"
         query = {"per_page": str(PAGE_SIZE), "generate_signed_url": "false"}
+        closed: list[Json] = []
         while True:
             proxies = self.objects(path, "can_read_proxies", query)
-            if closed := next((proxy for proxy in proxies if proxy.get("status") == "CLOSED"), None):
-                return closed
+            closed += [proxy for proxy in proxies if proxy.get("status") == "CLOSED"]
             # A short page may hide a proxy. That costs nothing but another poll.
             last_id = str(proxies[-1].get("id")) if len(proxies) == PAGE_SIZE else None
             if last_id is None or last_id == query.get("last_id"):
-                return None
+                dated = [(str(proxy.get("date_created") or ""), number) for number, proxy in enumerate(closed)]
+                return closed[max(dated)[1]] if dated else None
             query["last_id"] = last_id
 
     def pages(self, path: str, role: str, query: Mapping[str, str] | None = None) -> Iterator[list[Json]]:

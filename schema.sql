@@ -50,6 +50,8 @@ CREATE INDEX items_awaiting_proxy  ON items (next_attempt_at, created_at, status
 CREATE INDEX items_awaiting_create ON items (proxy_closed_at, status) WHERE status = 'awaiting_create';
 CREATE INDEX items_new             ON items (next_attempt_at, created_at, status, last_attempt_at)
     WHERE status = 'ready' AND last_attempt_at IS NULL;
+CREATE INDEX items_new_uploads     ON items (next_attempt_at, created_at) -- under a limit they go before what catch-up added
+    WHERE status = 'ready' AND last_attempt_at IS NULL AND source IS NOT 'catch-up';
 CREATE INDEX items_retries         ON items (counted_on IS NOT NULL, next_attempt_at, created_at, status, last_attempt_at, counted_on)
     WHERE status = 'ready' AND last_attempt_at IS NOT NULL;
 CREATE INDEX items_newest_retries  ON items (created_at, next_attempt_at) -- under a limit the newest assets go first

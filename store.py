@@ -4,7 +4,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -182,6 +182,7 @@ class Store:
         self.failed_creates = 0  # how many of them could not be stored, so that iconik was answered an error
         self._looked_for_misdated_at: dict[str, float] = {}
         self._left_alone: set[Key] = set()  # items whose row a person's trigger does not let us change
+        self._refused_alone: set[Key] = set()  # items that were tried because others had been accepted
         self._unfinished: set[Key] = set()  # items whose claim may have been written although it failed
         self.database = Database(path, migrations, listener=listener, progress=progress)
 
@@ -313,9 +314,12 @@ class Store:
             return self.change_each(statement, keys[:half], values) + self.change_each(statement, keys[half:], values)
 
     def claim_new(self) -> Item | None:
-        """Take an item that was never attempted: the earliest or, under a limit, the newest."""
-        order = "DESC" if self.rules.max_per_day else "ASC"
-        return self._claim([(NEW[order], {})], needs_room=True)
+        """Take an item that was never attempted: the earliest or, under a limit, the newest.
+
+        Under a limit, what `catch-up` added comes last: its assets are older than all that is uploaded now.
+        """
+        searches = [NEWEST_UPLOAD, NEWEST] if self.rules.max_per_day else [OLDEST]
+        return self._claim([(one, {}) for one in searches], needs_room=True)
 
     def claim_retry(self) -> Item | None:
         """Take an item whose next attempt is due: one that holds a reservation first, then the one due longest.
@@ -330,7 +334,7 @@ class Store:
         misdated = [MISDATED_RETRY] if should_look else []
         item = self._claim([(one, {**due, "reserved": 1}) for one in (RETRY, *misdated)])
         if item is None:
-            retries = [NEWEST_RETRY, UNDATED_RETRY] if self.rules.max_per_day else [RETRY]
+            retries = [NEWEST_RETRY, UNDATED_RETRY, OLDER_RETRY] if self.rules.max_per_day else [RETRY]
             item = self._claim([(one, {**due, "reserved": 0}) for one in (*retries, *misdated)], needs_room=True)
         if should_look and item is None:
             self._looked_for_misdated_at["retries"] = self._clock()
@@ -415,7 +419,7 @@ class Store:
         """Take the asset that has been due longest for a poll for its proxy. It stays awaiting_proxy.
 
         The next poll is due when the asset has waited twice as long, and the last one after `max_age`. That is counted
-        in delays, so no reading of a clock ends it.
+        in delays, so no reading of a clock ends it. The Item's `waited` is that of before.
         """
         values = {"now": self.now(), "left_alone": self._left_alone_json()}
         object_id: str | None = None
@@ -450,19 +454,21 @@ class Store:
         except StoreRefused:
             self._left_alone |= {(object_id, job) for job in self.rules.jobs if object_id}
             raise
-        return _item(rows[0]) if rows else None
+        return replace(_item(rows[0]), waited=typed(found["waited"], "waited")) if rows else None
 
     def _should_look_for_misdated(self, kind: str) -> bool:
         """Whether a minute has passed since a look, which reads all that waits, found none, or the clock stepped."""
         looked_at = self._looked_for_misdated_at.get(kind)
         return looked_at is None or abs(self._clock() - looked_at) > MISDATED_SECONDS
 
-    def postpone_poll(self, object_id: str, delay: float) -> None:
-        """Poll for the asset's proxy again in `delay` seconds, because the poll under way failed."""
+    def postpone_poll(self, item: Item, delay: float) -> None:
+        """Poll for the proxy of claim_poll's item again in `delay` seconds. The poll under way failed, and is none."""
         self.database.run(
-            """UPDATE items SET next_attempt_at = :next WHERE object_id = :object_id AND status = 'awaiting_proxy'""",
-            object_id=object_id,
+            """UPDATE items SET next_attempt_at = :next, waited = min(waited, :waited)
+            WHERE object_id = :object_id AND status = 'awaiting_proxy'""",
+            object_id=item.object_id,
             next=self.now(delay),
+            waited=item.waited,
         )
 
     def seconds_until_due(self) -> float | None:
@@ -603,22 +609,36 @@ class Store:
         self._make_due(rows)
 
     def probe_refused(self, seconds: float) -> None:
-        """Make one item due of each reason for which none has been attempted for that long."""
+        """Make one item due of each reason for which none has been attempted for that long.
+
+        One that waits for its reason alone, and was refused once more when others were accepted, may be a bad file: it
+        is attempted four times as often as it would be, and no oftener.
+        """
         rows = self.database.run(
-            """SELECT object_id, job FROM items AS one WHERE status = 'ready' AND refused = 1
+            """SELECT object_id, job, count(*) AS items FROM items AS one WHERE status = 'ready' AND refused = 1
                 AND in_doubt_since IS NULL
             GROUP BY reason HAVING max(last_attempt_at) < :since AND min(next_attempt_at) > :now""",
             now=self.now(),
             since=self.now(-seconds),
         )
-        self._make_due(rows)
+        alone = {(row["object_id"], row["job"]) for row in rows if row["items"] == 1}
+        bad = alone & self._refused_alone
+        self._refused_alone |= alone
+        self._make_due([row for row in rows if (row["object_id"], row["job"]) not in bad])
+        self._make_due([row for row in rows if (row["object_id"], row["job"]) in bad], share=0.25)
 
-    def _make_due(self, rows: Sequence[Row]) -> None:
+    def _make_due(self, rows: Sequence[Row], share: float = 0.0) -> None:
+        """Bring the next attempts forward. What has not been waited does not count towards giving up.
+
+        :param share: only those that have waited that share of their backoff
+        """
         self.change_each(
-            """UPDATE items SET next_attempt_at = :now
-            WHERE object_id = :object_id AND job = :job AND status = 'ready' AND refused = 1""",
+            """UPDATE items SET next_attempt_at = :now, waited = max(0, waited - max(0, min(backoff,
+                coalesce(seconds_between(:now, CAST(next_attempt_at AS BLOB)), 0))))
+            WHERE object_id = :object_id AND job = :job AND status = 'ready' AND refused = 1
+                AND coalesce(seconds_between(CAST(last_attempt_at AS BLOB), :now), backoff) >= :share * backoff""",
             [(row["object_id"], row["job"]) for row in rows],
-            {"now": self.now()},
+            {"now": self.now(), "share": share},
         )
 
     # Persistent state and queries.
@@ -734,16 +754,21 @@ SKIP_OTHER_JOBS = (
 )
 
 # What is to be claimed is never a row whose key is not ASCII: a person wrote that, and no statement finds it again.
-NEW = {
-    "ASC": """SELECT object_id, job FROM items WHERE status = 'ready' AND last_attempt_at IS NULL
-        AND object_id || ' ' || job NOT GLOB '*[^ -~]*'
-        AND object_id || ' ' || job NOT IN (SELECT value FROM json_each(:left_alone))
-    ORDER BY next_attempt_at, created_at LIMIT 1""",
-    "DESC": """SELECT object_id, job FROM items WHERE status = 'ready' AND last_attempt_at IS NULL
-        AND object_id || ' ' || job NOT GLOB '*[^ -~]*'
-        AND object_id || ' ' || job NOT IN (SELECT value FROM json_each(:left_alone))
-    ORDER BY next_attempt_at DESC, created_at DESC LIMIT 1""",
-}
+OLDEST = """SELECT object_id, job FROM items WHERE status = 'ready' AND last_attempt_at IS NULL
+    AND object_id || ' ' || job NOT GLOB '*[^ -~]*'
+    AND object_id || ' ' || job NOT IN (SELECT value FROM json_each(:left_alone))
+ORDER BY next_attempt_at, created_at LIMIT 1"""
+
+NEWEST = """SELECT object_id, job FROM items WHERE status = 'ready' AND last_attempt_at IS NULL
+    AND object_id || ' ' || job NOT GLOB '*[^ -~]*'
+    AND object_id || ' ' || job NOT IN (SELECT value FROM json_each(:left_alone))
+ORDER BY next_attempt_at DESC, created_at DESC LIMIT 1"""
+
+NEWEST_UPLOAD = """SELECT object_id, job FROM items
+WHERE status = 'ready' AND last_attempt_at IS NULL AND source IS NOT 'catch-up'
+    AND object_id || ' ' || job NOT GLOB '*[^ -~]*'
+    AND object_id || ' ' || job NOT IN (SELECT value FROM json_each(:left_alone))
+ORDER BY next_attempt_at DESC, created_at DESC LIMIT 1"""
 
 RETRY = """SELECT object_id, job FROM items
 WHERE status = 'ready' AND last_attempt_at IS NOT NULL AND (counted_on IS NOT NULL) = :reserved
@@ -752,12 +777,34 @@ WHERE status = 'ready' AND last_attempt_at IS NOT NULL AND (counted_on IS NOT NU
     AND object_id || ' ' || job NOT IN (SELECT value FROM json_each(:left_alone))
 ORDER BY next_attempt_at, created_at LIMIT 1"""
 
-# The newest that is due, if it is as new as the newest that was never attempted and can be claimed. The first condition
-# spares a look through all of them when none is due.
+# The newest that is due, if it is as new as the newest upload that was never attempted and can be claimed. The first
+# condition spares a look through all of them when none is due.
 NEWEST_RETRY = """SELECT object_id, job FROM items
 WHERE EXISTS (
         SELECT 1 FROM items AS due WHERE due.status = 'ready' AND due.last_attempt_at IS NOT NULL
             AND (due.counted_on IS NOT NULL) = 0 AND due.next_attempt_at <= :now)
+    AND status = 'ready' AND last_attempt_at IS NOT NULL AND counted_on IS NULL AND source IS NOT 'catch-up'
+    AND created_at >= coalesce((
+        SELECT new.created_at FROM items AS new
+        WHERE new.status = 'ready' AND new.last_attempt_at IS NULL AND new.source IS NOT 'catch-up'
+            AND new.object_id || ' ' || new.job NOT GLOB '*[^ -~]*'
+            AND new.object_id || ' ' || new.job NOT IN (SELECT value FROM json_each(:left_alone))
+        ORDER BY new.next_attempt_at DESC, new.created_at DESC LIMIT 1), '')
+    AND next_attempt_at <= :now
+    AND object_id || ' ' || job NOT GLOB '*[^ -~]*'
+    AND object_id || ' ' || job NOT IN (SELECT value FROM json_each(:left_alone))
+ORDER BY created_at DESC LIMIT 1"""
+
+# The same of what `catch-up` added, if no upload waits.
+OLDER_RETRY = """SELECT object_id, job FROM items
+WHERE EXISTS (
+        SELECT 1 FROM items AS due WHERE due.status = 'ready' AND due.last_attempt_at IS NOT NULL
+            AND (due.counted_on IS NOT NULL) = 0 AND due.next_attempt_at <= :now)
+    AND NOT EXISTS (
+        SELECT 1 FROM items AS new
+        WHERE new.status = 'ready' AND new.last_attempt_at IS NULL AND new.source IS NOT 'catch-up'
+            AND new.object_id || ' ' || new.job NOT GLOB '*[^ -~]*'
+            AND new.object_id || ' ' || new.job NOT IN (SELECT value FROM json_each(:left_alone)))
     AND status = 'ready' AND last_attempt_at IS NOT NULL AND counted_on IS NULL
     AND created_at >= coalesce((
         SELECT new.created_at FROM items AS new WHERE new.status = 'ready' AND new.last_attempt_at IS NULL
@@ -786,13 +833,14 @@ WHERE status = 'ready' AND last_attempt_at IS NOT NULL AND (counted_on IS NOT NU
     AND object_id || ' ' || job NOT IN (SELECT value FROM json_each(:left_alone))
 ORDER BY next_attempt_at, created_at LIMIT 1"""
 
-POLL = """SELECT object_id, job, next_attempt_at FROM items WHERE status = 'awaiting_proxy' AND next_attempt_at <= :now
+POLL = """SELECT object_id, job, next_attempt_at, waited FROM items
+WHERE status = 'awaiting_proxy' AND next_attempt_at <= :now
     AND object_id || ' ' || job NOT GLOB '*[^ -~]*'
     AND object_id || ' ' || job NOT IN (SELECT value FROM json_each(:left_alone))
 ORDER BY next_attempt_at, created_at LIMIT 1"""
 
 # Due later than its own delay allows, or iconik's Retry-After: the clock was wrong when that was written.
-MISDATED_POLL = """SELECT object_id, job, next_attempt_at FROM items
+MISDATED_POLL = """SELECT object_id, job, next_attempt_at, waited FROM items
 WHERE status = 'awaiting_proxy' AND next_attempt_at > :now
     AND (julianday(next_attempt_at) - julianday(:now)) * 86400 > max(waited, 3600) + 60
     AND object_id || ' ' || job NOT GLOB '*[^ -~]*'

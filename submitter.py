@@ -39,6 +39,7 @@ ABSENT_WITHOUT_JOBS_SECONDS = 3600.0  # the same, where only the asset's status 
 MAX_DOUBT_SECONDS = 7 * DAY_SECONDS
 DELETED_SECONDS = DAY_SECONDS  # for which an asset that iconik does not find is looked for
 REFUSED_DELAY = DAY_SECONDS  # the longest delay after a refusal
+NOT_YET_DELAY = 3600.0  # the longest delay while iconik's search does not know an asset yet
 PROBE_SECONDS = 600.0  # between two attempts at finding out whether what was refused is accepted by now
 ONLY_SECONDS = 600.0  # for which the number of assets that `only` finds is believed
 # How iconik's jobs end, from its API document.
@@ -524,7 +525,7 @@ class Submitter:
 
     def _not_yet(self, item: Item, error: str) -> Outcome:
         """The item waits for something that is not its own trouble, so that does not count towards giving up."""
-        delay = self._backoff(item, REFUSED_DELAY)
+        delay = self._backoff(item, NOT_YET_DELAY)
         return Outcome(Status.READY, error, without_ids(error), delay=delay, backoff=delay)
 
     # The request that costs money.
@@ -701,7 +702,7 @@ class Submitter:
                 self._breaker.failed(permission, error, "proxies", is_item=False)
                 delay = max(self._config.submitter.max_retry_delay, error.retry_after or 0)
                 log.log(_level(error), "%s: its proxies cannot be read: %s. Next poll in %.0f s", name, error, delay)
-                self._store.postpone_poll(item.object_id, delay)
+                self._store.postpone_poll(item, delay)
                 return True
             if proxy:
                 self._store.proxy_closed(item.object_id, version_of(proxy))

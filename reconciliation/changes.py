@@ -3,7 +3,7 @@
 import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from reconciliation.catalog import FoundAsset
 from store import ADD_ASSET, DAY_SECONDS, SET_STATE, Outcome, Store, typed
@@ -33,7 +33,7 @@ class SubmittedItem:
     submitted_at: str
     job_id: str | None
     old_job_id: str | None
-    is_ours: int
+    is_ours: bool
 
 
 class ReconciledChanges:
@@ -119,7 +119,11 @@ class ReconciledChanges:
             object_id=after[0],
             job=after[1],
         )
-        return [SubmittedItem(**{name: typed(row[name], name) for name in row.keys()}) for row in rows]  # noqa: SIM118
+        texts = [field.name for field in fields(SubmittedItem) if field.name != "is_ours"]
+        return [
+            SubmittedItem(**{name: typed(row[name], name) for name in texts}, is_ours=bool(row["is_ours"]))
+            for row in rows
+        ]
 
     def end_job(self, item: SubmittedItem, outcome: Outcome) -> bool:
         """Note how the job of a submitted item ended. Returns whether the item was still submitted."""

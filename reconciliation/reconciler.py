@@ -49,6 +49,7 @@ ASSETS_SEEN_UNTIL = "assets_seen_until"  # the mark: missed assets have been fou
 ASSETS_SHORT = "assets_short"  # how many were found, and in how many looks, when that was fewer than iconik's total
 FINGERPRINT = "webhook_fingerprint"  # of the definition for /create, as JSON
 WEBHOOKS_SEEN_AT = "webhooks_seen_at"  # when that was
+OUTCOMES_SEEN_AT = "outcomes_seen_at"  # when all jobs that iconik had accepted were last looked at
 PASSED_OVER = "passed_over"  # the time in which assets were passed over, as JSON, for `check`
 FIRST_LOOK_PASSES_OVER = "pass_over_until_seen"  # version 1.1 was passing over when it was upgraded
 
@@ -367,14 +368,16 @@ class Reconciler:
     # Step 3: what became of the jobs.
 
     def _find_outcomes(self) -> bool:
-        """Find out how the jobs ended that iconik accepted in the last 7 days.
+        """Find out how the jobs ended that iconik accepted in the 7 days before the last look, or since.
 
         1. Those whose ids are known are asked for by id, 100 in a request.
         2. The others are asked for by asset and kind of job, a request each, and up to 200 in a look. The next look
            goes on after the last of them.
         3. The media types and durations of what is done are asked of the search, 100 in a request.
         """
-        since = self._catalog.now() - OUTCOME_SECONDS
+        now = self._catalog.now()
+        seen_at = parse_time(self._store.state(OUTCOMES_SEEN_AT))
+        since = 0.0 if seen_at is None else min(now, seen_at) - OUTCOME_SECONDS
         after, listed, listed_after = ("", ""), 0, self._listed_until
         while items := self._changes.submitted(after, since):
             after = items[-1].object_id, items[-1].job
@@ -390,6 +393,7 @@ class Reconciler:
                     self._end_job(item, job)
         if listed < MAX_LISTED:
             self._listed_until = "", ""
+            self._store.set_state(OUTCOMES_SEEN_AT, format_utc(now))
         self._measure(since)
         return True
 

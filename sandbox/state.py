@@ -155,6 +155,7 @@ class Sandbox:
         """Give the asset's newest version one more proxy."""
         version_id = self.assets[asset_id]["versions"][-1]["id"] if asset_id in self.assets else None
         proxy = {"id": str(uuid.uuid4()), "asset_id": asset_id, "status": status, "version_id": version_id}
+        proxy["date_created"] = self.now_text()
         self.proxies.setdefault(asset_id, []).append(proxy)
         if send:
             self.send("update", "proxies", asset_id, proxy)

@@ -187,11 +187,18 @@ def test_a_closed_proxy_is_found_on_a_later_page(sandbox: FaultyIconik, client: 
     assert client.closed_proxy(ASSET)
 
 
-def test_a_closed_proxy_on_the_first_page_costs_one_request(sandbox: FaultyIconik, client: IconikClient) -> None:
-    for _ in range(PAGE_SIZE + 1):
+def test_of_several_closed_proxies_it_is_the_newest_on_whichever_page(
+    sandbox: FaultyIconik, client: IconikClient
+) -> None:
+    """That of the version which iconik shows now: what is billed is for that one."""
+    for number in range(PAGE_SIZE + 3):
         sandbox.set_proxy(ASSET, "CLOSED")
-    assert client.closed_proxy(ASSET)
-    assert len(sandbox.requests) == 1
+        sandbox.proxies[ASSET][-1]["date_created"] = f"2026-11-20T10:{number // 60:02}:{number % 60:02}"
+    newest = sandbox.proxies[ASSET].pop()
+    sandbox.proxies[ASSET].insert(7, newest)
+    found = client.closed_proxy(ASSET)
+    assert found is not None
+    assert found["id"] == newest["id"]
 
 
 def test_a_server_that_ignores_last_id_is_not_asked_for_ever(sandbox: FaultyIconik, client: IconikClient) -> None:
