@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+from unicodedata import normalize
 
 from system.text import UUID, one_line
 
@@ -85,9 +86,12 @@ def version_of(proxy: Mapping[str, object]) -> str | None:
 
 
 def title_of(asset: Mapping[str, object]) -> str | None:
-    """The title of an asset of iconik's, as one line; None if it has none that is text."""
+    """The title of an asset of iconik's, as one line; None if it has none that is text.
+
+    A Mac writes "ü" as two characters, a keyboard as one: here it is one.
+    """
     title = asset.get("title")
-    return one_line(title, MAX_TITLE) if isinstance(title, str) else None
+    return one_line(normalize("NFC", title), MAX_TITLE) if isinstance(title, str) else None
 
 
 @dataclass(frozen=True)

@@ -29,18 +29,22 @@ SKIPPED_HERE = "skipped from iconik's menu"
 class Result:
     """What became of the assets that a person chose: their ids.
 
+    :ivar busy: those at which an attempt is under way
     :ivar is_any_under_way: whether iconik may not have finished one of those that were changed
     """
 
     changed: list[str] = field(default_factory=list)
     added: list[str] = field(default_factory=list)
     unchanged: list[str] = field(default_factory=list)
+    busy: list[str] = field(default_factory=list)
     is_any_under_way: bool = False
 
     def note(self, changes: Iterable[Change]) -> None:
         """Note what became of items. An asset counts as changed if one of its items was."""
         by_asset: dict[str, bool] = {}
         for change in changes:
+            if change.status == Status.SUBMITTING and change.object_id not in self.busy:
+                self.busy.append(change.object_id)
             by_asset[change.object_id] = by_asset.get(change.object_id, False) or change.is_changed
             self.is_any_under_way |= change.is_changed and change.status == Status.SUBMITTED
         for object_id, is_changed in by_asset.items():
@@ -143,9 +147,13 @@ class DoNotAnalyze(MenuResource):
     def sentences(self, result: Result) -> Iterator[str]:
         if result.changed:
             yield f"{pluralize(len(result.changed), 'asset')} will not be analyzed."
-        if result.unchanged:
+        if count := len(set(result.unchanged) - set(result.busy)):
             why = "the analysis has been started, or it was skipped before"
-            yield f"Nothing is changed for {pluralize(len(result.unchanged), 'asset')}: {why}."
+            yield f"Nothing is changed for {pluralize(count, 'asset')}: {why}."
+        if result.busy:
+            verb = "is" if len(result.busy) == 1 else "are"
+            busy = pluralize(len(result.busy), "asset")
+            yield f"{busy} {verb} being started just now, and may still fail: choose this again in a minute."
 
 
 def _left_out(event: MenuEvent) -> Iterator[str]:

@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
+from unicodedata import normalize
 
 from store import ADD_ASSET, COUNT, Source, Status, Store
 from system.text import UUID, one_line
@@ -59,21 +60,24 @@ class ManualChanges:
 
         :param parts: whether parts of ids and titles count
         """
-        wanted = " ".join(text.split())
-        if found := re.search(UUID, wanted):
+        wanted = normalize("NFC", " ".join(text.split()))
+        if found := UUID.search(wanted.rpartition("/asset/")[2]) or UUID.search(wanted):
             return self._matches("object_id = :text", found[0].lower())
-        matches = self._matches("title = :text", wanted)
+        matches = self._matches("title IN (:text, :other)", wanted)
         if matches or not parts or not wanted:
             return matches
         if len(wanted) >= MIN_ID_PART and re.fullmatch("[0-9a-f-]+", wanted, re.IGNORECASE):
             matches = self._matches("object_id >= :text AND object_id < :text || 'g'", wanted.lower())
         escaped = re.sub(r"([%_\\])", r"\\\1", wanted)
-        return matches or self._matches("title LIKE :text ESCAPE '\\'", f"%{escaped}%")
+        if matches or wanted.isascii():
+            return matches or self._matches("title LIKE :text ESCAPE '\\'", f"%{escaped}%")
+        return self._matches("instr(folded(title), folded(:text)) > 0", wanted)
 
     def _matches(self, condition: str, text: str) -> list[Match]:
         rows = self._database.run(
             f"SELECT DISTINCT object_id, title FROM items WHERE {condition} LIMIT {MAX_MATCHES + 1}",  # noqa: S608
             text=text,
+            other=normalize("NFD", text),  # what an earlier version stored of a Mac's
         )
         titles: dict[str, str | None] = {}
         for row in rows:

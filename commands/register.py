@@ -13,10 +13,10 @@ from commands.menu import find_actions, remove_actions, save_actions
 from commands.route import Cause, route_fault
 from config import Config, load
 from events import ACTIONS, CREATE, KINDS, SECRET_HEADER, MenuAction
-from iconik_client import IconikClient
+from iconik_client import IconikClient, IconikError
 from reconciliation.actions import REGISTERED_ACTIONS
 from reconciliation.catalog import IconikCatalog
-from reconciliation.reconciler import about_to_register, forget_fingerprint, registered
+from reconciliation.reconciler import about_to_register, forget_fingerprint, noted, registered
 from reconciliation.webhooks import REGISTERED_URL, WebhookDefinition, of_our_kinds
 from store import Rules, Store
 from system.text import one_line, restart_it
@@ -61,8 +61,16 @@ def register(path: Path, url: str, remove: bool, insecure: bool, with_actions: b
         if not yes:
             _check_route(same, url, config, ACTIONS if with_actions else ())
         creates = [webhook for webhook in same if webhook.kind is CREATE]
+        before = noted(store) if store else {}
         why = about_to_register(store, creates) if store else None
-        written = _save(catalog, same, url, config, store)
+        written: list[WebhookDefinition] = []
+        try:
+            _save(catalog, same, url, config, store, written)
+        except IconikError as error:
+            if store and not written and not error.may_have_been_done:
+                for key, value in before.items():
+                    store.set_state(key, value)
+            raise
         if store:
             store.set_state(REGISTERED_URL, url)
             registered(store, catalog, [webhook for webhook in written if webhook.kind is CREATE], why)
@@ -133,10 +141,14 @@ def _secret(config: Config) -> str:
 
 
 def _save(
-    catalog: IconikCatalog, same: list[WebhookDefinition], url: str, config: Config, store: Store | None
-) -> list[WebhookDefinition]:
-    """Create or repair both. Returns the definitions as they are now, as far as iconik says."""
-    now = []
+    catalog: IconikCatalog,
+    same: list[WebhookDefinition],
+    url: str,
+    config: Config,
+    store: Store | None,
+    written: list[WebhookDefinition],
+) -> None:
+    """Create or repair both. The definitions as they are then, as far as iconik says, are added to `written`."""
     secret = _secret(config)
     if not secret:
         click.echo("note: no webhook_secret is set in config.ini: the webhooks are registered without", err=True)
@@ -147,10 +159,9 @@ def _save(
             if changed and store:
                 forget_fingerprint(store, desired)
             fields = catalog.save_webhook(desired.fields, existing.get("id")) if changed else existing
-            now.append(WebhookDefinition(kind, fields))
+            written.append(WebhookDefinition(kind, fields))
             was = f"updated (it was {one_line(str(existing.get('status')))})" if existing else "created"
             click.echo(f"{desired.url}: {was if changed else 'as it should be'}")
-    return now
 
 
 def _remove(catalog: IconikCatalog, same: list[WebhookDefinition], url: str) -> None:

@@ -218,9 +218,9 @@ class Reconciler:
         open_ones = [webhook for webhook in creates if webhook.lets_all_through and not self._is_left_disabled(webhook)]
         chosen = chosen_one(open_ones or creates)
         if not open_ones:
-            self._pass_over(now, "a person has the /create webhook disabled or filtered", is_over=False)
+            self._pass_over(now, "somebody has disabled or filtered the /create webhook", is_over=False)
         elif self._was_otherwise(chosen):
-            self._pass_over(now, "a person had the /create webhook otherwise meanwhile", is_over=True)
+            self._pass_over(now, "somebody had changed the /create webhook meanwhile", is_over=True)
         note_fingerprint(self._store, now, chosen)
         self._failed_creates = self._store.failed_creates
         self._has_looked = True
@@ -519,6 +519,11 @@ def note_fingerprint(store: Store, now: float, webhook: WebhookDefinition) -> No
     store.set_state(WEBHOOKS_SEEN_AT, format_utc(now))
 
 
+def noted(store: Store) -> dict[str, str]:
+    """What about_to_register and forget_fingerprint change, to be put back if nothing could be written at iconik."""
+    return {key: store.state(key) or "" for key in (FINGERPRINT, FIRST_LOOK_PASSES_OVER)}
+
+
 def forget_fingerprint(store: Store, webhook: WebhookDefinition) -> None:
     """Before we write a definition ourselves: what changes is no person's doing."""
     if webhook.kind is CREATE:
@@ -590,9 +595,9 @@ def about_to_register(store: Store, creates: list[WebhookDefinition]) -> str | N
     if not creates:
         why = "there was no /create webhook at that URL"
     elif not any(webhook.lets_all_through for webhook in creates):
-        why = "a person had the /create webhook disabled or filtered"
+        why = "somebody had disabled or filtered the /create webhook"
     elif was_otherwise(store, chosen_one([webhook for webhook in creates if webhook.lets_all_through])):
-        why = "a person had the /create webhook otherwise meanwhile"
+        why = "somebody had changed the /create webhook meanwhile"
     if why:
         store.set_state(FIRST_LOOK_PASSES_OVER, "1")
     return why

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
+from unicodedata import normalize
 
 from system.database_files import (
     ListenerLock,
@@ -124,6 +125,7 @@ class Database:
             db.text_factory = _text
             db.create_function("later", 2, _later, deterministic=True)
             db.create_function("seconds_between", 2, _seconds_between, deterministic=True)
+            db.create_function("folded", 1, _folded, deterministic=True)
             if reason_to_check:
                 progress(f"{reason_to_check}: checking that it is whole")
                 _check_whole(db, self.path)
@@ -349,6 +351,11 @@ def _later(time: object, seconds: object) -> str | None:
         return None
     is_possible = FIRST_SECOND <= start + seconds <= LAST_SECOND
     return format_utc(start + seconds) if is_possible else None
+
+
+def _folded(text: Any) -> str:
+    """Text as it is compared where case does not matter, nor how a letter with an accent is written."""
+    return normalize("NFC", normalize("NFC", str(text)).casefold())
 
 
 def _seconds_between(start: object, end: object) -> float | None:

@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+from unicodedata import normalize
 
 import pytest
 
@@ -69,6 +70,28 @@ def test_an_asset_is_known_by_what_a_person_calls_it(store: Store, changes: Manu
 def test_what_names_nothing_finds_nothing(store: Store, changes: ManualChanges, text: str) -> None:
     add(store, ASSET, "holiday.mov")
     assert changes.find(text) == []
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+@pytest.mark.parametrize("stored", ["NFC", "NFD"])
+@pytest.mark.parametrize("text", ["Grüße.mov", "grüße.mov", "RÜSSE", "rüß"])
+def test_a_title_is_found_however_its_letters_are_written(
+    store: Store, changes: ManualChanges, form: Literal["NFC", "NFD"], stored: Literal["NFC", "NFD"], text: str
+) -> None:
+    """A Mac writes "ü" as two characters, and an earlier version stored it so."""
+    add(store, ASSET, normalize(stored, "Grüße.mov"))
+    add(store, OTHER_ASSET, "interview.mov")
+    assert [match.object_id for match in changes.find(normalize(form, text))] == [ASSET]
+
+
+@pytest.mark.parametrize("title", ["Grüße.mov", "100%", None])
+def test_the_link_of_an_asset_in_a_collection_names_the_asset(
+    store: Store, changes: ManualChanges, title: str | None
+) -> None:
+    add(store, ASSET, title)
+    add(store, OTHER_ASSET, "interview.mov")
+    link = f"https://app.iconik.io/collection/{OTHER_ASSET}/asset/{ASSET.upper()}?x={OTHER_ASSET}"
+    assert [match.object_id for match in changes.find(link)] == [ASSET]
 
 
 def test_an_exact_title_goes_before_parts_of_others(store: Store, changes: ManualChanges) -> None:

@@ -108,6 +108,20 @@ def test_what_iconik_has_not_finished_is_told(registered: ListenerHere, sandbox:
     assert sandbox.jobs == [ASSET]
 
 
+def test_what_is_being_started_cannot_be_skipped_and_that_is_told(
+    registered: ListenerHere, sandbox: FaultyIconik
+) -> None:
+    with sandbox.changed:  # until this is released, iconik does not answer
+        registered.upload(ASSET)
+        wait_until(lambda: registered.rows("status = 'submitting'"))
+        again, skip = (
+            post(registered, action.path, {"context": "ASSET", "asset_ids": [ASSET]}).text for action in (AGAIN, SKIP)
+        )
+    told = "Do not analyze: 1 asset is being started just now, and may still fail: choose this again in a minute.\n"
+    assert skip == told
+    assert "Nothing is changed for 1 asset: the analysis is not finished yet" in again
+
+
 def test_the_webhook_that_comes_later_tells_the_title(registered: ListenerHere, sandbox: FaultyIconik) -> None:
     assert "will not be analyzed" in choose(sandbox, "Do not analyze", ASSET)
     registered.post("/create", create_event(ASSET, title="holiday.mov"))

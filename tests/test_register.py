@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from faulty_iconik import FaultyIconik
+from faulty_iconik import Fault, FaultyIconik
 from store import Store
 from support import SECRET, ListenerHere, wait_until
 
@@ -15,6 +15,7 @@ DEFINED = [
     (f"{PUBLIC}/create", "assets", "create", "entity", "", "ENABLED"),
     (f"{PUBLIC}/proxy", "assets", "update", "proxies", 'data.status="CLOSED"', "ENABLED"),
 ]
+WHY_NOT = b'{"errors": ["No"]}'
 AS_THEY_SHOULD_BE = f"{PUBLIC}/create: as it should be\n{PUBLIC}/proxy: as it should be\n"
 
 
@@ -38,6 +39,21 @@ def definitions(sandbox: FaultyIconik) -> list[tuple[str, ...]]:
 def changes(sandbox: FaultyIconik) -> list[str]:
     """The requests that changed something at iconik."""
     return [request for request in sandbox.requests if not request.startswith("GET")]
+
+
+@pytest.mark.parametrize(
+    ("fault", "is_put_back"), [({"status": 403}, True), ({"status": 503}, True), ({"cut": True}, False)]
+)
+def test_a_register_that_wrote_nothing_leaves_no_trace(
+    listener_here: ListenerHere, sandbox: FaultyIconik, store: Store, fault: dict[str, Any], is_put_back: bool
+) -> None:
+    """Otherwise the next look would pass over what an outage missed. What may have been written counts as written."""
+    listener_here.command("register", PUBLIC)
+    keys = ("webhook_fingerprint", "pass_over_until_seen", "registered_url", "assets_seen_until")
+    before = [store.state(key) for key in keys]
+    sandbox.faults.append(Fault("POST /API/notifications/v1/webhooks/", body=WHY_NOT, **fault))
+    assert listener_here.command("register", "https://other.example.com").returncode == 1
+    assert ([store.state(key) for key in keys] == before) == is_put_back
 
 
 def test_register_creates_the_two_webhooks_and_a_second_run_changes_nothing(
