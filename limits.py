@@ -73,18 +73,31 @@ class Limit:
             return None
         return format_utc((parse_time(f"{self.day}T00:00:00Z") or 0) + DAY_SECONDS)
 
-    def describe(self) -> str:
-        """Why no more jobs are started, as a sentence; empty if they are."""
+    @property
+    def reason(self) -> str:
+        """Why no more jobs are started, as a sentence without its end; empty if they are."""
         if self.pause:
             since = f" at {format_local(self.pause.since)}" if self.pause.since else ""
             why = f" ({self.pause.reason})" if self.pause.reason else ""
-            waits = f"{_wait(self.held)} until somebody resumes" if self.held else "nothing waits so far"
-            return f"{self.pause.by} paused the starting of jobs{since}{why}: {waits}: {command('resume')}"
+            return f"{self.pause.by} paused the starting of jobs{since}{why}"
         if self.is_reached:
-            waits = f"{_wait(self.held)} until 00:00 UTC" if self.held else "what comes now waits until 00:00 UTC"
-            started = f"{pluralize(self.started, 'job')} started today, as many as max_per_day allows"
-            return f"{started}: {waits}. To let more through now: {command('allow', '100')}"
+            return f"{pluralize(self.started, 'job')} started today, as many as max_per_day allows"
         return ""
+
+    def describe(self) -> str:
+        """Why no more jobs are started, what waits for that, and what to do, as sentences; empty if they are."""
+        if self.pause:
+            waits = f"{_wait(self.held)} until somebody resumes" if self.held else "Nothing waits so far"
+            return f"{self.reason}. {waits}. To start jobs again: {command('resume')}"
+        if self.is_reached:
+            waits = f"{_wait(self.held)} until 00:00 UTC" if self.held else "What comes now waits until 00:00 UTC"
+            return f"{self.reason}. {waits}. To let more through now: {command('allow', '100')}"
+        return ""
+
+    def describe_one(self) -> str:
+        """Why an item that is ready is not started, as a sentence; empty if it is."""
+        until = "until somebody resumes" if self.pause else "until 00:00 UTC"
+        return f"It waits {until}, because {self.reason}." if self.reason else ""
 
     def for_programs(self) -> dict[str, Any]:
         """The same for programs. It holds nothing from outside but the name of who paused it on this machine."""

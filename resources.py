@@ -173,11 +173,11 @@ class Proxy(WebhookResource):
         noted = self.services.noted_versions
         if event.object_id in noted or len(noted) >= MAX_NOTED_VERSIONS:
             return
-        known = self.services.store.known_version(event.object_id)
-        if known and known != event.version_id:
+        version_id, title = self.services.store.known_version(event.object_id)
+        if version_id and version_id != event.version_id:
             noted.add(event.object_id)
-            remedy = command("retry", "--again", event.object_id)
-            log.info("%s has a new version, which is left alone. To start its jobs again: %s", event.object_id, remedy)
+            remedy, name = command("retry", "--again", event.object_id), named(event.object_id, title)
+            log.info("%s has a new version, which is left alone. To start its jobs again: %s", name, remedy)
 
 
 class Health(Resource):

@@ -247,13 +247,13 @@ class Store:
         )
         return str(rows[0]["status"]) if rows else UNCHANGED
 
-    def known_version(self, object_id: str) -> str | None:
-        """The version whose proxy completed the asset's items; None if that is not known."""
+    def known_version(self, object_id: str) -> tuple[str | None, str | None]:
+        """The version whose proxy completed the asset's items, and the asset's title; None for what is not known."""
         rows = self.database.run(
-            "SELECT version_id FROM items WHERE object_id = :object_id AND version_id IS NOT NULL LIMIT 1",
+            "SELECT version_id, title FROM items WHERE object_id = :object_id AND version_id IS NOT NULL LIMIT 1",
             object_id=object_id,
         )
-        return str(rows[0]["version_id"]) if rows else None
+        return (typed(rows[0]["version_id"], "version_id"), typed(rows[0]["title"], "title")) if rows else (None, None)
 
     # What the submitter does.
 

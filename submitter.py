@@ -778,7 +778,9 @@ def _log_outcome(item: Item, outcome: Outcome, *, with_job: bool) -> None:
     if not outcome.is_attempt:
         return
     if outcome.status in (Status.SUBMITTED, Status.DONE):
-        if outcome.found:
+        if outcome.submitted_at and outcome.submitted_at == item.submitted_at:
+            log.info("iconik has not finished the %s Job for %s yet, so it is not started again", label, name)
+        elif outcome.found:
             log.info("iconik already has the %s Job for %s", label, name)
         else:
             log.info("Submitted %s Job for %s", label, name)

@@ -27,6 +27,7 @@ class Match:
 
     object_id: str
     title: str | None
+    added_at: str | None = None
 
 
 @dataclass(frozen=True)
@@ -75,14 +76,17 @@ class ManualChanges:
 
     def _matches(self, condition: str, text: str) -> list[Match]:
         rows = self._database.run(
-            f"SELECT DISTINCT object_id, title FROM items WHERE {condition} LIMIT {MAX_MATCHES + 1}",  # noqa: S608
+            f"""SELECT DISTINCT object_id, title, created_at FROM items
+            WHERE {condition} LIMIT {MAX_MATCHES + 1}""",  # noqa: S608
             text=text,
             other=normalize("NFD", text),  # what an earlier version stored of a Mac's
         )
-        titles: dict[str, str | None] = {}
+        found: dict[str, Match] = {}
         for row in rows:
-            titles[row["object_id"]] = titles.get(row["object_id"]) or row["title"]
-        return [Match(object_id, title) for object_id, title in titles.items()]
+            known = found.get(row["object_id"], Match(row["object_id"], None))
+            title, added_at = known.title or row["title"], known.added_at or row["created_at"]
+            found[row["object_id"]] = Match(row["object_id"], title, added_at)
+        return list(found.values())
 
     def keys_of(self, object_id: str, job: str | None) -> list[Key]:
         """The items of an asset, or the one of that job."""

@@ -321,7 +321,7 @@ def _listener_faults(config: Config, listener: dict[str, Any], read_changed_at: 
         faults.append(f"{config.path} was changed after the listener was started: {restart_it()}")
     if listener.get("paused_since"):
         since, reason = format_local(listener["paused_since"]), one_line(str(listener["last_error"]))
-        faults.append(f"the listener has been paused since {since}: {reason}")
+        faults.append(f"the listener has sent nothing to iconik since {since}: {reason}. It tries again by itself")
     if listener.get("log_stuck_since"):
         since, dropped = format_local(listener["log_stuck_since"]), pluralize(listener["log_lines_dropped"], "line")
         reason = "its disk is full, or the program that reads it has ended or hangs"

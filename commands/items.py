@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterator
 import click
 
 from commands.changes import BATCH_SIZE, MAX_MATCHES, Change, Key, ManualChanges, Match
+from limits import Limits
 from store import Store
+from system.database import listener_runs
 from system.text import format_local, named, one_line, pluralize
 
 MIN_PAUSE, MAX_PAUSE = 0.1, 0.3  # seconds between two batches, in which the listener can write
@@ -17,12 +19,18 @@ def one_asset(changes: ManualChanges, text: str, *, parts: bool = True, if_unkno
     matches = changes.find(text, parts=parts)
     if len(matches) == 1:
         return matches[0]
-    if not matches:
+    similar = matches or (changes.find(text) if not parts else [])
+    if not similar:
         click.echo(f"{one_line(text)} is not in items.db{if_unknown}", err=True)
         return None
-    click.echo(f"{one_line(text)} may mean several assets. Name one of them by its id:", err=True)
+    if matches:
+        click.echo(f"{one_line(text)} may mean several assets. Name one of them by its id:", err=True)
+    else:
+        click.echo(f"{one_line(text)} is no whole title and no id, which --again needs. It may mean:", err=True)
+    matches = similar
     for match in matches[:MAX_MATCHES]:
-        click.echo(f"  {match.object_id}  {match.title or ''}".rstrip(), err=True)
+        added = f"added {format_local(match.added_at)}  " if match.added_at else ""
+        click.echo(f"  {match.object_id}  {added}{match.title or ''}".rstrip(), err=True)
     if len(matches) > MAX_MATCHES:
         click.echo("  …", err=True)
     return None
@@ -91,6 +99,14 @@ def in_batches(
 def pause_after(started: float) -> None:
     """Leave the database to the listener for most of the time, after a write that began at `started` (monotonic)."""
     time.sleep(min(MAX_PAUSE, max(MIN_PAUSE, 3 * (time.monotonic() - started))))
+
+
+def when_taken_up(store: Store) -> str:
+    """When the listener takes up what is due now, as a sentence."""
+    if not listener_runs(store.database.path):
+        return "It is taken up once a listener is running."
+    held = Limits(store).now().describe_one()
+    return held or "The listener takes it up within half a minute."
 
 
 def in_both(utc: str) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from commands.items import when_taken_up
 from config import load
 from limits import Limits
 from store import Rules, Store
@@ -49,7 +50,8 @@ def pause(path: Path, reason: str) -> None:
         limits = Limits(store)
         if before := limits.pause_state():
             since = f", at {format_local(before.since)}" if before.since else ""
-            click.echo(f"{before.by} paused it already{since}.")
+            kept = " The reason of then is kept." if reason else ""
+            click.echo(f"{before.by} paused it already{since}.{kept}")
             return
         limits.pause(_person(), reason)
         click.echo(f"No more jobs are started until you run: {command('resume')}")
@@ -63,10 +65,10 @@ def resume(path: Path) -> None:
     with closing(Store(config.listener.database, Rules.of(config))) as store:
         limits = Limits(store)
         if limits.pause_state() is None:
-            click.echo("It is not paused.")
+            click.echo("Nobody has paused it.")
             return
         limits.resume()
-        click.echo("Jobs are started again within half a minute.")
+        click.echo("Jobs are started again. " + when_taken_up(store))
 
 
 def _person() -> str:

@@ -77,11 +77,15 @@ def lines(store: Store, first: str, last: str) -> Iterator[Line]:
 def report(path: Path, month: str | None, days: int | None, as_csv: bool) -> None:
     """Show what was started per day, in iconik's units: images, and hours of video and of audio.
 
-    Where the token may read them, iconik's own meters stand below.
+    "started" is what the listener started, "open" what iconik has not finished, and "found" what somebody else had
+    started. Images and hours are known once a job has ended. Jobs of before version 2.0 are not counted.
+
+    Where the token may read them, iconik's own meters stand below, as they are now.
     """
     config = load(path)
     with closing(Store(config.listener.database, Rules.of(config))) as store:
         first, last = _period(store, month, days)
+        store_today = store.today()
         found = list(lines(store, first, last))
     names = [field.name for field in fields(Line)]
     if as_csv:
@@ -93,7 +97,8 @@ def report(path: Path, month: str | None, days: int | None, as_csv: bool) -> Non
         click.echo(f"No job was started from {first} to {last}.")
     else:
         _table(found, len(config.jobs) > 1 or len({line.job for line in found}) > 1)
-    _meters(IconikCatalog(IconikClient(config.iconik)))
+    if last >= store_today:
+        _meters(IconikCatalog(IconikClient(config.iconik)))
 
 
 def _period(store: Store, month: str | None, days: int | None) -> tuple[str, str]:
@@ -135,4 +140,4 @@ def _meters(catalog: IconikCatalog) -> None:
         "transcription_hours": "hours transcribed",
     }
     shown = [f"{usage[key]:g} {words}" for key, words in names.items() if isinstance(usage.get(key), int | float)]
-    click.echo(f"\niconik's own meters: {', '.join(shown) or 'it shows none'}.")
+    click.echo(f"\niconik's own meters, as they are now: {', '.join(shown) or 'it shows none'}.")

@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from commands.changes import RETRYABLE, Change, Key, ManualChanges
-from commands.items import change_all, change_named
+from commands.items import change_all, change_named, when_taken_up
 from config import load
 from jobs import JOBS
 from store import Rules, Status, Store
@@ -14,8 +14,8 @@ from system.text import command
 
 STAYS = {
     Status.SUBMITTING: "an attempt is under way",
-    Status.SUBMITTED: "iconik has the job. To start it again: retry --again",
-    Status.DONE: "iconik has finished the job. To start it again: retry --again",
+    Status.SUBMITTED: "iconik has the job",
+    Status.DONE: "iconik has finished the job",
     Status.AWAITING_CREATE: "its proxy came, but the asset's own webhook has not come yet",
 }
 
@@ -23,12 +23,15 @@ STAYS = {
 def _describe(change: Change) -> str:
     """What is said of an item, by the status that it had."""
     if not change.is_changed:
-        return f"is {change.status} and stays as it is: {STAYS.get(change.status, 'nothing is to be done')}"
+        again = f". To start it again: {command('retry', '--again', change.object_id)}"
+        why = STAYS.get(change.status, "nothing is to be done")
+        may_be_repeated = change.status in (Status.SUBMITTED, Status.DONE)
+        return f"is {change.status} and stays as it is: {why}{again if may_be_repeated else ''}"
     if change.status == Status.SKIPPED:
         return f"will be looked at again. It was skipped: {change.error}"
     if change.status == Status.AWAITING_PROXY:
         return "is due now: iconik will be polled for its proxy"
-    return "will be tried again within half a minute"
+    return "will be tried again"
 
 
 def _describe_again(change: Change) -> str:
@@ -56,7 +59,7 @@ def _describe_again(change: Change) -> str:
 )
 @click.option("--again", is_flag=True, help="Run it again even though it is finished. iconik bills it again.")
 @click.option("--job", type=click.Choice(list(JOBS)), help="Only that job of the assets.")
-@click.option("--reason", default="", help="Why, for the log.")
+@click.option("--reason", default="", help="Why: status and show say it until the next attempt.")
 @click.pass_obj
 def retry(path: Path, assets: tuple[str, ...], status: str | None, again: bool, job: str | None, reason: str) -> None:
     """Try items again now, once the cause is fixed.
@@ -64,22 +67,32 @@ def retry(path: Path, assets: tuple[str, ...], status: str | None, again: bool, 
     ASSET is a file name, a part of one, an id, its first eight characters, or the link that iconik shows. What failed
     or was skipped is taken up again; what waits is due now. A running listener takes it up within half a minute,
     unless it is paused or the limit is reached. iconik is asked first, so nothing is started twice.
+
+    --again needs the whole name, or the id, because iconik bills the job once more.
     """
     if bool(assets) == bool(status):
         raise click.UsageError("name the assets, or give --all")
     if again and status:
         raise click.UsageError("--again needs the assets' names: every job that it starts again is billed again")
+    if again and reason:
+        raise click.UsageError("--reason is not kept with --again")
     config = load(path)
     with closing(Store(config.listener.database, Rules.of(config))) as store:
         changes = ManualChanges(store)
+
+        def again_too(keys: list[Key]) -> list[Change]:
+            return changes.again(keys, with_skipped=job is not None)
+
+        def retry_too(keys: list[Key]) -> list[Change]:
+            return changes.retry(keys, status=status, reason=reason)
+
+        code = 0
         if again:
-
-            def again_too(keys: list[Key]) -> list[Change]:
-                return changes.again(keys, with_skipped=job is not None)
-
-            raise SystemExit(change_named(store, assets, job, again_too, _describe_again, parts=False))
-        if not status:
-            raise SystemExit(
-                change_named(store, assets, job, lambda keys: changes.retry(keys, reason=reason), _describe)
-            )
-        change_all(store, status, job, lambda keys: changes.retry(keys, status=status, reason=reason), _describe)
+            code = change_named(store, assets, job, again_too, _describe_again, parts=False)
+        elif status:
+            change_all(store, status, job, retry_too, _describe)
+        else:
+            code = change_named(store, assets, job, retry_too, _describe)
+        if not code:
+            click.echo(when_taken_up(store))
+        raise SystemExit(code)

@@ -11,11 +11,19 @@ from config import load
 from jobs import JOBS
 from store import Rules, Status, Store
 
+STAYS = {
+    Status.SUBMITTING: "an attempt is under way",
+    Status.SUBMITTED: "iconik has the job",
+    Status.DONE: "iconik has finished the job",
+}
+
 
 def _describe(change: Change) -> str:
-    if change.is_changed or change.status == Status.SKIPPED:
+    if change.is_changed:
         return "is skipped"
-    return f"is {change.status} and stays as it is"
+    if change.status == Status.SKIPPED:
+        return f"was skipped before, and stays as it is: {change.error}"
+    return f"is {change.status} and stays as it is: {STAYS.get(change.status, 'nothing is to be done')}"
 
 
 @click.command()

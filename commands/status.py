@@ -49,6 +49,17 @@ class Group:
     newest: list[tuple[str, str | None]]
 
 
+@dataclass(frozen=True)
+class Groups:
+    """The largest groups of what waits and what failed, and what is in the others.
+
+    :ivar more: by status, what all other groups hold, as half a sentence; a status without any has none
+    """
+
+    largest: list[Group]
+    more: dict[str, str]
+
+
 @click.command(short_help="Show what waits and what failed, today's jobs, and the listener.")
 @click.option("--all", "show_all", is_flag=True, help="List every item that waits or failed.")
 @click.option("--json", "as_json", is_flag=True, help="For programs. Times are UTC, and problems 100 at most.")
@@ -72,12 +83,12 @@ def status(path: Path, show_all: bool, as_json: bool) -> None:
         click.echo("\n" + wrapped(listener_line(listener)))
 
 
-def problem_groups(store: Store) -> list[Group]:
+def problem_groups(store: Store) -> Groups:
     """What failed and what is being retried, by reason, the largest groups first; at most ten of each status.
 
     Where several jobs are configured, by job, too.
     """
-    groups = []
+    groups, more = list[Group](), dict[str, str]()
     job = "job" if len(store.rules.jobs) > 1 else "''"
     ready_since = "max(coalesce(created_at, proxy_closed_at), coalesce(proxy_closed_at, created_at))"
     is_retried = "status = 'ready' AND last_attempt_at IS NOT NULL AND reason IS NOT NULL AND attempts > 0"
@@ -86,7 +97,8 @@ def problem_groups(store: Store) -> list[Group]:
         (Status.READY, is_retried, ready_since),
     ):
         rows = store.database.run(
-            f"""SELECT reason, {job} AS job, count(*) AS items, min({since}) AS since FROM items
+            f"""SELECT reason, {job} AS job, count(*) AS items, min({since}) AS since,
+                count(*) OVER () AS groups, sum(count(*)) OVER () AS all_items FROM items
             WHERE {condition} GROUP BY 1, 2 ORDER BY items DESC LIMIT {MAX_GROUPS}"""  # noqa: S608
         )
         for row in rows:
@@ -98,7 +110,10 @@ def problem_groups(store: Store) -> list[Group]:
             )
             names = [(one["object_id"], one["title"]) for one in newest]
             groups.append(Group(status_, str(row["reason"] or ""), row["job"], row["items"], row["since"], names))
-    return groups
+        if rows and rows[0]["groups"] > len(rows):
+            others = pluralize(rows[0]["all_items"] - sum(row["items"] for row in rows), "more item")
+            more[status_] = f"{others} for {pluralize(rows[0]['groups'] - len(rows), 'other reason')}"
+    return Groups(groups, more)
 
 
 def jobs_since(store: Store, day: str) -> int:
@@ -156,12 +171,12 @@ def _counts_by_job(store: Store) -> dict[tuple[str, str], int]:
     return {(row["status"], str(row["job"])): row["items"] for row in rows}
 
 
-def _print_groups(groups: list[Group]) -> None:
+def _print_groups(groups: Groups) -> None:
     for status_, colour, heading in (
         (Status.FAILED, "red", "failed"),
         (Status.READY, "yellow", "waiting to be retried"),
     ):
-        for group in [one for one in groups if one.status == status_]:
+        for group in [one for one in groups.largest if one.status == status_]:
             since = f", since {format_local(group.since)}" if group.since else ""
             job = f" ({one_line(group.job)})" if group.job else ""
             click.echo(click.style(f"{pluralize(group.items, 'item')}{job} {heading}{since}:", fg=colour))
@@ -169,6 +184,8 @@ def _print_groups(groups: list[Group]) -> None:
             names = [one_line(title) if title else object_id for object_id, title in group.newest]
             more = f" and {group.items - len(names)} more" if group.items > len(names) else ""
             click.echo(f"  {', '.join(names)}{more}\n")
+        if status_ in groups.more:
+            click.echo(f"{groups.more[status_]} {heading}: {command('status', '--all')}\n")
 
 
 def _print_retried(store: Store) -> None:
@@ -237,7 +254,7 @@ def listener_line(listener: dict[str, Any] | None) -> str:
     parts = [f"The listener ({listener['version']}) has been running since {format_local(listener['started_at'])}."]
     if listener.get("paused_since"):
         since, reason = format_local(listener["paused_since"]), one_line(str(listener["last_error"]))
-        parts.append(f"It has been paused since {since}: {reason}.")
+        parts.append(f"It has sent nothing to iconik since {since}: {reason}. It tries again by itself.")
     if listener.get("last_webhook_at"):
         parts.append(f"The last webhook came at {format_local(listener['last_webhook_at'])}.")
     else:

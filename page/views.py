@@ -1,12 +1,12 @@
 """What the page shows, as data: the templates only write it down."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from commands.changes import MAX_MATCHES, RETRYABLE, SKIPPABLE, ManualChanges, Match
 from commands.report import Line, lines
 from commands.running import running_listener
-from commands.show import story
+from commands.show import Circumstances, story
 from commands.status import Group, age, jobs_line, listener_line, problem_groups
 from config import Config
 from limits import Limits
@@ -56,6 +56,7 @@ class Overview:
     """All of the first page.
 
     :ivar limit: why jobs are held; empty if none is
+    :ivar more: what failed and what waits for other reasons, by status
     :ivar billed: the images and hours of this month, which iconik bills, as a sentence
     """
 
@@ -67,6 +68,7 @@ class Overview:
     statuses: list[StatusCount]
     failed: list[Group]
     waiting: list[Group]
+    more: dict[str, str]
     chart: Chart
     billed: str
 
@@ -136,7 +138,10 @@ class Found:
 
 def overview(store: Store, config: Config) -> Overview:
     """The first page."""
-    listener, limit, groups = running_listener(store, HEALTH_SECONDS), Limits(store).now(), problem_groups(store)
+    listener, groups = running_listener(store, HEALTH_SECONDS), problem_groups(store)
+    if listener and isinstance(listener.get("max_per_day"), int):  # config.ini may have changed since this page began
+        store.rules = replace(store.rules, max_per_day=listener["max_per_day"])
+    limit = Limits(store).now()
     month = limit.day[:7]
     first = min(store.now(-(DAYS - 1) * DAY_SECONDS)[:10], f"{month}-01")
     days = list(lines(store, first, limit.day))
@@ -147,8 +152,9 @@ def overview(store: Store, config: Config) -> Overview:
         limit=limit.describe(),
         held=limit.held,
         statuses=[_status_count(row) for row in store.overview()],
-        failed=[group for group in groups if group.status == Status.FAILED],
-        waiting=[group for group in groups if group.status == Status.READY],
+        failed=[group for group in groups.largest if group.status == Status.FAILED],
+        waiting=[group for group in groups.largest if group.status == Status.READY],
+        more=groups.more,
         chart=chart(days, limit.day, DAYS),
         billed=_billed(month, [line for line in days if line.day.startswith(month)]),
     )
@@ -195,6 +201,7 @@ def asset(store: Store, config: Config, object_id: str) -> AssetView | None:
     ]
     if not rows:
         return None
+    circumstances = Circumstances.of(store, config)
     title = next((row["title"] for row in rows if row["title"]), "without a title")
     return AssetView(
         object_id=object_id,
@@ -204,7 +211,7 @@ def asset(store: Store, config: Config, object_id: str) -> AssetView | None:
             ItemView(
                 job=str(row["job"]),
                 status=str(row["status"]),
-                story=list(story(row, is_one_of_many=False, has_commands=False)),
+                story=list(story(row, circumstances, is_one_of_many=False, has_commands=False)),
                 may_be_retried=row["status"] in RETRYABLE,
                 may_be_skipped=row["status"] in SKIPPABLE,
             )

@@ -227,7 +227,7 @@ def test_a_corrected_token_without_a_restart_is_not_well(
     listener.config.write_text(listener.config.read_text().replace("sandbox-token", "another"))
     config_line, pause_line = wrong(listener)
     assert config_line == f"{listener.config} was changed after the listener was started: {RESTART}"
-    assert pause_line.startswith("the listener has been paused since 20")
+    assert pause_line.startswith("the listener has sent nothing to iconik since 20")
     assert ": iconik answered 401: app_id and auth_token are not accepted" in pause_line
 
 
@@ -474,16 +474,16 @@ def test_check_tells_the_limit(
     wait_until(lambda: len(listener.rows("status = 'submitted'")) == 5)
     [fact] = wrong(listener)
     reached = "5 jobs started today, as many as max_per_day allows"
-    assert fact.startswith(f"{reached}: what comes now waits until 00:00 UTC. To let more through now: ")
+    assert fact.startswith(f"{reached}. What comes now waits until 00:00 UTC. To let more through now: ")
     listener.upload(*(new_id() for _ in range(2)))
     [fact] = wrong(listener)
-    assert fact.startswith(f"{reached}: 2 items wait until 00:00 UTC. To let more through now: ")
+    assert fact.startswith(f"{reached}. 2 items wait until 00:00 UTC. To let more through now: ")
     assert fact.endswith(" skip --all ready")
     monkeypatch.setenv("SUDO_USER", "ada")  # the command runs as the service's user
     assert listener.command("pause", "--reason", "budget").returncode == 0
     [fact] = wrong(listener)
     assert fact.startswith("ada paused the starting of jobs at 20")
-    assert "(budget): 2 items wait until somebody resumes: " in fact
+    assert "(budget). 2 items wait until somebody resumes. To start jobs again: " in fact
 
 
 def test_what_iconik_refuses_everybody_is_wrong(

@@ -240,8 +240,10 @@ def test_a_pause_says_who_and_survives_a_restart(manual: Store, clock: Clock, tm
     Limits(manual).pause("ada", "the invoice")
     manual.close()
     again = Store(tmp_path / "manual.db", listener=True, clock=clock)
-    text = Limits(again).now().describe()
-    assert text.startswith(f"ada paused the starting of jobs at {format_local(format_utc(clock.now))} (the invoice): ")
+    reason = f"ada paused the starting of jobs at {format_local(format_utc(clock.now))} (the invoice)"
+    remedy = f"To start jobs again: {command('resume')}"
+    assert Limits(again).now().describe() == f"{reason}. Nothing waits so far. {remedy}"
+    assert Limits(again).now().describe_one() == f"It waits until somebody resumes, because {reason}."
     Limits(again).resume()
     assert Limits(again).pause_state() is None
     again.close()
@@ -253,7 +255,7 @@ def test_a_pause_that_a_person_wrote_by_hand_is_one(manual: Store, written: str)
     pause = Limits(manual).pause_state()
     assert pause is not None
     assert pause.by == "somebody"
-    assert Limits(manual).now().describe().startswith("somebody paused the starting of jobs: nothing waits so far: ")
+    assert Limits(manual).now().reason == "somebody paused the starting of jobs"
 
 
 @pytest.mark.parametrize("written", ["", "x", "1e3", "-5", "2.5"])
@@ -282,12 +284,12 @@ def test_the_limit_is_logged_when_it_is_reached_and_when_it_goes_on(
     limits.resume()
     limits.log_changes()
     since = format_local(format_utc(clock.now))
-    remedy = f": {command('resume')}"
+    remedy = f". To start jobs again: {command('resume')}"
     found = [record.getMessage().partition(". To let")[0].partition(remedy)[0] for record in caplog.records]
     assert found == [
-        "2 jobs started today, as many as max_per_day allows: 1 item waits until 00:00 UTC",
+        "2 jobs started today, as many as max_per_day allows. 1 item waits until 00:00 UTC",
         "Jobs are started again. Ready: 1 item",
-        f"ada paused the starting of jobs at {since}: 1 item waits until somebody resumes",
+        f"ada paused the starting of jobs at {since}. 1 item waits until somebody resumes",
         "Jobs are started again. Ready: 1 item",
     ]
 

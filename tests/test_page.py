@@ -314,6 +314,24 @@ def test_what_waits_is_shown_with_its_reason(listener_here: ListenerHere, page: 
     assert "Nothing failed." in text
 
 
+def test_the_limit_is_that_of_the_listener_which_runs(listeners_here: Callable[..., ListenerHere]) -> None:
+    """It may have been restarted with another config.ini since the page began."""
+    listener = listeners_here(limits__max_per_day=1000).start()
+    listener.store.database.run("INSERT INTO usage VALUES (:day, 'analyze', 30, 0)", day=listener.store.today())
+    text = listener.config.read_text()
+    listener.config.write_text(text.replace("max_per_day = 1000", "max_per_day = 25"))
+    with closing(Page(listener)) as page:
+        listener.config.write_text(text)
+        page.log_in()
+        assert "30 of 1000 analyses were started today" in " ".join(page.text().split())
+
+
+def test_what_failed_for_more_than_ten_reasons_is_counted(listener_here: ListenerHere, page: Page) -> None:
+    for number in range(13):
+        fail(listener_here.store, f"Codec {chr(65 + number)} unknown", new_id())
+    assert "3 more items for 3 other reasons" in page.text()
+
+
 def test_an_asset_is_found_and_tells_its_story(listener_here: ListenerHere, page: Page, sandbox: Any) -> None:
     listener_here.upload(ASSET)
     listener_here.store.database.run("UPDATE items SET title = 'holiday in Rome.mov'")

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from faulty_iconik import FaultyIconik
+from limits import Limits
 from support import ASSET, OTHER_ASSET, ListenerHere, new_id, wait_until
 
 
@@ -37,7 +38,8 @@ def listener(listener_here: ListenerHere) -> ListenerHere:
 @pytest.mark.parametrize("name", ["holiday.mov", ASSET, ASSET[:8], "oliday", f"https://app.iconik.io/asset/{ASSET}"])
 def test_an_asset_is_retried_by_whatever_names_it(listener: ListenerHere, name: str) -> None:
     fail(listener, ASSET, "holiday.mov")
-    assert run(listener, "retry", name) == f'{ASSET} "holiday.mov" will be tried again within half a minute\n'
+    told = f'{ASSET} "holiday.mov" will be tried again\nThe listener takes it up within half a minute.\n'
+    assert run(listener, "retry", name) == told
     assert listener.rows()[0]["status"] == "ready"
 
 
@@ -54,16 +56,45 @@ def test_several_matches_are_listed_and_nothing_is_changed(listener: ListenerHer
     text = run(listener, "retry", ".mov", code=1)
     assert ASSET in text and OTHER_ASSET in text
     assert len(listener.rows("status = 'failed'")) == 2
-    assert "is not in items.db" in run(listener, "retry", "--again", ".mov", code=1)
+    text = run(listener, "retry", "--again", "one", code=1)
+    assert text.startswith("one is no whole title and no id, which --again needs. It may mean:\n")
+    assert f"  {ASSET}  added 20" in text and text.endswith("one.mov\n")
+    assert "is not in items.db" in run(listener, "retry", "--again", "three", code=1)
 
 
 def test_what_stays_as_it_is_is_told_with_the_reason(listener: ListenerHere) -> None:
     fail(listener, ASSET)
     listener.store.database.run("UPDATE items SET status = 'done'")
     text = run(listener, "retry", ASSET, code=1)
-    assert "is done and stays as it is: iconik has finished the job. To start it again: retry --again" in text
-    assert run(listener, "retry", "--again", ASSET).endswith("will be started again\n")
+    assert "is done and stays as it is: iconik has finished the job. To start it again: " in text
+    remedy = text.rpartition(": ")[2].split()
+    assert "will be started again\n" in run(listener, *remedy[remedy.index("retry") :])
     assert "its run is not finished yet" in run(listener, "retry", "--again", ASSET, code=1)
+
+
+@pytest.mark.parametrize(
+    ("holds", "told"),
+    [
+        ("nothing", "The listener takes it up within half a minute."),
+        ("a pause", "It waits until somebody resumes, because ada paused the starting of jobs at 20"),
+        ("no listener", "It is taken up once a listener is running."),
+    ],
+)
+def test_when_it_is_taken_up_is_told(listener: ListenerHere, holds: str, told: str) -> None:
+    fail(listener, ASSET)
+    if holds == "a pause":
+        Limits(listener.store).pause("ada", "")
+    if holds == "no listener":
+        listener.end()
+    assert told in " ".join(run(listener, "retry", ASSET).split())
+
+
+def test_what_is_skipped_or_started_is_told_when_it_is_to_be_skipped(listener: ListenerHere) -> None:
+    fail(listener, ASSET)
+    run(listener, "skip", ASSET, "--reason", "not ours")
+    assert "was skipped before, and stays as it is: not ours" in run(listener, "skip", ASSET, code=1)
+    listener.store.database.run("UPDATE items SET status = 'submitted'")
+    assert "is submitted and stays as it is: iconik has the job" in run(listener, "skip", ASSET, code=1)
 
 
 def test_a_skipped_subclip_is_said_to_have_been_skipped(listener: ListenerHere) -> None:
@@ -79,7 +110,7 @@ def test_all_of_a_status_are_changed_in_batches(listener: ListenerHere, command:
     for _ in range(230):
         fail(listener, new_id())
     text = run(listener, command, "--all", status)
-    assert text.splitlines()[-1] == "230 items changed"
+    assert "230 items changed" in text.splitlines()[-2:]
     assert len(listener.rows(f"status = '{after}'")) == 230
 
 
@@ -94,11 +125,20 @@ def test_one_job_of_several_is_changed(listeners_here: Callable[..., ListenerHer
     listener.breaker.stop()
     fail(listener, ASSET)
     text = run(listener, "retry", ASSET, "--job", "faces")
-    assert text.endswith("(faces) will be tried again within half a minute\n")
+    assert "(faces) will be tried again\n" in text
     assert {row["job"]: row["status"] for row in listener.rows()} == {"analyze": "failed", "faces": "ready"}
 
 
-@pytest.mark.parametrize("arguments", [["retry"], ["skip"], ["retry", "a", "--all"], ["retry", "--again", "--all"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["retry"],
+        ["skip"],
+        ["retry", "a", "--all"],
+        ["retry", "--again", "--all"],
+        ["retry", "--again", "a", "--reason", "b"],
+    ],
+)
 def test_what_is_meant_must_be_clear(listener: ListenerHere, arguments: list[str]) -> None:
     assert "Usage:" in run(listener, *arguments, code=2)
 

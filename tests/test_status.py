@@ -7,7 +7,9 @@ import pytest
 
 from commands.status import problem_groups
 from faulty_iconik import Fault, FaultyIconik
+from limits import Limits
 from sandbox import profile
+from store import DAY_SECONDS
 from support import ASSET, OTHER_ASSET, ListenerHere, create_event, new_id, wait_until
 
 Listeners = Callable[..., ListenerHere]
@@ -202,7 +204,7 @@ def test_a_pause_holds_everything_until_resume(listeners_here: Listeners, monkey
     assert "started again" in run(listener, "resume")
     listener.submitter.wake()
     wait_until(lambda: listener.rows("status = 'submitted'"))
-    assert "It is not paused." in run(listener, "resume")
+    assert "Nobody has paused it." in run(listener, "resume")
 
 
 def test_status_for_programs_is_json(listener_here: ListenerHere) -> None:
@@ -267,6 +269,70 @@ def test_show_says_what_is_next_and_when(listener_here: ListenerHere) -> None:
     assert "It awaits its proxy. If its webhook does not come, iconik is polled at 20" in text
 
 
+@pytest.mark.parametrize("attempts", [0, 3])
+@pytest.mark.parametrize("holds", ["a pause", "the limit", "no listener"])
+def test_show_says_what_holds_an_item(listeners_here: Listeners, holds: str, attempts: int) -> None:
+    listener = listeners_here(limits__max_per_day=1).start()
+    listener.breaker.stop()
+    listener.store.add_asset(ASSET, "held.mov")
+    listener.store.proxy_closed(ASSET)
+    listener.store.database.run("UPDATE items SET attempts = :attempts, error = 'no credits'", attempts=attempts)
+    limits = Limits(listener.store)
+    if holds == "a pause":
+        limits.pause("ada", "budget")
+        told = "It waits until somebody resumes, because ada paused the starting of jobs at 20"
+    elif holds == "the limit":
+        day = listener.store.today()
+        listener.store.database.run("INSERT INTO usage VALUES (:day, 'analyze', 1, 0)", day=day)
+        told = "It waits until 00:00 UTC, because 1 job started today, as many as max_per_day allows."
+    else:
+        listener.end()
+        told = "No listener is running."
+    assert told in " ".join(run(listener, "show", "held.mov").split())
+
+
+def test_show_says_that_the_circuit_breaker_is_open(listeners_here: Listeners, sandbox: FaultyIconik) -> None:
+    listener = listeners_here(**SLOW).start()
+    sandbox.auth_token = "another"
+    listener.upload(ASSET, *(new_id() for _ in range(10)))
+    told = "(iconik answered 401: app_id and auth_token are not accepted). It tries again by itself."
+    wait_until(lambda: told in " ".join(run(listener, "show", ASSET).split()))
+    assert "It has sent nothing to iconik since 20" in " ".join(run(listener, "status").split())
+
+
+@pytest.mark.parametrize(
+    ("interval", "days", "told"),
+    [
+        (3600, 0, "The listener looks every hour."),
+        (600, 0, "The listener looks every 10 minutes."),
+        (0, 0, "The listener does not look how it ends, because interval is 0."),
+        (3600, 8, "The listener looked how it ends for 7 days, and looks no more."),
+    ],
+)
+def test_show_says_whether_the_end_of_a_job_is_looked_for(
+    listeners_here: Listeners, interval: int, days: int, told: str
+) -> None:
+    listener = listeners_here(reconciler__interval=interval).start()
+    listener.store.add_asset(ASSET, "a.mov")
+    submitted_at = listener.store.now(-days * DAY_SECONDS)
+    listener.store.database.run("UPDATE items SET status = 'submitted', submitted_at = :at", at=submitted_at)
+    assert told in " ".join(run(listener, "show", ASSET).split())
+
+
+def test_show_does_not_say_of_what_version_1_started_that_others_did(listener_here: ListenerHere) -> None:
+    listener_here.store.add_asset(ASSET, "a.mov")
+    listener_here.store.database.run("UPDATE items SET status = 'done', source = NULL, submitted_at = created_at")
+    assert "iconik accepted the job" in run(listener_here, "show", ASSET)
+
+
+def test_what_failed_for_more_than_ten_reasons_is_counted(listener_here: ListenerHere) -> None:
+    for number in range(13):
+        fail_with(listener_here, new_id(), "a.mov", f"Codec {chr(65 + number)} unknown")
+    text = run(listener_here, "status")
+    assert text.count("1 item failed, since") == 10
+    assert "3 more items for 3 other reasons failed: iconik-listener status --all\n" in text
+
+
 def test_show_says_which_profile_was_used_where_iconik_chose(listener_here: ListenerHere) -> None:
     listener_here.upload(ASSET)
     wait_until(lambda: listener_here.rows("status = 'submitted'"))
@@ -290,9 +356,7 @@ def test_show_lists_what_may_be_meant(listener_here: ListenerHere) -> None:
 
 def test_show_says_what_becomes_of_an_asset_that_it_does_not_know(listener_here: ListenerHere) -> None:
     text = run(listener_here, "show", "nothing.mov", code=1)
-    assert text.startswith(
-        "nothing.mov is not in items.db: no webhook for it has come. If one was missed, the listener"
-    )
+    assert text.startswith("nothing.mov is not in items.db. Titles are those of the upload; iconik's link to the asset")
     assert text.endswith(" If the asset was there before register: iconik-listener catch-up --since TIME\n")
 
 
@@ -310,7 +374,7 @@ def test_a_report_is_in_iconiks_units(listener_here: ListenerHere, sandbox: Faul
     assert heads.split() == ["day", "started", "done", "failed", "open", *units, "found"]
     assert day.split() == [store.today(), "2", "2", "0", "0", "0", "1.00", "0.00", "0"]
     assert total.split() == ["in", "all", "2", "2", "0", "0", "0", "1.00", "0.00", "0"]
-    assert "iconik's own meters: 0 images analyzed, 0.0333333 hours of video analyzed" in text
+    assert "iconik's own meters, as they are now: 0 images analyzed, 0.0333333 hours of video analyzed" in text
     csv = run(listener_here, "report", "--days", "2", "--csv").splitlines()
     assert csv == [
         "day,job,started,found,done,failed,under_way,images,video_hours,audio_hours",
@@ -334,6 +398,7 @@ def test_a_month_without_jobs_says_so(listener_here: ListenerHere, sandbox: Faul
     sandbox.roles.discard("can_read_stats")
     text = run(listener_here, "report", "--month", "2020-02")
     assert "No job was started from 2020-02-01 to 2020-02-29." in text
-    assert "iconik's own meters cannot be read" in text
+    assert "meters" not in text  # iconik tells those of now only
+    assert "iconik's own meters cannot be read" in run(listener_here, "report")
     for month in ("2020-13", "2020-1"):
         assert "is not a month" in run(listener_here, "report", "--month", month, code=2)

@@ -94,7 +94,7 @@ def test_what_a_webhook_changed_is_what_it_returns(store: Store) -> None:
     assert store.add_asset(ASSET, "a.mov") == "unchanged"
     assert store.proxy_closed(ASSET, VERSION) == Status.READY
     assert store.proxy_closed(ASSET, VERSION) == "unchanged"
-    assert store.known_version(ASSET) == VERSION
+    assert store.known_version(ASSET) == (VERSION, "a.mov")
 
 
 def jobs_of(store: Store, object_id: str) -> list[str]:
