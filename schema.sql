@@ -23,7 +23,7 @@ CREATE TABLE items (
     waited          REAL NOT NULL DEFAULT 0,     -- seconds of delay in all: of its polls and, once it is ready, of its backoffs
     refused         INTEGER NOT NULL DEFAULT 0,  -- 1: iconik refused the latest attempt
     asked           INTEGER NOT NULL DEFAULT 0,  -- 1: a person retried it; 2: a person wants it done again
-    asked_at        TEXT,                        -- when a person last wanted it done again
+    asked_at        TEXT,                        -- when a person last retried it, or wanted it done again
     in_doubt_since  TEXT,                        -- by iconik's clock: since then iconik may have accepted a request that it did not answer
     absent_since    TEXT,                        -- since then iconik says that it has no such asset or, in doubt, no such job
     counted_on      TEXT,                        -- the day (UTC) on which it was counted against the limit

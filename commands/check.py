@@ -475,7 +475,16 @@ def _automation_facts(config: Config, catalog: IconikCatalog) -> Facts:
 def _webhook_facts(config: Config, catalog: IconikCatalog, registered_url: str | None) -> Facts:
     found, secrets = catalog.webhooks(), config.listener.webhook_secret
     own = ours(found, registered_url, secrets)
-    shown = own if own or registered_url else of_our_kinds(found)
+    candidates = of_our_kinds(found)
+    shown = own
+    if not own and not registered_url:
+        senders = {webhook.base_url for webhook in candidates if not secrets or webhook.secret in secrets}
+        shown = [webhook for webhook in candidates if webhook.base_url in senders]
+    if candidates and not shown and not registered_url:
+        yield wrong(f"iconik has no webhooks of this listener yet: {_register('URL')}")
+        for url in dict.fromkeys(webhook.base_url for webhook in candidates):
+            yield note(f"the webhooks to {url} send another secret: they may be another listener's")
+        return
     missing = [kind for kind in KINDS if not any(webhook.kind is kind for webhook in shown)]
     for kind in missing:
         what = f"{kind.path} (assets, {kind.operations[0]}, {kind.realm})"
@@ -489,7 +498,7 @@ def _webhook_facts(config: Config, catalog: IconikCatalog, registered_url: str |
     hosts = sorted({urlsplit(webhook.url).netloc for webhook in shown})
     if len(hosts) > 1:
         yield wrong(f"the webhooks point at different hosts ({one_line(', '.join(hosts))}): {_register('URL')}")
-    for other in of_our_kinds(found):
+    for other in candidates:
         if secrets and other.secret in secrets and other not in shown:
             removal = _register(other.base_url, "--remove")
             yield note(f"another webhook sends our secret, to {other.base_url}. If nobody listens there: {removal}")

@@ -218,6 +218,19 @@ def pause(listener: ListenerHere) -> None:
     wait_until(lambda: listener.command("status", "--json").stdout.count('"status": "paused"'))
 
 
+def test_the_webhooks_of_another_listener_are_not_taken_for_ours(
+    listeners_here: Callable[..., ListenerHere], sandbox: FaultyIconik
+) -> None:
+    """They lead to a listener, and send the right secret: that one's."""
+    listener = listeners_here().start()
+    sandbox.register("https://first.example.com", {"X-Webhook-Secret": "that of the first one"})
+    [fact] = wrong(listener)
+    assert fact.startswith("iconik has no webhooks of this listener yet: ")
+    assert fact.endswith(" register URL")
+    told = "the webhooks to https://first.example.com send another secret: they may be another listener's"
+    assert told in facts(listener, "note")
+
+
 def test_a_corrected_token_without_a_restart_is_not_well(
     listeners_here: Callable[..., ListenerHere], sandbox: FaultyIconik
 ) -> None:
