@@ -5,6 +5,7 @@ The actions do what `retry --again` and `skip` do, by the same code.
 
 import logging
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +13,7 @@ from flask import Response, request
 
 from commands.changes import BATCH_SIZE, Change, ManualChanges
 from events import AGAIN, CONTEXTS, SKIP, BadEvent, MenuAction, MenuEvent
+from history import note_deed
 from limits import Limits
 from resources import SecretResource, json_object, refuse
 from store import Status
@@ -77,7 +79,10 @@ class MenuResource(SecretResource):
             return _plain(f"{self.action.title}: this cannot be stored just now. Try it again later.", 503)
         text = " ".join([f"{self.action.title}:", *self.sentences(result), *_left_out(event)])
         who = f"user {event.user_id}" if event.user_id else "somebody"
-        log.info("From iconik's menu, by %s, for %s: %s", who, self._chosen(event), text)
+        chosen = self._chosen(event)
+        log.info("From iconik's menu, by %s, for %s: %s", who, chosen, text)
+        with suppress(StoreUnavailable, StoreRefused):  # the log has it
+            note_deed(self.services.store, f"{who}, in iconik's menu", f"{self.action.title}, for {chosen}")
         self.services.submitter.wake()
         return _plain(text, 200)
 

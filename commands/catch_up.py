@@ -12,6 +12,7 @@ import click
 
 from commands.items import in_both, pause_after
 from config import Config, load
+from history import note_deed, person
 from iconik_client import IconikClient
 from jobs import JOBS, Job
 from limits import Limits
@@ -96,7 +97,8 @@ def catch_up(path: Path, since: float, until: float | None, query: str, dry_run:
         if dry_run or (estimate.new and not _is_agreed(estimate.new, yes)):
             return
         if estimate.new:
-            _add(catalog, config, store, (start, end, query), estimate.new)
+            added = _add(catalog, config, store, (start, end, query), estimate.new)
+            note_deed(store, person(), f"catch-up from {start} until {end}: {pluralize(added, 'asset')}")
         if not query:
             forget_passed_over(store, start, end)
         if not estimate.new:
@@ -182,8 +184,8 @@ def _is_agreed(count: int, yes: bool) -> bool:
     return click.confirm(f"Add the {count} that are not in items.db yet? iconik bills every analysis.", abort=True)
 
 
-def _add(catalog: IconikCatalog, config: Config, store: Store, period: tuple[str, str, str], count: int) -> None:
-    """Add the assets.
+def _add(catalog: IconikCatalog, config: Config, store: Store, period: tuple[str, str, str], count: int) -> int:
+    """Add the assets. Returns how many were added.
 
     :param count: how many there are
     """
@@ -207,6 +209,7 @@ def _add(catalog: IconikCatalog, config: Config, store: Store, period: tuple[str
         click.echo(f"{_were(added)} added so far. The same command adds the rest.", err=True)
         raise
     click.echo(f"{_were(added)} added.")
+    return added
 
 
 def _were(count: int) -> str:

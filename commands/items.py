@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 import click
 
 from commands.changes import BATCH_SIZE, MAX_MATCHES, Change, Key, ManualChanges, Match
+from history import note_deed, person
 from limits import Limits
 from store import Store
 from system.database import listener_runs
@@ -43,9 +44,13 @@ def change_named(
     change: Callable[[list[Key]], list[Change]],
     describe: Callable[[Change], str],
     *,
+    done: str,
     parts: bool = True,
 ) -> int:
-    """Change the items that a person named, and say of each what was done. Returns the exit code: 0 if all changed."""
+    """Change the items that a person named, and say of each what was done. Returns the exit code: 0 if all changed.
+
+    :param done: the command, for the record of what people did
+    """
     changes = ManualChanges(store)
     is_done = True
     for text in texts:
@@ -56,6 +61,8 @@ def change_named(
         found = change(keys) if keys else []
         for one in found:
             click.echo(f"{_name(store, one)} {describe(one)}", err=not one.is_changed)
+            if one.is_changed:
+                note_deed(store, person(), f"{done} {_name(store, one)}")
         is_done = is_done and bool(found) and any(one.is_changed for one in found)
     return 0 if is_done else 1
 
@@ -66,14 +73,20 @@ def change_all(
     job: str | None,
     change_batch: Callable[[list[Key]], list[Change]],
     describe: Callable[[Change], str],
+    *,
+    done: str,
 ) -> None:
-    """Change all items of a status in batches, and say of each what was done."""
+    """Change all items of a status in batches, and say of each what was done. `done`: as for change_named."""
     changed = 0
-    for batch in in_batches(store, status, change_batch, job=job):
-        for one in batch:
-            if one.is_changed:
-                click.echo(f"{_name(store, one)} {describe(one)}")
-                changed += 1
+    try:
+        for batch in in_batches(store, status, change_batch, job=job):
+            for one in batch:
+                if one.is_changed:
+                    click.echo(f"{_name(store, one)} {describe(one)}")
+                    changed += 1
+    finally:
+        if changed:
+            note_deed(store, person(), f"{done} --all {status}: {pluralize(changed, 'item')}")
     click.echo(f"{pluralize(changed, 'item')} changed")
 
 

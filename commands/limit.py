@@ -1,15 +1,14 @@
 """allow, pause and resume: whether more jobs are started today."""
 
-import getpass
-import os
 import sys
-from contextlib import closing, suppress
+from contextlib import closing
 from pathlib import Path
 
 import click
 
 from commands.items import when_taken_up
 from config import load
+from history import note_deed, person
 from limits import Limits
 from store import Rules, Store
 from system.text import command, format_local, pluralize
@@ -32,6 +31,7 @@ def allow(path: Path, count: int, yes: bool) -> None:
         )
         _agree(f"Let {pluralize(count, 'more job')} be started today? iconik bills each of them.", yes)
         allowed = limits.allow(count)
+        note_deed(store, person(), f"allow {count}")
         click.echo(
             f"Up to {limit.max_per_day + allowed} jobs are started today. Tomorrow it is {limit.max_per_day} again."
         )
@@ -53,7 +53,8 @@ def pause(path: Path, reason: str) -> None:
             kept = " The reason of then is kept." if reason else ""
             click.echo(f"{before.by} paused it already{since}.{kept}")
             return
-        limits.pause(_person(), reason)
+        limits.pause(person(), reason)
+        note_deed(store, person(), f"pause ({reason})" if reason else "pause")
         click.echo(f"No more jobs are started until you run: {command('resume')}")
 
 
@@ -68,14 +69,8 @@ def resume(path: Path) -> None:
             click.echo("Nobody has paused it.")
             return
         limits.resume()
+        note_deed(store, person(), "resume")
         click.echo("Jobs are started again. " + when_taken_up(store))
-
-
-def _person() -> str:
-    """Who runs this command, before sudo made that the service's user."""
-    with suppress(KeyError, OSError):
-        return os.environ.get("SUDO_USER") or getpass.getuser()
-    return f"user {os.getuid()}"  # who has no name, as in a container
 
 
 def _agree(question: str, yes: bool) -> None:

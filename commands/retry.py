@@ -86,13 +86,13 @@ def retry(path: Path, assets: tuple[str, ...], status: str | None, again: bool, 
         def retry_too(keys: list[Key]) -> list[Change]:
             return changes.retry(keys, status=status, reason=reason)
 
-        code = 0
+        code, done = 0, f"retry ({reason})" if reason else "retry"
         if again:
-            code = change_named(store, assets, job, again_too, _describe_again, parts=False)
+            code = change_named(store, assets, job, again_too, _describe_again, done="retry --again", parts=False)
         elif status:
-            change_all(store, status, job, retry_too, _describe)
+            change_all(store, status, job, retry_too, _describe, done=done)
         else:
-            code = change_named(store, assets, job, retry_too, _describe)
+            code = change_named(store, assets, job, retry_too, _describe, done=done)
         if not code:
             click.echo(when_taken_up(store))
         raise SystemExit(code)

@@ -42,9 +42,11 @@ def skip(path: Path, assets: tuple[str, ...], status: str | None, job: str | Non
         raise click.UsageError("name the assets, or give --all with a status")
     config = load(path)
     with closing(Store(config.listener.database, Rules.of(config))) as store:
-        changes = ManualChanges(store)
+        changes, done = ManualChanges(store), f"skip ({reason})" if reason else "skip"
         if not status:
             raise SystemExit(
-                change_named(store, assets, job, lambda keys: changes.skip(keys, reason=reason), _describe)
+                change_named(store, assets, job, lambda keys: changes.skip(keys, reason=reason), _describe, done=done)
             )
-        change_all(store, status, job, lambda keys: changes.skip(keys, status=status, reason=reason), _describe)
+        change_all(
+            store, status, job, lambda keys: changes.skip(keys, status=status, reason=reason), _describe, done=done
+        )

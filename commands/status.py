@@ -11,6 +11,7 @@ import click
 
 from commands.running import running_listener
 from config import load
+from history import latest_deeds
 from jobs import Job
 from limits import Limit, Limits
 from store import Rules, Status, Store
@@ -30,6 +31,7 @@ from system.text import (
 MAX_PROBLEMS = 100
 MAX_GROUPS = 10
 NEWEST = 3  # items of a group that are named
+MAX_DEEDS = 5
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,10 @@ def status(path: Path, show_all: bool, as_json: bool) -> None:
         _print_overview(store, overview, limit)
         if reason := limit.describe():
             click.echo("\n" + wrapped(reason))
+        if deeds := latest_deeds(store, MAX_DEEDS):
+            click.echo("\nWhat people did lately:")
+            for deed in deeds:
+                click.echo(wrapped(deed.describe(), "  ", "    "))
         click.echo("\n" + wrapped(listener_line(listener)))
 
 

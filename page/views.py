@@ -9,6 +9,7 @@ from commands.running import running_listener
 from commands.show import Circumstances, story
 from commands.status import Group, age, jobs_line, listener_line, problem_groups
 from config import Config
+from history import latest_deeds
 from limits import Limits
 from page.bars import Chart, chart
 from store import DAY_SECONDS, Status, Store
@@ -17,6 +18,7 @@ from system.text import format_local, one_line, pluralize
 
 DAYS = 30
 PAGE_SIZE = 100
+MAX_DEEDS = 10
 HEALTH_SECONDS = 2.0  # for the listener's /health, so that one that hangs does not hang the page
 # What the items of a status are sorted by.
 SORTED_BY = {
@@ -57,6 +59,7 @@ class Overview:
 
     :ivar limit: why jobs are held; empty if none is
     :ivar more: what failed and what waits for other reasons, by status
+    :ivar deeds: what people did lately, the newest first
     :ivar billed: the images and hours of this month, which iconik bills, as a sentence
     """
 
@@ -71,6 +74,7 @@ class Overview:
     more: dict[str, str]
     chart: Chart
     billed: str
+    deeds: list[str]
 
 
 @dataclass(frozen=True)
@@ -156,6 +160,7 @@ def overview(store: Store, config: Config) -> Overview:
         waiting=[group for group in groups.largest if group.status == Status.READY],
         more=groups.more,
         chart=chart(days, limit.day, DAYS),
+        deeds=[deed.describe() for deed in reversed(latest_deeds(store, MAX_DEEDS))],
         billed=_billed(month, [line for line in days if line.day.startswith(month)]),
     )
 

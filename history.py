@@ -1,0 +1,59 @@
+"""What people did lately, for `status` and the page: who let more jobs through, or skipped an asset, and when."""
+
+import getpass
+import json
+import os
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+
+from store import SET_STATE, Store
+from system.text import format_local, one_line
+
+HISTORY = "history"  # the key in items.db's state: a JSON list
+MAX_KEPT = 50
+
+
+@dataclass(frozen=True)
+class Deed:
+    """Something that a person did.
+
+    :ivar at: when, as UTC text
+    :ivar what: the command, and what became of it
+    """
+
+    at: str
+    by: str
+    what: str
+
+    def describe(self) -> str:
+        """The deed, as a line."""
+        return f"{format_local(self.at)}: {self.by}: {self.what}"
+
+
+def note_deed(store: Store, by: str, what: str) -> None:
+    """Note what a person did. Raises StoreUnavailable like Store."""
+    deed = Deed(store.now(), one_line(by, 80), one_line(what))
+    with store.database.transaction() as db:
+        row = db.execute("SELECT value FROM state WHERE key = :key", {"key": HISTORY}).fetchone()
+        kept = [*_read(row["value"] if row else ""), deed][-MAX_KEPT:]
+        db.execute(SET_STATE, {"key": HISTORY, "value": json.dumps([asdict(one) for one in kept])})
+
+
+def latest_deeds(store: Store, count: int) -> list[Deed]:
+    """The latest of what people did, the newest last."""
+    return _read(store.state(HISTORY) or "")[-count:]
+
+
+def person() -> str:
+    """Who runs this command, before sudo made that the service's user."""
+    with suppress(KeyError, OSError):
+        return os.environ.get("SUDO_USER") or getpass.getuser()
+    return f"user {os.getuid()}"  # who has no name, as in a container
+
+
+def _read(text: str) -> list[Deed]:
+    try:
+        deeds = [Deed(**one) for one in json.loads(text)]
+        return [deed for deed in deeds if all(isinstance(part, str) for part in (deed.at, deed.by, deed.what))]
+    except (ValueError, TypeError, RecursionError):  # empty, or written by hand
+        return []
