@@ -98,7 +98,8 @@ SCHEMA_2_TO_3 = f"""
         CASE WHEN in_doubt THEN coalesce(ready_at, last_attempt_at, created_at, :now)
             WHEN status = 'submitting' THEN coalesce(last_attempt_at, ready_at, :now) END AS in_doubt_since,
         NULL AS absent_since, NULL AS counted_on, last_attempt_at,
-        CASE status WHEN 'ready' THEN coalesce(next_attempt_at, :now) ELSE next_attempt_at END AS next_attempt_at,
+        CASE WHEN status = 'ready' OR (status = 'awaiting_proxy' AND created_at > :week_ago)
+            THEN coalesce(next_attempt_at, :now) ELSE next_attempt_at END AS next_attempt_at,
         submitted_at, CASE WHEN status = 'submitted' AND submitted_at < :week_ago THEN submitted_at END AS done_at,
         job_id, NULL AS old_job_id, NULL AS profile, NULL AS media_type, NULL AS duration, error, error AS reason
         {{extra}} FROM {{items}}"""  # noqa: S608

@@ -209,6 +209,25 @@ def test_the_later_floor_of_version_1_1_is_kept(path: Path, floor: str, first_st
     assert state(path) == {**KEPT, "assets_floor": expected}
 
 
+@pytest.mark.parametrize(
+    ("created_at", "expected"),
+    [("2026-11-18T12:00:00.000Z", NOW), ("2026-11-10T12:00:00.000Z", None), (None, None)],
+)
+def test_what_version_1_1_polled_no_more_within_a_week_is_polled(
+    path: Path, created_at: str | None, expected: str | None
+) -> None:
+    """Its clock was ahead for a moment, or it took half of the time for all of it."""
+    write(path, VERSION_1_1)
+    with closing(sqlite3.connect(path)) as db:
+        values = (created_at, "polled no more.mov")
+        db.execute(
+            "UPDATE items SET status = 'awaiting_proxy', next_attempt_at = NULL, created_at = ? WHERE title = ?", values
+        )
+        db.commit()
+    upgrade(path)
+    assert fetch(path, "SELECT next_attempt_at FROM items WHERE title = 'polled no more.mov'") == [(expected,)]
+
+
 def test_a_listener_that_passed_assets_over_does_so_until_its_first_look(path: Path) -> None:
     write(path, VERSION_1_1 + "UPDATE state SET value = '1' WHERE key = 'assets_passed_over'")
     upgrade(path)
