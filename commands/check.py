@@ -289,7 +289,9 @@ def _limit_facts(limits: Limits) -> Facts:
 
 
 def _no_listener(config: Config) -> Fact:
-    return wrong(f"no listener is running on {config.listener.database}: {start_it()}")
+    database = config.listener.database
+    # Where all of its files were deleted under it, a listener still runs, and no lock shows that.
+    return wrong(f"no listener is running on {database}: {start_it(may_run=not database.exists())}")
 
 
 def _listener_facts(config: Config, listener: dict[str, Any] | None, read_changed_at: str | None) -> Facts:
