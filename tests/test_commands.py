@@ -132,6 +132,28 @@ def test_an_option_of_the_program_behind_a_command_is_told_where_it_belongs(list
         assert "--config goes before the command: iconik-listener --config …" in result.stderr
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("command", ["show", "retry", "skip"])
+def test_an_argument_that_is_not_utf_8_is_one_line_and_nothing_is_changed(
+    listener: ListenerHere, command: str
+) -> None:
+    """As in a Latin-1 terminal, which is no reason for a traceback after half of the work."""
+    done = subprocess.run(
+        [sys.executable, str(APP), "--config", str(listener.config), command, ASSET, b"M\xfcller.mov"],
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    line = r"Error: M\xfcller.mov is not UTF-8: set the terminal to that, or give the asset's id"
+    assert done.stderr.splitlines()[-1] == line
+    assert len(listener.rows("status = 'failed'")) == 2
+
+
+@pytest.mark.long
+def test_help_in_a_process_of_its_own_says_the_same_as_the_option(listener: ListenerHere) -> None:
+    assert listener.run("help", "retry").stdout == listener.run("retry", "--help").stdout
+
+
 @pytest.mark.parametrize(
     "arguments", [["no-such-command"], ["check", "all"], ["register"], ["status", "--xml"], ["catch-up"], ["--conf"]]
 )
