@@ -65,7 +65,9 @@ def retry(path: Path, assets: tuple[str, ...], status: str | None, again: bool, 
     or was skipped is taken up again; what waits is due now. A running listener takes it up within half a minute,
     unless it is paused or the limit is reached. iconik is asked first, so nothing is started twice.
     """
-    if bool(assets) == bool(status):
+    if assets and status:
+        raise click.UsageError("name the assets or give --all, not both")
+    if not assets and not status:
         raise click.UsageError("name the assets, or give --all")
     if again and status:
         raise click.UsageError("--again needs the assets' names: every job that it starts again is billed again")

@@ -471,9 +471,9 @@ def test_check_finds_that_iconik_has_no_profile_for_a_media_type(
 @pytest.mark.parametrize(
     ("only", "level", "words"),
     [
-        ("media_type:video", "ok", "the query in [analyze] only finds 1 asset today"),
-        ("media_type:vidoe", "WRONG", "the query in [analyze] only finds no asset at all"),
-        ("media_type:(video", "WRONG", "iconik refuses the query in [analyze] only: "),
+        ("media_type:video", "ok", 'the query "only" of [analyze] finds 1 asset today'),
+        ("media_type:vidoe", "WRONG", 'the query "only" of [analyze] finds no asset at all'),
+        ("media_type:(video", "WRONG", 'iconik refuses the query "only" of [analyze]: '),
     ],
 )
 def test_check_says_how_many_assets_only_finds(
@@ -520,6 +520,10 @@ def test_what_iconik_refuses_everybody_is_wrong(
     wait_until(lambda: len(listener.rows("refused = 1")) == 10)
     [fact] = wrong(listener)
     assert fact.startswith("iconik refuses 10 items: iconik answered 402: Insufficient credits. They are tried again")
+    one = listener.rows()[0]["object_id"]
+    listener.store.database.run("DELETE FROM items WHERE object_id <> :one", one=one)
+    [fact] = wrong(listener)
+    assert fact.startswith("iconik refuses 1 item: iconik answered 402: Insufficient credits. It is tried again")
 
 
 @pytest.mark.parametrize(
