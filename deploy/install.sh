@@ -322,7 +322,7 @@ install_all() {
 # Prints of each system of this VM, one a line: its database, a tab, and the URL whose webhooks it has registered, or
 # nothing for that.
 databases() {
-  "$home/.venv/bin/python" - "$settings"/*.ini 2>/dev/null <<'EOF' || true
+  "$system_python" - "$settings"/*.ini 2>/dev/null <<'EOF' || true
 import configparser, sqlite3, sys
 from pathlib import Path
 

@@ -351,10 +351,8 @@ def test_uninstall_names_what_is_left_of_every_system(tmp_path: Path) -> None:
             store.set_state(REGISTERED_URL, url)
     (settings / "broken.ini").write_text("[listener\n", encoding="utf-8")
     (settings / "fourth.ini").write_text("[listener]\ndatabase = /no/such/items.db\n", encoding="utf-8")
-    (tmp_path / ".venv" / "bin").mkdir(parents=True)
-    (tmp_path / ".venv" / "bin" / "python").symlink_to(sys.executable)
     show = 'mapfile -t left < <(databases); say_what_is_left "${left[@]}"'
-    done = in_install_sh(show, home=tmp_path, settings=settings, data=data)
+    done = in_install_sh(show, system_python=Path(sys.executable), settings=settings, data=data)
     end = "delete them in iconik, under Admin, Settings, Webhooks."
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines() == [
