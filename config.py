@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 from jobs import DEFAULT_JOB, JOBS, Job
 from system.errors import ListenerError
-from system.text import UUID, in_container
+from system.text import UUID, in_container, system_name
 
 HOST = re.compile(r"[a-z0-9-]+(\.[a-z0-9-]+)*\.?|[0-9a-f:]*:[0-9a-f:.]*")
 THIS_MACHINE = re.compile(r"localhost|127(\.[0-9]{1,3}){3}|::1")
@@ -36,9 +36,11 @@ MOVED = {
 }
 Key = tuple[str, str]  # its section and its name
 SWITCH = "ICONIK_LISTENER_ENVIRONMENT"  # only the image sets it
-# The program's own variables, and those that Kubernetes sets for a service that is called iconik-listener.
-NOT_OURS = "ICONIK_LISTENER_"
+# The program's own variables, those that Kubernetes sets for a service that is called iconik-listener, and systemd's.
+NOT_OURS = ("ICONIK_LISTENER_", "NOTIFY_SOCKET")
 CONFIG_CHANGED_AT = "config_changed_at"  # the key in items.db's state of which config.ini the listener has read
+INSTALLED = Path("/etc/iconik-listener")  # where install.sh puts config.ini
+INSTALL = "/opt/iconik-listener/deploy/install.sh"
 MAX_FILE = 64 * 1024  # characters of a file that holds one value
 # iconik's types of assets, from its API document (AssetSchema).
 ASSET_TYPES = ("ASSET", "SEQUENCE", "NLE_PROJECT", "PLACEHOLDER", "CUSTOM", "LINK", "SUBCLIP")
@@ -293,6 +295,11 @@ def keys_of(section: str) -> list[Any]:
     return list(fields(SECTIONS[section]))
 
 
+def _is_missing(key: Any, written: dict[str, str]) -> bool:
+    """Whether a credential is not filled in."""
+    return key.metadata["read"] is _credential and not written.get(key.name)
+
+
 @dataclass(frozen=True)
 class _Source:
     """What was written, and where, for messages."""
@@ -326,8 +333,17 @@ class _Source:
             try:
                 values[key.name] = key.metadata["read"](_plain(text or ""))
             except ValueError as error:
+                missing = [other.name for other in fields(section) if _is_missing(other, written)]
+                if key.name in missing and len(missing) > 1:
+                    raise ConfigError(f"{self._places(name, missing)}: are missing") from None
                 raise ConfigError(f"{self.place(name, key.name)}: {error}") from None
         return section(**values)
+
+    def _places(self, section: str, keys: list[str]) -> str:
+        """Where several keys of a section are to be written."""
+        first, *others = (self.place(section, key) for key in keys)
+        in_file = f"{self.path}: [{section}] "
+        return " and ".join([first, *(place.removeprefix(in_file) for place in others)])
 
 
 def load(path: Path) -> Config:
@@ -335,7 +351,7 @@ def load(path: Path) -> Config:
 
     :raises ConfigError: with one line for the operator
     """
-    changed_at = path.stat().st_mtime_ns if path.exists() else 0  # before it is read: a later change is not in it
+    changed_at = path.stat().st_mtime_ns if _exists(path) else 0  # before it is read: a later change is not in it
     source = _read(path)
     known = (*SECTIONS, *JOBS)
     for name in source.parser.sections():
@@ -378,9 +394,17 @@ def _database(path: Path, database: Path) -> Path:
     database stays where it is.
     """
     of_link, of_target = ((place.parent / database).resolve() for place in (path.absolute(), path.resolve()))
-    if of_link != of_target and of_link.exists() and of_target.exists():
+    if of_link != of_target and _exists(of_link) and _exists(of_target):
         raise ConfigError(f"{path}: [listener] database: {of_link} or {of_target}? Write the right one with its folder")
-    return of_link if of_link.exists() else of_target
+    return of_link if _exists(of_link) else of_target
+
+
+def _exists(path: Path) -> bool:
+    """Whether a file is there. One in a folder that is closed to us is not; who opens it learns why."""
+    try:
+        return path.exists()
+    except PermissionError:
+        return False
 
 
 def _read(path: Path) -> _Source:
@@ -416,8 +440,10 @@ def _read_environment() -> dict[Key, tuple[str, str]] | None:
     for variable in sorted(os.environ):
         name, _, key = variable.removesuffix("_FILE").partition("_")
         section, place = name.lower(), (name.lower(), key.lower())
-        is_ours = name.isupper() and key.isupper() and section in (*SECTIONS, *JOBS)
-        if not is_ours or variable.startswith(NOT_OURS):
+        if not (name.isupper() and key.isupper()) or variable.startswith(NOT_OURS):
+            continue
+        if section not in (*SECTIONS, *JOBS):
+            _refuse_near_miss(variable, *place)
             continue
         if key.lower() not in {known.name for known in keys_of(section)}:
             raise ConfigError(f"{variable}: [{section}] has no such key")
@@ -425,6 +451,21 @@ def _read_environment() -> dict[Key, tuple[str, str]] | None:
             raise ConfigError(f"{found[place][0]} and {variable} are both set: remove one of them")
         found[place] = variable, _text_of(variable)
     return found
+
+
+def _refuse_near_miss(variable: str, section: str, key: str) -> None:
+    """See that a variable is not one of ours with a letter wrong, as `LIMIT_MAX_PER_DAY` is.
+
+    Its section must be like one of ours by a letter, and its key be like a key of that. Other programs have variables,
+    too: LISTEN_PORT is nobody's mistake.
+
+    :raises ConfigError: with one line for the operator
+    """
+    for near in get_close_matches(section, [*SECTIONS, *JOBS], n=1, cutoff=0.83):
+        keys = get_close_matches(key, [known.name for known in keys_of(near)], n=1, cutoff=0.83)
+        if keys and abs(len(near) - len(section)) <= 1:
+            meant = f"{near}_{keys[0]}".upper() + ("_FILE" if variable.endswith("_FILE") else "")
+            raise ConfigError(f"{variable}: there is no section [{section[:40]}]. Did you mean {meant}?")
 
 
 def _text_of(variable: str) -> str:
@@ -458,11 +499,9 @@ def _parse(path: Path, *, may_be_missing: bool) -> configparser.ConfigParser:
     except FileNotFoundError:
         if may_be_missing:
             return parser
-        raise ConfigError(
-            f"{path} does not exist: copy config.example.ini to config.ini and fill it in, or try: python app.py demo"
-        ) from None
+        raise ConfigError(_explain_missing(path)) from None
     except PermissionError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}: {_make_private(path)}") from None
+        raise ConfigError(_explain_closed(path, error)) from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
@@ -474,8 +513,32 @@ def _parse(path: Path, *, may_be_missing: bool) -> configparser.ConfigParser:
     except configparser.Error as error:
         # Their own messages quote the line, and a secret with it.
         line = getattr(error, "lineno", None) or getattr(error, "errors", [("?",)])[0][0]
-        raise ConfigError(f"{path}: line {line}: is not a [section], key = value, or # comment") from None
+        is_key = isinstance(error, configparser.MissingSectionHeaderError) and re.match(r"\s*\w+\s*[=:]", error.line)
+        fault = "stands before the first [section]" if is_key else "is not a [section], key = value, or # comment"
+        raise ConfigError(f"{path}: line {line}: {fault}") from None
     return parser
+
+
+def _explain_missing(path: Path) -> str:
+    """One line on a config.ini that is not there, and what to do."""
+    if system := system_name():
+        names = sorted(one.stem for one in path.parent.glob("*.ini") if one.stem != "config")
+        known = f"--system may be {' or '.join(names)}" if names else "This VM has one system, which needs no --system"
+        return f"{path} does not exist: there is no system {system}. {known}. To add one, see docs/operating.md"
+    if path == INSTALLED / "config.ini":
+        return f"{path} does not exist. To create it: sudo {INSTALL}"
+    return f"{path} does not exist: copy config.example.ini to config.ini and fill it in, or try: python app.py demo"
+
+
+def _explain_closed(path: Path, error: PermissionError) -> str:
+    """One line on a file `path` that this process's user may not read, and what to do."""
+    closed = [folder for folder in reversed(path.absolute().parents) if not os.access(folder, os.X_OK)]
+    if not closed or in_container():
+        return f"{path}: cannot be read: {error.strerror}: {_make_private(path)}"
+    remedy = "run this with sudo"
+    if path.parent == INSTALLED:
+        remedy = "use the command iconik-listener" if system_name() is None else f"sudo {INSTALL} opens it"
+    return f"{path}: cannot be read: this user may not enter {closed[0]}: {remedy}"
 
 
 def _did_you_mean(word: str, known: Iterable[str], form: str) -> str:

@@ -100,7 +100,7 @@ class Limit:
         return f"It waits {until}, because {self.reason}." if self.reason else ""
 
     def for_programs(self) -> dict[str, Any]:
-        """The same for programs. It holds nothing from outside but the name of who paused it on this machine."""
+        """The same for programs, without what people wrote: /health shows it to everybody on this machine."""
         return {
             "jobs_today": self.started,
             "max_per_day": self.max_per_day,
@@ -110,7 +110,6 @@ class Limit:
             "held": self.held,
             "goes_on_at": self.goes_on_at,
             "paused_by_person": self.pause is not None,
-            "paused_by": self.pause.by if self.pause else None,
             "paused_by_person_since": self.pause.since if self.pause else None,
         }
 

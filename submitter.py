@@ -504,16 +504,16 @@ class Submitter:
         except IconikForbidden:
             raise
         except IconikRefused as error:
-            raise NotNow(self._not_yet(item, f"iconik refuses the query in [{job.name}] only: {error}")) from None
+            raise NotNow(self._not_yet(item, f'iconik refuses the query "only" of [{job.name}]: {error}')) from None
         if not is_useful:
-            raise NotNow(self._not_yet(item, f"the query in [{job.name}] only finds no asset at all"))
+            raise NotNow(self._not_yet(item, f'the query "only" of [{job.name}] finds no asset at all'))
         now = self._runtime.monotonic()
         missed_at = self._missed_by_only.setdefault(key, now)
         if (seconds := missed_at + self._config.reconciler.min_age - now) > 0:
-            so_far = f"does not match only of [{job.name}] so far"
+            so_far = f'does not match "only" of [{job.name}] so far'
             raise NotNow(Outcome(Status.READY, so_far, so_far, delay=seconds))
         del self._missed_by_only[key]
-        raise NotNow(_final(Status.SKIPPED, f"does not match only of [{job.name}]"))
+        raise NotNow(_final(Status.SKIPPED, f'does not match "only" of [{job.name}]'))
 
     def _finds_something(self, only: str) -> bool:
         now = self._runtime.monotonic()

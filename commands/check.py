@@ -65,7 +65,7 @@ SERVICE_ROLES = {
     "can_read_proxies": "a proxy whose webhook was missed is not found",
     "can_read_webhooks": "webhooks that iconik disabled stay disabled, and missed assets are not found",
     "can_write_webhooks": "webhooks that iconik disabled stay disabled, and register cannot be used",
-    "can_search": "missed assets are not found, and catch-up, only and several profiles cannot be used",
+    "can_search": 'missed assets are not found, and catch-up, "only" and several profiles cannot be used',
     "can_read_jobs": "nobody notices how a job ended, and a job in doubt is only looked for by the asset's status",
     "can_read_acls": "iconik grants access to nothing",
 }
@@ -245,7 +245,7 @@ def _item_facts(store: Store) -> Facts:
         not_enabled=NOT_ENABLED,
     ):
         refused = f"iconik refuses {pluralize(row['items'], 'item')}: {one_line(str(row['reason']))}"
-        text = f"{refused}. They are tried again"
+        text = f"{refused}. {'It is' if row['items'] == 1 else 'They are'} tried again"
         is_everybodys = row["since_then"] >= MANY or (row["since_then"] and last_accepted < since)
         yield wrong(f"{text}. To see which: {command('status')}") if is_everybodys else note(text)
 
@@ -289,7 +289,9 @@ def _limit_facts(limits: Limits) -> Facts:
 
 
 def _no_listener(config: Config) -> Fact:
-    return wrong(f"no listener is running on {config.listener.database}: {start_it()}")
+    database = config.listener.database
+    # Where all of its files were deleted under it, a listener still runs, and no lock shows that.
+    return wrong(f"no listener is running on {database}: {start_it(may_run=not database.exists())}")
 
 
 def _listener_facts(config: Config, listener: dict[str, Any] | None, read_changed_at: str | None) -> Facts:
@@ -453,12 +455,12 @@ def _only_facts(config: Config, client: IconikClient) -> Facts:
         except IconikForbidden:
             raise
         except IconikRefused as error:
-            yield wrong(f"iconik refuses the query in [{job.name}] only: {error}")
+            yield wrong(f'iconik refuses the query "only" of [{job.name}]: {error}')
             continue
         if count:
-            yield ok(f"the query in [{job.name}] only finds {pluralize(count, 'asset')} today")
+            yield ok(f'the query "only" of [{job.name}] finds {pluralize(count, "asset")} today')
         else:
-            yield wrong(f"the query in [{job.name}] only finds no asset at all, so no {job.name} job is started")
+            yield wrong(f'the query "only" of [{job.name}] finds no asset at all, so no {job.name} job is started')
 
 
 def _automation_facts(config: Config, catalog: IconikCatalog) -> Facts:

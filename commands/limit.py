@@ -3,6 +3,7 @@
 import sys
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -14,8 +15,18 @@ from store import Rules, Store
 from system.text import command, format_local, pluralize
 
 
+class Jobs(click.IntRange):
+    """A number of jobs. In `1,000` and `1.000`, nobody knows what is meant."""
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> int:
+        try:
+            return int(super().convert(value, parameter, context))
+        except click.BadParameter:
+            self.fail(f"{value!r} is not a number from {self.min} to {self.max}, in digits only", parameter, context)
+
+
 @click.command()
-@click.argument("count", type=click.IntRange(1, 1_000_000), metavar="N")
+@click.argument("count", type=Jobs(1, 1_000_000), metavar="N")
 @click.option("--yes", is_flag=True, help="Do not ask. Needed where there is no terminal to ask at.")
 @click.pass_obj
 def allow(path: Path, count: int, yes: bool) -> None:

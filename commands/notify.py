@@ -25,6 +25,16 @@ SEND_SECONDS = 20.0  # for all addresses together
 MAX_MESSAGES, MESSAGES_SECONDS = 10, 6 * 3600.0  # in so long at most so many: a fault may come and go
 ROOT = Path(__file__).parent.parent
 INSTALLED = Path("/opt/iconik-listener")
+# Why an address took no message, by what Python says of it. The first that fits.
+REASONS = {
+    "Name or service not known|No address associated": "its host is not in DNS",
+    "Temporary failure in name resolution": "this machine cannot look up names just now",
+    "Connection refused": "the connection was refused",
+    "timed out": "no answer in time",
+    "CERTIFICATE_VERIFY_FAILED": "its certificate is not accepted",
+    "SSLError|SSL:": "TLS failed",
+    r"^\(535,": "535: the user or the password is not accepted",
+}
 
 
 class NotInstalled(Exception):
@@ -190,6 +200,7 @@ def _apprise() -> Any:
             remedy = "this image does not have it"
         raise NotInstalled(f"[notify] to is set, and Apprise is not installed: {remedy}") from None
     logging.getLogger("apprise").propagate = False  # what it logs may show an address
+    logging.getLogger("apprise").setLevel(logging.DEBUG)  # and is where it says why something failed
     return apprise
 
 
@@ -212,14 +223,28 @@ def _send_one(sink: Any, message: Message) -> str:
             body=message.body,
             notify_type=apprise.NotifyType(message.kind),
             body_format=apprise.NotifyFormat.TEXT,
+            log_level=logging.DEBUG,
         )
         if result:
             return ""
-        # Only the status, because the rest may show parts of the address.
-        status = re.search(r"\berror=(\d{3})\b", " ".join(entry.message for entry in result.logs()))
-        return f"has not taken the message{f' ({status[1]})' if status else ''}"
+        reason = _reason(" ".join(entry.message for entry in result.logs()))
+        return f"has not taken the message{f' ({reason})' if reason else ''}"
     except Exception as error:
         return f"has not taken the message ({type(error).__name__})"
+
+
+def _reason(logged: str) -> str:
+    """Why a message was not taken, from what Apprise has logged; empty if that does not say it.
+
+    It is said in our words, because Apprise's may show parts of the address.
+    """
+    if status := re.search(r"\berror=(\d{3})\b", logged):
+        return status[1]
+    exception = logged.partition("Socket Exception: ")[2]
+    for words, reason in REASONS.items():
+        if re.search(words, exception):
+            return reason
+    return ""
 
 
 def _message(faults: Sequence[str], one: str, several: str) -> Message:

@@ -82,6 +82,8 @@ def report(path: Path, month: str | None, days: int | None, as_csv: bool) -> Non
 
     Where the token may read them, iconik's own meters stand below, as they are now.
     """
+    if month and days:
+        raise click.UsageError("give --month or --days, not both")
     config = load(path)
     with closing(Store(config.listener.database, Rules.of(config))) as store:
         first, last = _period(store, month, days)
@@ -102,8 +104,6 @@ def report(path: Path, month: str | None, days: int | None, as_csv: bool) -> Non
 
 
 def _period(store: Store, month: str | None, days: int | None) -> tuple[str, str]:
-    if month and days:
-        raise click.UsageError("give --month or --days")
     if days:
         return store.now(-(days - 1) * DAY_SECONDS)[:10], store.today()
     month = month or store.today()[:7]

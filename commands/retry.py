@@ -70,7 +70,9 @@ def retry(path: Path, assets: tuple[str, ...], status: str | None, again: bool, 
 
     --again needs the whole name, or the id, because iconik bills the job once more.
     """
-    if bool(assets) == bool(status):
+    if assets and status:
+        raise click.UsageError("name the assets or give --all, not both")
+    if not assets and not status:
         raise click.UsageError("name the assets, or give --all")
     if again and status:
         raise click.UsageError("--again needs the assets' names: every job that it starts again is billed again")

@@ -28,7 +28,9 @@ def _describe(change: Change) -> str:
 
 @click.command()
 @click.argument("assets", metavar="[ASSET]...", nargs=-1)
-@click.option("--all", "status", type=click.Choice(SKIPPABLE), help="All items of that status.")
+@click.option(
+    "--all", "status", is_flag=False, flag_value="", type=click.Choice(SKIPPABLE), help="All items of that status."
+)
 @click.option("--job", type=click.Choice(list(JOBS)), help="Only that job of the assets.")
 @click.option("--reason", default="", help="Why: items.db keeps it with the item.")
 @click.pass_obj
@@ -38,7 +40,9 @@ def skip(path: Path, assets: tuple[str, ...], status: str | None, job: str | Non
     ASSET is a file name, a part of one, an id, its first eight characters, or the link that iconik shows. An item that
     is being submitted, or was, stays as it is. What is skipped can be retried.
     """
-    if bool(assets) == bool(status):
+    if assets and status:
+        raise click.UsageError("name the assets or give --all, not both")
+    if not assets and not status:
         raise click.UsageError("name the assets, or give --all with a status")
     config = load(path)
     with closing(Store(config.listener.database, Rules.of(config))) as store:

@@ -243,6 +243,7 @@ def _print_json(store: Store, listener: dict[str, Any] | None, limit: Limit) -> 
         "listener": listener,
         "statuses": statuses,
         **limit.for_programs(),
+        "paused_by": limit.pause.by if limit.pause else None,
         "jobs_this_month": jobs_since(store, limit.day[:7]),
         "problems": [dict(row) for row in problems],
     }

@@ -319,19 +319,42 @@ install_all() {
   fi
 }
 
-# Prints the URL whose webhooks this listener has registered, or nothing.
-registered_url() {
-  "$home/.venv/bin/python" - "$data/items.db" 2>/dev/null <<'EOF' || true
-import sqlite3, sys
-database = sqlite3.connect(f"file:{sys.argv[1]}?mode=ro", uri=True)
-print(*next(database.execute("SELECT value FROM state WHERE key = 'registered_url'"), ()))
+# Prints of each system of this VM, one a line: its database, a tab, and the URL whose webhooks it has registered, or
+# nothing for that.
+databases() {
+  "$system_python" - "$settings"/*.ini 2>/dev/null <<'EOF' || true
+import configparser, sqlite3, sys
+from pathlib import Path
+
+for path in map(Path, sys.argv[1:]):
+    parser = configparser.ConfigParser(interpolation=None, default_section="")
+    try:
+        parser.read_string(path.read_text(encoding="utf-8-sig"))
+        database = path.parent / parser.get("listener", "database", fallback="items.db").strip()
+        connection = sqlite3.connect(f"{database.resolve().as_uri()}?mode=ro", uri=True)
+        row = connection.execute("SELECT value FROM state WHERE key = 'registered_url'").fetchone()
+        print(database, row[0] if row else "", sep="\t")
+    except (OSError, UnicodeDecodeError, configparser.Error, sqlite3.Error):
+        pass
 EOF
+}
+
+# Says of each database what is left of it: its webhooks at iconik, and itself if it is not in $data.
+say_what_is_left() { # what databases printed, one line an argument
+  local line database url
+  for line in "$@"; do
+    database=${line%%$'\t'*}
+    url=${line#*$'\t'}
+    [ "${database#"$data"/}" != "$database" ] ||
+      echo "Also kept, with its backups beside it: $database. Delete these yourself."
+    [ -z "$url" ] || echo "iconik still sends its webhooks to $url: delete them in iconik, under Admin, Settings, Webhooks."
+  done
 }
 
 uninstall() {
   say "Removing the service and its commands"
-  local unit template url
-  url=$(registered_url)
+  local unit template kept left
+  mapfile -t left < <(databases)
   for unit in "${timers[@]}" "${unit_files[@]}"; do # the timers first, because they start services
     template=${unit%.*}@.${unit##*.}
     if [ -e "$units/$unit" ]; then
@@ -344,10 +367,10 @@ uninstall() {
   systemctl daemon-reload
   systemctl reset-failed 'iconik-listener*' 2>/dev/null || true
   rm -rf "$home"/.venv "$home"/.venv-*
-  echo "Kept: $settings, $data, $defaults, $home and the user $user. To delete these, too, permanently:"
-  echo "  sudo rm -r $settings $data $defaults $home && sudo userdel $user"
-  [ -z "$url" ] ||
-    echo "iconik still sends its webhooks to $url: delete them in iconik, under Admin, Settings, Webhooks."
+  mapfile -t kept < <(find "$settings" "$data" "$defaults"* "$home" "$units"/iconik-listener*.d -maxdepth 0 2>/dev/null)
+  echo "Kept: ${kept[*]} and the user $user. To delete these, too, permanently:"
+  echo "  sudo rm -r ${kept[*]} && sudo userdel $user"
+  say_what_is_left "${left[@]}"
 }
 
 check_arguments() {

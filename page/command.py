@@ -1,5 +1,6 @@
 """page: the operator's web page, until Ctrl-C."""
 
+import re
 import signal
 from pathlib import Path
 
@@ -31,10 +32,23 @@ reverse_proxy 127.0.0.1:{port} {{
 )
 
 
+def _host(context: click.Context, option: click.Parameter, name: str | None) -> str | None:
+    """The name under which Caddy has the page, with its port if the address bar shows one."""
+    if name is not None and not re.fullmatch(r"[a-z0-9-]+(\.[a-z0-9-]+)*(:[0-9]{1,5})?", name.lower()):
+        raise click.BadParameter("it must be a host name like iconik-listener.example.com")
+    return name
+
+
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--port", type=click.IntRange(0, 65535), default=8001, show_default=True, help="0: any that is free.")
 @click.option("--read-only", is_flag=True, help="Without the buttons that retry and skip.")
-@click.option("--behind-proxy", "host", metavar="HOST", help="For Caddy, which asks for a password, under this name.")
+@click.option(
+    "--behind-proxy",
+    "host",
+    metavar="HOST",
+    callback=_host,
+    help="For Caddy, which asks for a password, under this name.",
+)
 @click.option("--caddyfile", is_flag=True, help="With --behind-proxy: only print the lines for Caddy.")
 @click.pass_obj
 def page(path: Path, port: int, read_only: bool, host: str | None, caddyfile: bool) -> None:
@@ -69,7 +83,7 @@ def _serve(config: Config, port: int, host: str | None, read_only: bool) -> None
     link = LinkAccess(announce)
     access: Access = ProxyAccess(host, config.listener.webhook_secret) if host else link
     actions = None if read_only else Actions(open_store)
-    server = Server(create_page(config, access, open_store, actions), "127.0.0.1", port)
+    server = Server(create_page(config, access, open_store, actions), "127.0.0.1", port, setting="--port")
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda *_: server.stop())
     if host:

@@ -19,11 +19,11 @@ from system.database_files import (
     create,
     damaged,
     explain,
+    explain_missing,
     listener_runs,
     lock_path,
     network_file_system,
     no_checkpoint,
-    remedy_if_missing,
 )
 from system.errors import ListenerError
 from system.text import FIRST_SECOND, LAST_SECOND, format_utc, one_line, parse_time
@@ -101,7 +101,7 @@ class Database:
             raise StoreError(f"SQLite is {sqlite3.sqlite_version} here: 3.35 or newer is needed")
         try:
             if not listener and not self.path.exists():
-                raise StoreError(f"{self.path} does not exist: {remedy_if_missing(self.path)}")
+                raise StoreError(explain_missing(self.path))
             check_place(self.path)
             schema.inspect(self.path)  # before there is a lock file, which does not belong beside a foreign file
             if listener:

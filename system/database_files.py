@@ -20,6 +20,7 @@ from system.text import in_container, one_line
 LOCK_SECONDS = 1.0  # listener_runs(), in another process, holds a lock for an instant
 SHARED_BYTES = (0x40000002, 510)  # of the database, which SQLite locks: the first of them, and how many
 NETWORK_FILE_SYSTEMS = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "fuse", "9p", "virtiofs", "ceph", "afs"}
+RESTORE = "restore a backup, as docs/operating.md says"
 
 
 class StoreError(ListenerError):
@@ -170,11 +171,11 @@ def check_place(path: Path) -> None:
 
 def _remedy_if_lost(path: Path) -> str:
     if listener_runs(path):
-        return "Stop the listener that runs on it, restore a backup, as the README says, and start it"
+        return RESTORE.capitalize()
     files = [beside(path, ending) for ending in ("", "-wal", "-shm", ".lock")]
     existing = [quote(str(file)) for file in files if file.exists()]
     remove = f"remove {', '.join(existing)}" if in_container() else f"sudo rm {' '.join(existing)}"
-    return f"Restore a backup, as the README says; or begin anew, without what it knew: {remove}"
+    return f"{RESTORE.capitalize()}; or begin anew, without what it knew: {remove}"
 
 
 @contextmanager
@@ -194,11 +195,17 @@ def no_checkpoint(path: Path) -> Iterator[None]:
             file.close()
 
 
-def remedy_if_missing(path: Path) -> str:
-    """What to do about a database that a command does not find."""
+def explain_missing(path: Path) -> str:
+    """One line on a database that a command does not find, and what to do.
+
+    :raises StoreError: it was lost while no listener ran
+    """
     if listener_runs(path):
-        return "it was deleted under the running listener: stop that, put the file back, and start it"
-    return "the listener creates it at its first start"
+        return f"{path} does not exist: it was deleted under the running listener: {RESTORE}"
+    check_place(path)
+    if any(path.parent.glob(f"backups/{path.stem}-*.db")):
+        return f"{path} does not exist, and there are backups of it: {RESTORE}"
+    return f"{path} does not exist: the listener creates it at its first start"
 
 
 def network_file_system(path: Path, mounts: Path = Path("/proc/self/mountinfo")) -> str | None:
@@ -239,7 +246,7 @@ def explain(path: Path, error: OSError | sqlite3.Error) -> str:
 
 def damaged(path: Path, reason: str) -> str:
     """One line on a file that is not whole."""
-    return f"{path} is damaged ({one_line(reason)}): restore a backup, as the README says"
+    return f"{path} is damaged ({one_line(reason)}): {RESTORE}"
 
 
 def _is_service() -> bool:

@@ -257,12 +257,15 @@ class Server:
     :ivar address: where it listens, as `127.0.0.1:8000`
     """
 
-    def __init__(self, app: Flask, host: str, port: int, judge: Judge = lambda *_: None) -> None:
+    def __init__(
+        self, app: Flask, host: str, port: int, judge: Judge = lambda *_: None, *, setting: str = "port in config.ini"
+    ) -> None:
         """
         :param port: 0 for any that is free
         :param judge: whether a request's body is wanted, by the path, the headers, whose names are like
             X_WEBHOOK_SECRET, and the sender's address. Gives the answer if it is not: then the body is not read, and
             the connection is closed. Of a wanted body of more than 64 KiB, `app` gets the Content-Length only.
+        :param setting: where a person chooses the port
         :raises CannotListen: the address or port cannot be had
         """
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -270,7 +273,10 @@ class Server:
             listening = socket.create_server((host, port), family=family, backlog=1024)
         except OSError as error:
             reason = str(error.strerror).partition(" (while")[0]
-            raise CannotListen(f"cannot listen on {host}, port {port}: {reason}{_host_remedy(error)}") from None
+            remedy = _host_remedy(error)
+            if error.errno == errno.EADDRINUSE:
+                remedy = f". To see which program has it: sudo ss -ltnp 'sport = :{port}'. Or change {setting}"
+            raise CannotListen(f"cannot listen on {host}, port {port}: {reason}{remedy}") from None
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)  # that of each connection, too
         self._max_connections = connection_limit()
         limit = self._max_connections + SPARE_CONNECTIONS

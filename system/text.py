@@ -85,13 +85,23 @@ def in_container() -> bool:
     return os.environ.get("ICONIK_LISTENER_CONTAINER") == "1"
 
 
-def service_command(action: str) -> str:
-    """The command that starts, stops or restarts the service; empty where install.sh has not installed it."""
+def system_name() -> str | None:
+    """The name that was given with `--system`, empty without it; None where install.sh has not installed this."""
     words = os.environ.get("ICONIK_LISTENER_COMMAND", "").split()
     if words[:1] != ["iconik-listener"] or in_container():
-        return ""
-    name = f"@{words[2]}" if words[1:2] == ["--system"] and len(words) > 2 else ""
-    return f"sudo systemctl {action} iconik-listener{name}"
+        return None
+    return words[2] if words[1:2] == ["--system"] and len(words) > 2 else ""
+
+
+def service_name() -> str:
+    """The systemd service; empty where install.sh has not installed it."""
+    name = system_name()
+    return "" if name is None else f"iconik-listener{'@' if name else ''}{name}"
+
+
+def service_command(action: str) -> str:
+    """The command that starts, stops or restarts the service; empty where install.sh has not installed it."""
+    return f"sudo systemctl {action} {service_name()}" if service_name() else ""
 
 
 def restart_it() -> str:
@@ -100,9 +110,15 @@ def restart_it() -> str:
     return f"restart the listener: {remedy}" if remedy else "restart the listener"
 
 
-def start_it() -> str:
-    """What a person has to do so that a listener runs."""
-    return service_command("start") or "start it"
+def start_it(*, may_run: bool = False) -> str:
+    """What a person has to do so that a listener runs, and where it says why if it does not start.
+
+    :param may_run: whether one may run that cannot be seen: to start that does nothing
+    """
+    start, log = service_command("restart" if may_run else "start"), "If it does not start, its log says why"
+    if start:
+        return f"{start}. {log}: sudo journalctl -u {service_name()} -n 20 -o cat"
+    return f"{'stop it, if it still runs, and ' if may_run else ''}start it. {log}"
 
 
 def command(*words: str) -> str:

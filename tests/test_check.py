@@ -29,6 +29,7 @@ from system import database
 OURS = {"X-Webhook-Secret": SECRET}
 Json = dict[str, Any]
 TWIN = "http://127.0.0.1:1"  # nobody listens there
+LOG = "If it does not start, its log says why: sudo journalctl -u iconik-listener -n 20 -o cat"
 RESTART = "restart the listener: sudo systemctl restart iconik-listener"
 
 
@@ -106,7 +107,7 @@ def test_check_finds_what_is_wrong_with_config_ini(well: ListenerHere) -> None:
     well.config.chmod(0o644)
     assert wrong(well) == [f"{well.config} contains credentials and is readable by every user: chmod 600 {well.config}"]
     well.config.write_text("[iconik]\n")
-    assert wrong(well) == [f"{well.config}: [iconik] app_id: is missing"]
+    assert wrong(well) == [f"{well.config}: [iconik] app_id and auth_token: are missing"]
     well.config.unlink()
     assert wrong(well)[0].startswith(f"{well.config} does not exist: copy config.example.ini")
 
@@ -119,7 +120,7 @@ def test_a_key_that_has_moved_is_a_note(listeners_here: Callable[..., ListenerHe
 
 def test_check_finds_that_no_listener_runs_and_no_database_is_there(well: ListenerHere) -> None:
     well.end()
-    assert f"no listener is running on {well.database}: sudo systemctl start iconik-listener" in wrong(well)
+    assert f"no listener is running on {well.database}: sudo systemctl start iconik-listener. {LOG}" in wrong(well)
     for file in well.database.parent.glob("items.db*"):
         file.unlink()
     assert f"{well.database} does not exist: the listener creates it at its first start" in wrong(well)
@@ -127,8 +128,31 @@ def test_check_finds_that_no_listener_runs_and_no_database_is_there(well: Listen
 
 def test_check_finds_that_the_database_was_deleted_under_the_listener(well: ListenerHere) -> None:
     well.database.unlink()
-    [fact] = [fact for fact in wrong(well) if "does not exist" in fact]
-    assert fact.startswith(f"{well.database} does not exist: it was deleted under the running listener: stop that")
+    remedy = "restore a backup, as docs/operating.md says"
+    assert f"{well.database} does not exist: it was deleted under the running listener: {remedy}" in wrong(well)
+
+
+@pytest.mark.parametrize(
+    ("command", "remedy"),
+    [
+        ("iconik-listener", "sudo systemctl restart iconik-listener. {LOG}"),
+        ("iconik-listener --system b", "sudo systemctl restart iconik-listener@b. {LOG}"),
+        ("app.py", "stop it, if it still runs, and start it. If it does not start, its log says why"),
+    ],
+)
+def test_the_remedy_works_although_a_listener_still_runs_whose_files_were_all_deleted(
+    well: ListenerHere, monkeypatch: pytest.MonkeyPatch, command: str, remedy: str
+) -> None:
+    """No lock shows that one, and systemctl start does nothing."""
+    monkeypatch.setenv("ICONIK_LISTENER_COMMAND", command)
+    for file in well.database.parent.glob("items.db*"):
+        file.unlink()
+    assert well.post("/create", create_event()).status_code == 503
+    log = LOG.replace("-u iconik-listener", f"-u {remedy.split()[3].rstrip('.')}") if "sudo" in remedy else ""
+    assert f"no listener is running on {well.database}: {remedy.format(LOG=log)}" in wrong(well)
+    well.end()
+    well.start()
+    assert well.post("/create", create_event()).status_code == 200
 
 
 def test_check_finds_a_damaged_database_and_says_what_to_do(well: ListenerHere) -> None:
@@ -138,7 +162,7 @@ def test_check_finds_a_damaged_database_and_says_what_to_do(well: ListenerHere) 
         file.seek(4096)  # the first page has the schema
         file.write(b"\xff" * (size - 4096))
     [fact] = [fact for fact in wrong(well) if "is damaged" in fact]
-    assert fact.endswith("restore a backup, as the README says")
+    assert fact.endswith("restore a backup, as docs/operating.md says")
 
 
 def test_check_finds_a_database_that_is_not_ours_and_goes_on(well: ListenerHere) -> None:
@@ -385,7 +409,7 @@ def test_that_no_listener_runs_is_told_where_the_database_cannot_be_opened(well:
     """N16."""
     well.end()
     well.database.write_bytes(b"Dear diary" * 1000)
-    assert f"no listener is running on {well.database}: sudo systemctl start iconik-listener" in wrong(well)
+    assert f"no listener is running on {well.database}: sudo systemctl start iconik-listener. {LOG}" in wrong(well)
 
 
 # iconik, the credentials and what they may
@@ -460,9 +484,9 @@ def test_check_finds_that_iconik_has_no_profile_for_a_media_type(
 @pytest.mark.parametrize(
     ("only", "level", "words"),
     [
-        ("media_type:video", "ok", "the query in [analyze] only finds 1 asset today"),
-        ("media_type:vidoe", "WRONG", "the query in [analyze] only finds no asset at all"),
-        ("media_type:(video", "WRONG", "iconik refuses the query in [analyze] only: "),
+        ("media_type:video", "ok", 'the query "only" of [analyze] finds 1 asset today'),
+        ("media_type:vidoe", "WRONG", 'the query "only" of [analyze] finds no asset at all'),
+        ("media_type:(video", "WRONG", 'iconik refuses the query "only" of [analyze]: '),
     ],
 )
 def test_check_says_how_many_assets_only_finds(
@@ -509,6 +533,10 @@ def test_what_iconik_refuses_everybody_is_wrong(
     wait_until(lambda: len(listener.rows("refused = 1")) == 10)
     [fact] = wrong(listener)
     assert fact.startswith("iconik refuses 10 items: iconik answered 402: Insufficient credits. They are tried again")
+    one = listener.rows()[0]["object_id"]
+    listener.store.database.run("DELETE FROM items WHERE object_id <> :one", one=one)
+    [fact] = wrong(listener)
+    assert fact.startswith("iconik refuses 1 item: iconik answered 402: Insufficient credits. It is tried again")
 
 
 @pytest.mark.parametrize(

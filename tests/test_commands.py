@@ -132,6 +132,26 @@ def test_an_option_of_the_program_behind_a_command_is_told_where_it_belongs(list
         assert "--config goes before the command: iconik-listener --config …" in result.stderr
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("command", ["show", "retry", "skip"])
+def test_an_argument_that_is_not_utf_8_is_one_line_and_nothing_is_changed(listener: ListenerHere, command: str) -> None:
+    """As in a Latin-1 terminal, which is no reason for a traceback after half of the work."""
+    done = subprocess.run(
+        [sys.executable, str(APP), "--config", str(listener.config), command, ASSET, b"M\xfcller.mov"],
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    line = r"Error: M\xfcller.mov is not UTF-8: set the terminal to that, or give the asset's id"
+    assert done.stderr.splitlines()[-1] == line
+    assert len(listener.rows("status = 'failed'")) == 2
+
+
+@pytest.mark.long
+def test_help_in_a_process_of_its_own_says_the_same_as_the_option(listener: ListenerHere) -> None:
+    assert listener.run("help", "retry").stdout == listener.run("retry", "--help").stdout
+
+
 @pytest.mark.parametrize(
     "arguments", [["no-such-command"], ["check", "all"], ["register"], ["status", "--xml"], ["catch-up"], ["--conf"]]
 )
@@ -139,6 +159,29 @@ def test_wrong_use_is_exit_code_2(listener: ListenerHere, arguments: list[str]) 
     result = listener.command(*arguments)
     assert (result.returncode, result.stdout) == (2, "")
     assert "Error: " in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["retry", "--all", "ready", "a.mov"], "name the assets or give --all, not both"),
+        (["skip", "--all", "ready", "a.mov"], "name the assets or give --all, not both"),
+        (["retry"], "name the assets, or give --all"),
+        (["skip"], "name the assets, or give --all with a status"),
+        (["skip", "--all"], "is not one of 'failed', 'ready', 'awaiting_proxy', 'awaiting_create'"),
+        (["report", "--days", "7", "--month", "2026-11"], "give --month or --days, not both"),
+        (["allow", "1,000"], "'1,000' is not a number from 1 to 1000000, in digits only"),
+        (["allow", "0"], "'0' is not a number from 1 to 1000000, in digits only"),
+    ],
+    ids=str,
+)
+def test_wrong_use_is_told_what_is_wrong_and_changes_nothing(
+    listener: ListenerHere, arguments: list[str], words: str
+) -> None:
+    result = listener.command(*arguments)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.rstrip(".\n").endswith(words)
+    assert len(listener.rows("status = 'failed'")) == 2
 
 
 @each_command

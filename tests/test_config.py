@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from config import MOVED, Config, ConfigError, keys_of, load, load_notify
+from config import INSTALLED, MOVED, Config, ConfigError, keys_of, load, load_notify
 from faulty_iconik import FaultyIconik
 from jobs import ANALYZE, FACES, TRANSCRIBE
 from support import ASSET, Listener, let_everybody_in, wait_until, write_config
@@ -96,7 +96,7 @@ def test_the_example_shows_every_key_of_every_section() -> None:
 
 
 def test_the_example_as_it_stands_names_what_is_to_be_filled_in() -> None:
-    assert refusal(EXAMPLE) == "[iconik] app_id: is missing"
+    assert refusal(EXAMPLE) == "[iconik] app_id and auth_token: are missing"
 
 
 # Values as they are written
@@ -340,19 +340,23 @@ def test_a_typo_is_named_before_what_it_leaves_missing(tmp_path: Path) -> None:
 
 
 NO_INI = "is not a [section], key = value, or # comment"
+NO_SECTION = "stands before the first [section]"
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "[iconik] app_id: is missing"),
+        ("", "[iconik] app_id and auth_token: are missing"),
+        ("[iconik]\napp_id = hush\n", "[iconik] auth_token: is missing"),
         ("[iconic]\n", "[iconic]: unknown section. Did you mean [iconik]?"),
         ("[Iconik]\n", "[Iconik]: unknown section. Did you mean [iconik]?"),
         ("[DEFAULT]\napp_id = hush\n", "[DEFAULT]: unknown section"),
         ("[sweep]\ninterval = 1\nbatch = hush\n", "[sweep]: unknown section"),
-        ("app_id = hush\n", f"line 1: {NO_INI}"),
+        ("app_id = hush\n", f"line 1: {NO_SECTION}"),
+        ("# hush\n\nApp_ID: hush\n[iconik]\n", f"line 3: {NO_SECTION}"),
+        ("hush\n[iconik]\n", f"line 1: {NO_INI}"),
         ("[iconik\napp_id = hush\n", f"line 1: {NO_INI}"),
-        ("  auth_token = hush\n", f"line 1: {NO_INI}"),
+        ("  auth_token = hush\n", f"line 1: {NO_SECTION}"),
         ("[iconik]\nauth_token hush\n", f"line 2: {NO_INI}"),
         ("[iconik]\napp_id = a\nhush\nhush\n", f"line 3: {NO_INI}"),
         ("[iconik]\n= hush\n", f"line 2: {NO_INI}"),
@@ -379,6 +383,53 @@ def test_a_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
 def test_without_a_file_the_message_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"copy config\.example\.ini .* or try: python app\.py demo"):
         load(tmp_path / "config.ini")
+
+
+@pytest.mark.skipif(INSTALLED.exists(), reason="the listener is installed here")
+def test_without_a_file_on_an_installed_vm_the_message_names_install_sh(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ICONIK_LISTENER_COMMAND", "iconik-listener")
+    with pytest.raises(ConfigError) as caught:
+        load(INSTALLED / "config.ini")
+    remedy = "To create it: sudo /opt/iconik-listener/deploy/install.sh"
+    assert str(caught.value) == f"{INSTALLED}/config.ini does not exist. {remedy}"
+
+
+def test_a_system_that_does_not_exist_is_refused_with_those_that_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ICONIK_LISTENER_COMMAND", "iconik-listener --system nosuch")
+    write_config(tmp_path)
+    for names, known in (
+        ((), "This VM has one system, which needs no --system"),
+        (("third", "second"), "--system may be second or third"),
+    ):
+        for name in names:
+            (tmp_path / f"{name}.ini").touch()
+        with pytest.raises(ConfigError) as caught:
+            load(tmp_path / "nosuch.ini")
+        message = f"does not exist: there is no system nosuch. {known}. To add one, see docs/operating.md"
+        assert str(caught.value) == f"{tmp_path}/nosuch.ini {message}"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_a_folder_that_is_closed_is_named_with_a_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_config(tmp_path, listener__database="closed/items.db")
+    assert load(path)  # Python itself loads what it needs for that, and may be root's only
+    path.chmod(0o644)
+    let_everybody_in(tmp_path)
+    closed = tmp_path / "closed"
+    closed.mkdir(0o700)
+    inner = write_config(closed)
+    os.setresuid(65534, 65534, 0)
+    try:
+        assert load(path).listener.database == closed / "items.db"  # who opens that learns why it is closed
+        assert refusal(inner) == f"cannot be read: this user may not enter {closed}: run this with sudo"
+        monkeypatch.setattr("config.INSTALLED", closed)
+        assert refusal(inner).endswith(": use the command iconik-listener")
+        monkeypatch.setenv("ICONIK_LISTENER_COMMAND", "iconik-listener")
+        assert refusal(inner).endswith(": sudo /opt/iconik-listener/deploy/install.sh opens it")
+    finally:
+        os.setresuid(0, 0, 0)
 
 
 # What is allowed and not wise

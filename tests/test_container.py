@@ -110,8 +110,21 @@ def test_without_the_switch_the_environment_changes_nothing(
 @pytest.mark.parametrize(
     ("variables", "message"),
     [
-        ({}, "ICONIK_APP_ID: is missing"),
-        ({"ICONIK_APP_ID": ""}, "ICONIK_APP_ID: is missing"),
+        ({}, "ICONIK_APP_ID and ICONIK_AUTH_TOKEN: are missing"),
+        ({"ICONIK_APP_ID": ""}, "ICONIK_APP_ID and ICONIK_AUTH_TOKEN: are missing"),
+        ({"ICONIK_APP_ID": "a"}, "ICONIK_AUTH_TOKEN: is missing"),
+        (
+            {"LIMIT_MAX_PER_DAY": "5"},
+            "LIMIT_MAX_PER_DAY: there is no section [limit]. Did you mean LIMITS_MAX_PER_DAY?",
+        ),
+        (
+            {"ICONIC_AUTH_TOKE_FILE": TOKEN},
+            "ICONIC_AUTH_TOKE_FILE: there is no section [iconic]. Did you mean ICONIK_AUTH_TOKEN_FILE?",
+        ),
+        (
+            {"ANALYSE_PROFILE": "Clips"},
+            "ANALYSE_PROFILE: there is no section [analyse]. Did you mean ANALYZE_PROFILE?",
+        ),
         ({"ICONIK_APPID": "x"}, "ICONIK_APPID: [iconik] has no such key"),
         (
             {"LIMITS_MAX_PER_DAY_FILE": "x"},
@@ -181,6 +194,16 @@ def test_what_kubernetes_sets_for_a_service_of_our_name_is_left_alone(
 ) -> None:
     environment(ICONIK_LISTENER_PORT="tcp://10.0.0.1:8000", ICONIK_LISTENER_SERVICE_HOST="10.0.0.1")
     assert load(write_config(tmp_path)).listener.port == 8000
+
+
+@pytest.mark.parametrize(
+    "variable", ["LISTEN_PORT", "LISTEN_PID", "NOTIFY_SOCKET", "RATE_LIMIT", "LIMIT_CPU", "ICON_URL", "TOPIC_TO"]
+)
+def test_what_is_meant_for_another_program_is_left_alone(
+    tmp_path: Path, environment: Callable[..., None], variable: str
+) -> None:
+    environment(**{variable: "x"})
+    assert load(write_config(tmp_path)).variables == ()
 
 
 def test_each_key_has_a_variable_of_its_own() -> None:
@@ -275,7 +298,8 @@ def test_remedies_name_no_sudo_in_a_container(tmp_path: Path, monkeypatch: pytes
     path = write_config(tmp_path)
     path.chmod(0o644)
     monkeypatch.setenv("ICONIK_LISTENER_COMMAND", "iconik-listener")
-    assert (restart_it(), start_it()) == ("restart the listener", "start it")
+    assert restart_it() == "restart the listener"
+    assert start_it() == "start it. If it does not start, its log says why"
     [warning, _] = load(path).warnings
     user = os.geteuid()
     assert warning.endswith(

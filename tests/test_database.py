@@ -249,7 +249,7 @@ def test_an_index_that_lacks_a_row_does_not_end_in_service(tmp_path: Path) -> No
 
 
 def refused_as_damaged(path: Path) -> None:
-    with pytest.raises(StoreError, match=r"items\.db is damaged \(.+\): restore a backup, as the README says$"):
+    with pytest.raises(StoreError, match=r"items\.db is damaged \(.+\): restore a backup, as docs/operating\.md says$"):
         Store(path, listener=True)
 
 
@@ -278,6 +278,17 @@ def test_only_the_listener_creates_a_database(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="does not exist: the listener creates it"):
         Store(tmp_path / "items.db")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_database_that_is_gone_is_not_taken_for_one_that_was_never_there(tmp_path: Path) -> None:
+    (tmp_path / "backups").mkdir()
+    (tmp_path / "backups" / "items-2026-11-26T101502Z.db").touch()
+    remedy = r"restore a backup, as docs/operating\.md says"
+    with pytest.raises(StoreError, match=f"does not exist, and there are backups of it: {remedy}$"):
+        Store(tmp_path / "items.db")
+    (tmp_path / "items.db-wal").write_bytes(b"what was not in items.db yet")
+    with pytest.raises(StoreError, match=r"is missing, but its -wal file is there: its items are lost"):
+        Store(tmp_path / "items.db")
 
 
 def test_an_empty_file_becomes_a_database(tmp_path: Path) -> None:

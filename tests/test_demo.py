@@ -112,7 +112,8 @@ def test_the_lines_to_try_it_work_as_they_stand_in_the_readme(tmp_path: Path) ->
         finally:
             os.killpg(shell.pid, signal.SIGTERM)  # and what it has left in the background
     printed = output.read_text()
-    assert f"http://127.0.0.1:{port}/create: created\n" in printed
+    assert printed.startswith(f"http://127.0.0.1:{port}/create: created\n"), printed  # and nothing in vain before it
+    assert "Error" not in printed
     assert "holiday.mov\n" in printed and "iconik accepted the job" in printed
     assert "2 analyses were started today" in printed
     assert "Traceback" not in printed

@@ -20,6 +20,8 @@ import pytest
 
 from config import load
 from events import ACTIONS, KINDS
+from reconciliation.webhooks import REGISTERED_URL
+from store import Store
 
 ROOT = Path(__file__).parent.parent
 DEPLOY = ROOT / "deploy"
@@ -332,6 +334,32 @@ def test_requirements_for_notifications_are_installed_once_configured(tmp_path: 
     config.write_text("[notify]\nto = ntfy://topic\n")
     notify = f"-r\n{tmp_path}/requirements-notify.txt\n"
     assert in_install_sh(show, home=tmp_path, settings=tmp_path).stdout == f"{base}{notify}exit code 0\n"
+
+
+def test_uninstall_names_what_is_left_of_every_system(tmp_path: Path) -> None:
+    """15: the webhooks of each, and a database that is not where the others are."""
+    settings, data, elsewhere = tmp_path / "etc", tmp_path / "lib", tmp_path / "a disk"
+    for folder in (settings, data / "second", elsewhere):
+        folder.mkdir(parents=True)
+    for name, database, url in (
+        ("config", elsewhere / "items.db", "https://first.example.com"),
+        ("second", data / "second" / "items.db", "https://second.example.com"),
+        ("third", data / "items.db", ""),
+    ):
+        (settings / f"{name}.ini").write_text(f"[listener]\ndatabase = {database}\n", encoding="utf-8")
+        with closing(Store(database, listener=True)) as store:
+            store.set_state(REGISTERED_URL, url)
+    (settings / "broken.ini").write_text("[listener\n", encoding="utf-8")
+    (settings / "fourth.ini").write_text("[listener]\ndatabase = /no/such/items.db\n", encoding="utf-8")
+    show = 'mapfile -t left < <(databases); say_what_is_left "${left[@]}"'
+    done = in_install_sh(show, system_python=Path(sys.executable), settings=settings, data=data)
+    end = "delete them in iconik, under Admin, Settings, Webhooks."
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines() == [
+        f"Also kept, with its backups beside it: {elsewhere}/items.db. Delete these yourself.",
+        f"iconik still sends its webhooks to https://first.example.com: {end}",
+        f"iconik still sends its webhooks to https://second.example.com: {end}",
+    ]
 
 
 def test_install_sh_installs_and_removes_every_unit() -> None:

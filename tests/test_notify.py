@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -269,6 +270,56 @@ def test_mail_is_sent(listener: ListenerHere, sandbox: FaultyIconik, sink: Sink)
 
 
 # What goes wrong with it
+
+
+@needs_apprise
+def test_why_an_address_takes_nothing_is_said_without_its_secrets(
+    listener: ListenerHere, sink: Sink, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """38: whether the name is wrong, the password, or the server is down, is for a person to mend."""
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    text, mail = listener.config.read_text(), "from=hush@example.com&to=hush@example.com&mode=insecure"
+    with refusing_mail_server() as mail_port:
+        for address, reason in (
+            ("json://hush:hush@no-such-host.invalid/hush", "(json) has not taken the message (its host is not in DNS)"),
+            (f"json://127.0.0.1:{port}/hush", "(json) has not taken the message (the connection was refused)"),
+            (f"mailto://127.0.0.1:{port}?{mail}", "(mailto) has not taken the message (the connection was refused)"),
+            (
+                f"jsons://127.0.0.1:{sink.address.partition('@')[2].split(':')[1]}",
+                "(jsons) has not taken the message (TLS failed)",
+            ),
+            (
+                f"mailto://hush:hush@127.0.0.1:{mail_port}?{mail}",
+                "(mailto) has not taken the message (535: the user or the password is not accepted)",
+            ),
+        ):
+            listener.config.write_text(text.replace(sink.address, address))
+            result = listener.command("check", "--notify", "--test")
+            assert (result.returncode, result.stderr) == (1, f"address 1 of [notify] to {reason}\n")
+    assert "hush" not in "".join(capfd.readouterr())
+
+
+@contextmanager
+def refusing_mail_server() -> Iterator[int]:
+    """A mail server that accepts no password."""
+
+    class Mail(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            self.wfile.write(b"220 mail\r\n")
+            for line in self.rfile:
+                word = line.split()[0].upper()
+                answers = {
+                    b"EHLO": b"250-mail\r\n250 AUTH PLAIN LOGIN",
+                    b"AUTH": b"535 5.7.8 hush",
+                    b"QUIT": b"221 bye",
+                }
+                self.wfile.write(answers.get(word, b"535 hush") + b"\r\n")
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Mail) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,)).start()
+        yield server.server_address[1]
+        server.shutdown()
 
 
 @needs_apprise

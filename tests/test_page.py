@@ -689,8 +689,16 @@ def test_what_keeps_the_page_from_starting_is_a_line(listener: Listener) -> None
     port = listener.url.rpartition(":")[2]
     result = listener.run("page", "--port", port)
     assert (result.returncode, result.stdout) == (1, "")
-    assert result.stderr == f"Error: cannot listen on 127.0.0.1, port {port}: Address already in use\n"
+    assert result.stderr == (
+        f"Error: cannot listen on 127.0.0.1, port {port}: Address already in use. To see which program has it:"
+        f" sudo ss -ltnp 'sport = :{port}'. Or change --port\n"
+    )
     assert "needs --behind-proxy" in listener.command("page", "--caddyfile").stderr
+    for name in ("http://foo", "foo/page", "a b", ""):
+        refused = listener.command("page", "--behind-proxy", name, "--caddyfile")
+        assert (refused.returncode, refused.stdout) == (2, "")
+        assert "it must be a host name like iconik-listener.example.com" in refused.stderr
+    assert listener.command("page", "--behind-proxy", "Page.example.com:8443", "--caddyfile").returncode == 0
     listener.end()
     listener.database.rename(listener.database.with_suffix(".moved"))
     assert "does not exist" in listener.command("page").stderr

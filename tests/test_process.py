@@ -304,7 +304,7 @@ def test_a_damaged_file_does_not_end_in_service(listeners: Callable[..., Listene
     assert result.returncode == 1
     line = result.stderr.splitlines()[-1]
     assert line.startswith(f"Error: {listener.database} is damaged (")
-    assert line.endswith("): restore a backup, as the README says")
+    assert line.endswith("): restore a backup, as docs/operating.md says")
 
 
 @pytest.mark.long

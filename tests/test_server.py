@@ -2,7 +2,9 @@
 
 import math
 import resource
+import shlex
 import socket
+import subprocess
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager, suppress
@@ -12,7 +14,7 @@ import requests
 from flask import Flask, request
 from waitress import wasyncore
 
-from support import unread_bytes, wait_until
+from support import needs, unread_bytes, wait_until
 from system import server as server_module
 from system.server import (
     MAX_BODY,
@@ -314,8 +316,16 @@ def test_an_address_that_cannot_be_had_is_named(host: str, reason: str) -> None:
 
 def test_a_port_that_is_taken_is_named(site: Site) -> None:
     port = int(site.server.address.rpartition(":")[2])
-    with pytest.raises(CannotListen, match=rf"cannot listen on 127\.0\.0\.1, port {port}: Address already in use$"):
+    with pytest.raises(CannotListen) as caught:
         Server(Flask("test"), "127.0.0.1", port)
+    command = f"sudo ss -ltnp 'sport = :{port}'"
+    assert str(caught.value) == (
+        f"cannot listen on 127.0.0.1, port {port}: Address already in use. To see which program has it: {command}."
+        " Or change port in config.ini"
+    )
+    needs("ss")
+    shown = subprocess.run(shlex.split(command.removeprefix("sudo ")), capture_output=True, text=True, check=True)
+    assert f":{port} " in shown.stdout
 
 
 # How long it runs

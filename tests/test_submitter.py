@@ -748,7 +748,7 @@ def test_only_what_matches_the_query_is_started(worlds: Callable[..., World]) ->
     other = world.ready(new_id())
     world.work_for(1300)
     assert world.sandbox.jobs == [wanted]
-    assert world.row(other)["error"] == "does not match only of [analyze]"
+    assert world.row(other)["error"] == 'does not match "only" of [analyze]'
 
 
 def test_a_collection_that_comes_two_minutes_later_counts(worlds: Callable[..., World]) -> None:
@@ -767,7 +767,7 @@ def test_a_query_that_finds_nothing_or_is_refused_skips_nothing(worlds: Callable
     world.ready(in_collections=["news"])
     world.work_for(24 * 3600, step=300)
     assert world.status() == Status.READY
-    assert "[analyze] only" in world.row()["error"]
+    assert 'the query "only" of [analyze]' in world.row()["error"]
     assert world.row()["waited"] == 0
 
 
