@@ -25,6 +25,7 @@ from system.text import (
     parse_time,
     pluralize,
     service_command,
+    start_it,
     wrapped,
 )
 
@@ -255,7 +256,7 @@ def listener_line(listener: dict[str, Any] | None) -> str:
     if listener is None:
         if in_container():  # this one is not the one that was to run
             return "No listener is running."
-        return f"No listener is running. To start it: {service_command('start') or command()}"
+        return f"No listener is running. To start it: {start_it() if service_command('start') else command()}"
     if "version" not in listener:
         return f"A listener is running, and is not well: {one_line(str(listener['message']))}."
     parts = [f"The listener ({listener['version']}) has been running since {format_local(listener['started_at'])}."]

@@ -112,6 +112,7 @@ def test_exactly_the_limit_is_started_on_each_day_whatever_the_clock(
         while len(started) == before:
             assert time.monotonic() < deadline
             uploaded += upload(listener, sandbox, 1)
+            sandbox.wait_for(lambda: len(started) > before, 0.2)  # or they would be more than the day's jobs
         return uploaded
 
     def the_day_ends(day: int) -> None:

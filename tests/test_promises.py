@@ -135,8 +135,9 @@ def test_pause_stops_the_next_job_within_a_second_and_survives_a_restart(
 ) -> None:
     """While eight workers are at it."""
     listener = listeners(submitter__workers=8).start()
-    sandbox.latency = 0.2
+    sandbox.latency = 0.4
     ids = [upload(listener, sandbox, "a.mov") for _ in range(30)]
+    wait_until(lambda: sandbox.started)
     assert listener.command("pause").returncode == 0
     paused_at = time.time()
     ids.append(upload(listener, sandbox, "b.mov"))
