@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 
 from store import SET_STATE, Store
+from system.database import StoreRefused, StoreUnavailable
 from system.text import format_local, one_line
 
 HISTORY = "history"  # the key in items.db's state: a JSON list
@@ -31,9 +32,9 @@ class Deed:
 
 
 def note_deed(store: Store, by: str, what: str) -> None:
-    """Note what a person did. Raises StoreUnavailable like Store."""
+    """Note what a person did, if that can be written: it is done in any case."""
     deed = Deed(store.now(), one_line(by, 80), one_line(what))
-    with store.database.transaction() as db:
+    with suppress(StoreUnavailable, StoreRefused), store.database.transaction() as db:
         row = db.execute("SELECT value FROM state WHERE key = :key", {"key": HISTORY}).fetchone()
         kept = [*_read(row["value"] if row else ""), deed][-MAX_KEPT:]
         db.execute(SET_STATE, {"key": HISTORY, "value": json.dumps([asdict(one) for one in kept])})

@@ -255,15 +255,21 @@ class IconikClient:
         path = f"files/v1/assets/{quote(asset_id, safe='')}/proxies/"
         query = {"per_page": str(PAGE_SIZE), "generate_signed_url": "false"}
         closed: list[Json] = []
-        while True:
-            proxies = self.objects(path, "can_read_proxies", query)
+        for _ in range(MAX_PAGES):
+            try:
+                proxies = self.objects(path, "can_read_proxies", query)
+            except IconikError:
+                if closed:  # one is enough
+                    break
+                raise
             closed += [proxy for proxy in proxies if proxy.get("status") == "CLOSED"]
             # A short page may hide a proxy. That costs nothing but another poll.
             last_id = str(proxies[-1].get("id")) if len(proxies) == PAGE_SIZE else None
             if last_id is None or last_id == query.get("last_id"):
-                dated = [(str(proxy.get("date_created") or ""), number) for number, proxy in enumerate(closed)]
-                return closed[max(dated)[1]] if dated else None
+                break
             query["last_id"] = last_id
+        dated = [(str(proxy.get("date_created") or ""), number) for number, proxy in enumerate(closed)]
+        return closed[max(dated)[1]] if dated else None
 
     def pages(self, path: str, role: str, query: Mapping[str, str] | None = None) -> Iterator[list[Json]]:
         """The pages of a list that is numbered from 1: to iconik's own `pages`, or to the first empty page.

@@ -5,7 +5,6 @@ The actions do what `retry --again` and `skip` do, by the same code.
 
 import logging
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +13,7 @@ from flask import Response, request
 from commands.changes import BATCH_SIZE, Change, ManualChanges
 from events import AGAIN, CONTEXTS, SKIP, BadEvent, MenuAction, MenuEvent
 from history import note_deed
+from jobs import DEFAULT_JOB
 from limits import Limits
 from resources import SecretResource, json_object, refuse
 from store import Status
@@ -81,7 +81,7 @@ class MenuResource(SecretResource):
         who = f"user {event.user_id}" if event.user_id else "somebody"
         chosen = self._chosen(event)
         log.info("From iconik's menu, by %s, for %s: %s", who, chosen, text)
-        with suppress(StoreUnavailable, StoreRefused):  # the log has it
+        if result.changed or result.added:
             note_deed(self.services.store, f"{who}, in iconik's menu", f"{self.action.title}, for {chosen}")
         self.services.submitter.wake()
         return _plain(text, 200)
@@ -118,7 +118,8 @@ class AnalyzeAgain(MenuResource):
         changes = ManualChanges(self.services.store)
         keys = changes.keys_of_all(object_ids)
         seen = changes.seen(object_ids)
-        result.note(changes.again([key for key in keys if key[0] in seen]))
+        # The entry is called after the analysis. The other jobs are done again where they were done.
+        result.note(changes.again([key for key in keys if key[0] in seen], with_skipped=DEFAULT_JOB.name))
         result.added += changes.add((one for one in object_ids if one not in seen), again=True)
 
     def sentences(self, result: Result) -> Iterator[str]:

@@ -172,6 +172,8 @@ class Migrations:
         """
         version = self._version(connection, path)
         if version == self.version:
+            if may_write:
+                self._add_indexes(connection)
             return
         if not may_write:
             raise MigrationError(f"{path} is not upgraded to this version yet: start the listener once, it does that")
@@ -205,6 +207,12 @@ class Migrations:
                 connection.rollback()  # which, after some errors, leaves the work to whoever reads next
                 connection.execute("SELECT 1 FROM sqlite_master").fetchone()
             connection.execute("PRAGMA legacy_alter_table = OFF")
+
+    def _add_indexes(self, connection: sqlite3.Connection) -> None:
+        """Add the indexes that a file of an earlier release lacks. Without them, all works, and some of it slowly."""
+        with suppress(sqlite3.Error):
+            for statement in re.findall("(?m)^CREATE INDEX [^;]*", self.schema):
+                connection.execute(statement.replace("CREATE INDEX", "CREATE INDEX IF NOT EXISTS", 1))
 
     def items_query(self, items: str, start: int, end: int, extra: str = "") -> str:
         """The steps from one version to another as one query, which also gives the columns `extra` of `items`."""

@@ -68,6 +68,8 @@ class Profiles:
         found = self.named(names)
         if len(names) == 1 and len(found) == 1:
             return found[0]
+        if len(names) == 1 and media_type is None:  # another one of that name came a moment ago
+            raise ProfileMissing(f'iconik has {len(found)} analysis profiles "{one_line(names[0])}"')
         wanted = job.profile_types.get(media_type or "")
         for profile in found:
             if wanted and profile.media_type == wanted:
@@ -127,7 +129,9 @@ class Profiles:
         return float("inf") if self._found_at is None else self._runtime.monotonic() - self._found_at
 
     def _matching(self, name: str) -> list[Profile]:
-        return [profile for profile in self._found if profile.id == name or profile.name.casefold() == name.casefold()]
+        """Those that are enabled first."""
+        found = [one for one in self._found if one.id == name or one.name.casefold() == name.casefold()]
+        return sorted(found, key=lambda one: not one.enabled)
 
 
 def list_profiles(client: IconikClient) -> list[Profile]:

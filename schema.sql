@@ -50,12 +50,17 @@ CREATE INDEX items_awaiting_proxy  ON items (next_attempt_at, created_at, status
 CREATE INDEX items_awaiting_create ON items (proxy_closed_at, status) WHERE status = 'awaiting_create';
 CREATE INDEX items_new             ON items (next_attempt_at, created_at, status, last_attempt_at)
     WHERE status = 'ready' AND last_attempt_at IS NULL;
-CREATE INDEX items_new_uploads     ON items (next_attempt_at, created_at) -- under a limit they go before what catch-up added
+CREATE INDEX items_new_uploads     ON items (next_attempt_at, created_at, status, last_attempt_at, source)
     WHERE status = 'ready' AND last_attempt_at IS NULL AND source IS NOT 'catch-up';
 CREATE INDEX items_retries         ON items (counted_on IS NOT NULL, next_attempt_at, created_at, status, last_attempt_at, counted_on)
     WHERE status = 'ready' AND last_attempt_at IS NOT NULL;
-CREATE INDEX items_newest_retries  ON items (created_at, next_attempt_at) -- under a limit the newest assets go first
+-- Under a limit the newest assets go first, and uploads before what catch-up added.
+CREATE INDEX items_newest_retries  ON items (created_at, next_attempt_at)
     WHERE status = 'ready' AND last_attempt_at IS NOT NULL AND counted_on IS NULL;
+CREATE INDEX items_upload_retries  ON items (created_at, next_attempt_at, status, last_attempt_at, counted_on, source)
+    WHERE status = 'ready' AND last_attempt_at IS NOT NULL AND counted_on IS NULL AND source IS NOT 'catch-up';
+CREATE INDEX items_ordered         ON items (next_attempt_at, status, asked, counted_on) -- before all others
+    WHERE status = 'ready' AND asked = 2;
 CREATE INDEX items_refused         ON items (reason, next_attempt_at, last_attempt_at) WHERE status = 'ready' AND refused = 1;
 CREATE INDEX items_submitting      ON items (counted_on, created_at, status) WHERE status = 'submitting';
 CREATE INDEX items_submitted       ON items (submitted_at, status) WHERE status = 'submitted';

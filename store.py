@@ -324,17 +324,19 @@ class Store:
     def claim_retry(self) -> Item | None:
         """Take an item whose next attempt is due: one that holds a reservation first, then the one due longest.
 
-        Under a limit, one without a reservation is taken only if its asset is as new as the newest that was never
-        attempted, and of several the newest: a morning of refusals turns a whole backlog into retries, and today's
-        assets must not wait behind it. What is due later than its delays allow is due, too: the clock was wrong when
-        that was written.
+        Under a limit, what a person wants done again comes first. Another one without a reservation is taken only if
+        its asset is as new as the newest that was never attempted, and of several the newest: a morning of refusals
+        turns a whole backlog into retries, and today's assets must not wait behind it. What is due later than its
+        delays allow is due, too: the clock was wrong when that was written.
         """
-        due = {"now": self.now(), "longest": max(self.rules.max_retry_delay, self.rules.min_age)}
+        longest = max(self.rules.max_retry_delay, self.rules.min_age, self.rules.doubt_delay)
+        due = {"now": self.now(), "longest": longest}
         should_look = self._should_look_for_misdated("retries")
         misdated = [MISDATED_RETRY] if should_look else []
         item = self._claim([(one, {**due, "reserved": 1}) for one in (RETRY, *misdated)])
         if item is None:
-            retries = [NEWEST_RETRY, UNDATED_RETRY, OLDER_RETRY] if self.rules.max_per_day else [RETRY]
+            under_limit = [ORDERED, NEWEST_RETRY, UNDATED_RETRY, OLDER_RETRY]
+            retries = under_limit if self.rules.max_per_day else [RETRY]
             item = self._claim([(one, {**due, "reserved": 0}) for one in (*retries, *misdated)], needs_room=True)
         if should_look and item is None:
             self._looked_for_misdated_at["retries"] = self._clock()
@@ -421,7 +423,7 @@ class Store:
         The next poll is due when the asset has waited twice as long, and the last one after `max_age`. That is counted
         in delays, so no reading of a clock ends it. The Item's `waited` is that of before.
         """
-        values = {"now": self.now(), "left_alone": self._left_alone_json()}
+        values = {"now": self.now(), "left_alone": self._left_alone_json(), "longest": self.rules.max_retry_delay}
         object_id: str | None = None
         try:
             with self.database.reading() as db:
@@ -462,13 +464,16 @@ class Store:
         return looked_at is None or abs(self._clock() - looked_at) > MISDATED_SECONDS
 
     def postpone_poll(self, item: Item, delay: float) -> None:
-        """Poll for the proxy of claim_poll's item again in `delay` seconds. The poll under way failed, and is none."""
+        """Poll for the proxy of claim_poll's item again in `delay` seconds, because the poll under way failed.
+
+        Until then it has waited that long, and not twice as long as before.
+        """
         self.database.run(
             """UPDATE items SET next_attempt_at = :next, waited = min(waited, :waited)
             WHERE object_id = :object_id AND status = 'awaiting_proxy'""",
             object_id=item.object_id,
-            next=self.now(delay),
-            waited=item.waited,
+            next=self.now(delay) if item.waited < self.rules.max_age else None,
+            waited=item.waited + delay,
         )
 
     def seconds_until_due(self) -> float | None:
@@ -777,6 +782,12 @@ WHERE status = 'ready' AND last_attempt_at IS NOT NULL AND (counted_on IS NOT NU
     AND object_id || ' ' || job NOT IN (SELECT value FROM json_each(:left_alone))
 ORDER BY next_attempt_at, created_at LIMIT 1"""
 
+ORDERED = """SELECT object_id, job FROM items
+WHERE status = 'ready' AND asked = 2 AND counted_on IS NULL AND next_attempt_at <= :now
+    AND object_id || ' ' || job NOT GLOB '*[^ -~]*'
+    AND object_id || ' ' || job NOT IN (SELECT value FROM json_each(:left_alone))
+ORDER BY next_attempt_at LIMIT 1"""
+
 # The newest that is due, if it is as new as the newest upload that was never attempted and can be claimed. The first
 # condition spares a look through all of them when none is due.
 NEWEST_RETRY = """SELECT object_id, job FROM items
@@ -842,7 +853,7 @@ ORDER BY next_attempt_at, created_at LIMIT 1"""
 # Due later than its own delay allows, or iconik's Retry-After: the clock was wrong when that was written.
 MISDATED_POLL = """SELECT object_id, job, next_attempt_at, waited FROM items
 WHERE status = 'awaiting_proxy' AND next_attempt_at > :now
-    AND (julianday(next_attempt_at) - julianday(:now)) * 86400 > max(waited, 3600) + 60
+    AND (julianday(next_attempt_at) - julianday(:now)) * 86400 > max(waited, :longest, 3600) + 60
     AND object_id || ' ' || job NOT GLOB '*[^ -~]*'
     AND object_id || ' ' || job NOT IN (SELECT value FROM json_each(:left_alone))
 LIMIT 1"""
@@ -859,6 +870,7 @@ END_ATTEMPT = """UPDATE items SET
     backoff = CASE WHEN :status IN ('submitted', 'done') THEN 0 ELSE coalesce(:backoff, backoff) END,
     waited = CASE WHEN :status IN ('submitted', 'done') THEN 0 ELSE waited + :waited END,
     asked = CASE WHEN :status IN ('submitted', 'done') THEN 0 ELSE asked END,
+    asked_at = CASE WHEN :status IN ('submitted', 'done') AND asked < 2 THEN NULL ELSE asked_at END,
     refused = CASE WHEN :is_attempt THEN :is_refusal ELSE refused END,
     in_doubt_since = CASE WHEN :in_doubt THEN in_doubt_since END,
     absent_since = CASE WHEN :is_absent THEN coalesce(absent_since, :now) END,

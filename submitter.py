@@ -346,23 +346,28 @@ class Submitter:
 
     def _listed_job(self, item: Item, job: Job, status: str | None, call: Call) -> Outcome | None:
         """What iconik's list of jobs says where the asset's status is not enough; None if a job is to be started."""
-        if item.asked and (outcome := self._done_since_asked(item, job, call)):
+        was_never_started = item.asked == 1 and status == "N/A" and not item.old_job_id and not item.submitted_at
+        if item.asked and not was_never_started and (outcome := self._done_since_asked(item, job, call)):
             return outcome
         if status is None and not self._is_new(item):
             return self._second_source(item, job, call)
         return None
 
+    def _asked_at(self, item: Item) -> float | None:
+        """When a person asked for it, or a second before, by iconik's clock."""
+        asked_at = parse_time(item.asked_at)
+        ahead = self._client.now() - DATE_SECONDS - (parse_time(self._store.now()) or 0)
+        return None if asked_at is None or not item.asked else asked_at + ahead
+
     def _done_since_asked(self, item: Item, job: Job, call: Call) -> Outcome | None:
         """What became of a job that was started since a person asked for one; None if there is none."""
-        asked_at = parse_time(item.asked_at)
-        if asked_at is None:
+        since = self._asked_at(item)
+        if since is None:
             return None
-        ahead = self._client.now() - DATE_SECONDS - (parse_time(self._store.now()) or 0)  # iconik's clock, at least
-        since = asked_at + ahead
         call.source = "jobs"
         try:
             jobs = self._client.jobs_of(item.object_id, job, since)
-        except IconikForbidden:
+        except IconikRefused:
             return None  # nobody can know
         started = [one for one in jobs if one.id != item.old_job_id and (one.created_at or 0) >= since]
         if not started:
@@ -405,7 +410,7 @@ class Submitter:
         1. A job in iconik's list that was created since then, and is not that of an earlier run, is ours.
         2. If there is none, that is noted. Only if there is none five minutes later either, the request is sent again.
         3. Without the role for the list, the asset's status alone counts, an hour apart. Where the job is to be done
-           again, that says nothing of a request that is finished, so a person has to look.
+           again, that says nothing of a request that is finished, so a person has to look, and to retry it.
         4. A list that cannot be read is waited for. After 7 days the item fails: a person has to look.
         """
         in_doubt_since = parse_time(item.in_doubt_since) or self._client.now()
@@ -420,7 +425,7 @@ class Submitter:
         except IconikRateLimited:
             raise
         except IconikError as error:
-            return self._list_unreadable(item, job, error, in_doubt_since)
+            return self._list_unreadable(item, job, error, max(in_doubt_since, self._asked_at(item) or 0))
         ours = [one for one in jobs if one.id != item.old_job_id and (one.created_at or since) >= since]
         if ours:
             return job_outcome(job, max(ours, key=lambda one: one.created_at or 0), item.in_doubt_since)
@@ -429,13 +434,14 @@ class Submitter:
         noted = self._absences.setdefault(key, now)
         if now - noted >= seconds:
             del self._absences[key]
-            return self._doubtful(job, forbidden) if forbidden and item.asked == 2 else None
+            has_looked = (self._asked_at(item) or 0) > in_doubt_since
+            return self._doubtful(job, forbidden) if forbidden and item.asked == 2 and not has_looked else None
         so_far = f"iconik did not answer when the {job.name} job was started, and does not list the job yet"
         delay = seconds - (now - noted)
         return Outcome(Status.READY, so_far, so_far, delay=delay, in_doubt=True, is_absent=True)
 
-    def _list_unreadable(self, item: Item, job: Job, error: IconikError, in_doubt_since: float) -> Outcome:
-        if self._client.now() - in_doubt_since > MAX_DOUBT_SECONDS:
+    def _list_unreadable(self, item: Item, job: Job, error: IconikError, since: float) -> Outcome:
+        if self._client.now() - since > MAX_DOUBT_SECONDS:
             return self._doubtful(job, str(error))
         message = f"iconik's list of jobs cannot be read: {error}"
         delay = self._backoff(item, self._config.submitter.max_retry_delay)

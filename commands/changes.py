@@ -36,6 +36,7 @@ class Change:
 
     :ivar status: the status that the item had
     :ivar error: why it was skipped or had failed
+    :ivar is_recent: whether a person wanted it done again within ten minutes
     """
 
     object_id: str
@@ -44,6 +45,7 @@ class Change:
     status: str
     error: str | None
     is_changed: bool
+    is_recent: bool = False
 
 
 class ManualChanges:
@@ -76,17 +78,12 @@ class ManualChanges:
 
     def _matches(self, condition: str, text: str) -> list[Match]:
         rows = self._database.run(
-            f"""SELECT DISTINCT object_id, title, created_at FROM items
-            WHERE {condition} LIMIT {MAX_MATCHES + 1}""",  # noqa: S608
+            f"""SELECT object_id, max(title) AS title, min(created_at) AS added_at FROM items
+            WHERE {condition} GROUP BY object_id LIMIT {MAX_MATCHES + 1}""",  # noqa: S608
             text=text,
             other=normalize("NFD", text),  # what an earlier version stored of a Mac's
         )
-        found: dict[str, Match] = {}
-        for row in rows:
-            known = found.get(row["object_id"], Match(row["object_id"], None))
-            title, added_at = known.title or row["title"], known.added_at or row["created_at"]
-            found[row["object_id"]] = Match(row["object_id"], title, added_at)
-        return list(found.values())
+        return [Match(row["object_id"], row["title"], row["added_at"]) for row in rows]
 
     def keys_of(self, object_id: str, job: str | None) -> list[Key]:
         """The items of an asset, or the one of that job."""
@@ -141,19 +138,21 @@ class ManualChanges:
         """
         return self._change(keys, RETRYABLE, status, {Status.FAILED: RETRY, Status.SKIPPED: RETRY}, MAKE_DUE, reason)
 
-    def again(self, keys: Iterable[Key], *, with_skipped: bool = False) -> list[Change]:
+    def again(self, keys: Iterable[Key], *, with_skipped: str | None = None) -> list[Change]:
         """Run finished jobs again. Without effect within ten minutes of the last time.
 
-        :param with_skipped: also those jobs of an asset that were skipped, while another one of it was not
+        What was skipped is started only if no job of the asset was done.
+
+        :param with_skipped: the job that is started even if it was skipped, and another one of the asset was not
         """
         keys = list(keys)
         rows = self._database.run(
             """SELECT DISTINCT object_id FROM items
             WHERE object_id IN (SELECT value FROM json_each(:ids)) AND status <> 'skipped'""",
-            ids=json.dumps([] if with_skipped else [object_id for object_id, _ in keys]),
+            ids=json.dumps([object_id for object_id, _ in keys]),
         )
         not_skipped = json.dumps([row["object_id"] for row in rows])
-        return self._change(keys, REPEATABLE, None, {}, AGAIN, "", not_skipped=not_skipped)
+        return self._change(keys, REPEATABLE, None, {}, AGAIN, "", with_skipped=with_skipped, not_skipped=not_skipped)
 
     def skip(self, keys: Iterable[Key], *, status: str | None = None, reason: str = "") -> list[Change]:
         """Mark items as not to be done."""
@@ -210,19 +209,20 @@ class ManualChanges:
                 if is_changed and otherwise is SKIP and status == Status.READY and row["holds_reservation"]:
                     day = row["counted_on"]
                     db.execute(COUNT, {"day": day, "job": job, "started": -1, "found": 0})
-                changes.append(Change(object_id, job, row["title"], status, row["error"], is_changed))
+                is_recent = bool(row["is_recent"])
+                changes.append(Change(object_id, job, row["title"], status, row["error"], is_changed, is_recent))
         return changes
 
 
 FIND = """SELECT title, status, error, counted_on,
+    asked <> 1 AND asked_at > :again_before AND asked_at <= :now AS is_recent,
     counted_on IS NOT NULL AND in_doubt_since IS NULL AS holds_reservation
 FROM items WHERE object_id = :object_id AND job = :job"""
 
-# What was skipped before its proxy arrived goes back to awaiting_proxy. A skip also takes back what it was to be done
-# again.
+# What was skipped before its proxy arrived goes back to awaiting_proxy.
 RETRY = """UPDATE items SET
     status = CASE WHEN proxy_closed_at IS NULL THEN 'awaiting_proxy' ELSE 'ready' END,
-    asked = CASE WHEN status = 'skipped' THEN 1 ELSE max(asked, 1) END, asked_at = :now,
+    asked = max(asked, 1), asked_at = :now,
     attempts = 0, backoff = 0, waited = 0, refused = 0, absent_since = NULL,
     counted_on = CASE WHEN in_doubt_since IS NOT NULL THEN counted_on END,
     old_job_id = coalesce(job_id, old_job_id), job_id = NULL,
@@ -234,14 +234,16 @@ WHERE object_id = :object_id AND job = :job AND status IN ('failed', 'skipped')"
 # What is due already keeps its place, and what is in doubt keeps its delay.
 MAKE_DUE = """UPDATE items SET
     waited = 0, backoff = 0, asked = CASE WHEN status = 'ready' THEN max(asked, 1) ELSE asked END,
-    asked_at = CASE WHEN status = 'ready' AND asked = 0 THEN :now ELSE asked_at END,
+    asked_at = CASE WHEN status = 'ready' AND asked < 2 THEN :now ELSE asked_at END,
     error = coalesce('retried: ' || :reason, error),
     next_attempt_at = CASE WHEN in_doubt_since IS NULL THEN min(coalesce(next_attempt_at, :now), :now)
         ELSE next_attempt_at END
 WHERE object_id = :object_id AND job = :job AND status IN ('ready', 'awaiting_proxy')"""
 
-# The job of a run that may not be finished is its own, or not known: that of an earlier run says nothing about it.
+# Of a run that may not be finished, submitted_at is kept. Its job is its own, or not known: that of an earlier run says
+# nothing about it. A retry is no order to do it again, and so no first click of two.
 AGAIN = """UPDATE items SET
+    submitted_at = CASE WHEN status = 'submitted' THEN submitted_at END,
     status = CASE WHEN proxy_closed_at IS NULL AND status = 'skipped' THEN 'awaiting_proxy' ELSE 'ready' END,
     asked = 2, asked_at = :now, attempts = 0, backoff = 0, waited = 0, refused = 0, absent_since = NULL,
     counted_on = CASE WHEN in_doubt_since IS NOT NULL THEN counted_on END,
@@ -249,10 +251,12 @@ AGAIN = """UPDATE items SET
     next_attempt_at = CASE WHEN in_doubt_since IS NULL THEN :now
         ELSE max(:now, coalesce(later(CAST(last_attempt_at AS BLOB), :doubt_delay), :now)) END
 WHERE object_id = :object_id AND job = :job AND status IN ('submitted', 'done', 'failed', 'skipped')
-    AND (status <> 'skipped' OR object_id NOT IN (SELECT value FROM json_each(:not_skipped)))
-    AND (asked_at IS NULL OR asked_at < :again_before OR asked_at > :now)"""
+    AND (status <> 'skipped' OR job = :with_skipped OR object_id NOT IN (SELECT value FROM json_each(:not_skipped)))
+    AND (asked = 1 OR asked_at IS NULL OR asked_at < :again_before OR asked_at > :now)"""
 
-SKIP = """UPDATE items SET status = 'skipped', error = coalesce(:reason, 'skipped by a person'),
+# A skip takes back that it was to be done again.
+SKIP = """UPDATE items SET status = 'skipped', asked = 0, asked_at = NULL,
+    error = coalesce(:reason, 'skipped by a person'),
     reason = coalesce(:reason, 'skipped by a person'),
     counted_on = CASE WHEN status = 'ready' AND in_doubt_since IS NULL THEN NULL ELSE counted_on END
 WHERE object_id = :object_id AND job = :job AND status IN ('failed', 'ready', 'awaiting_proxy', 'awaiting_create')"""

@@ -1,14 +1,14 @@
 """What `retry`, `skip` and `show` have in common: items named by a person, or all of a status, in batches."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import click
 
 from commands.changes import BATCH_SIZE, MAX_MATCHES, Change, Key, ManualChanges, Match
 from history import note_deed, person
 from limits import Limits
-from store import Store
+from store import Status, Store
 from system.database import listener_runs
 from system.text import format_local, named, one_line, pluralize
 
@@ -51,7 +51,7 @@ def change_named(
 
     :param done: the command, for the record of what people did
     """
-    changes = ManualChanges(store)
+    changes, changed = ManualChanges(store), list[Change]()
     is_done = True
     for text in texts:
         match = one_asset(changes, text, parts=parts)
@@ -63,7 +63,10 @@ def change_named(
             click.echo(f"{_name(store, one)} {describe(one)}", err=not one.is_changed)
             if one.is_changed:
                 note_deed(store, person(), f"{done} {_name(store, one)}")
+                changed.append(one)
         is_done = is_done and bool(found) and any(one.is_changed for one in found)
+    if line := _when_taken_up(store, changed, done):
+        click.echo(line)
     return 0 if is_done else 1
 
 
@@ -77,9 +80,10 @@ def change_all(
     done: str,
 ) -> None:
     """Change all items of a status in batches, and say of each what was done. `done`: as for change_named."""
-    changed = 0
+    changed, latest = 0, list[Change]()
     try:
         for batch in in_batches(store, status, change_batch, job=job):
+            latest = [one for one in batch if one.is_changed] or latest
             for one in batch:
                 if one.is_changed:
                     click.echo(f"{_name(store, one)} {describe(one)}")
@@ -88,6 +92,8 @@ def change_all(
         if changed:
             note_deed(store, person(), f"{done} --all {status}: {pluralize(changed, 'item')}")
     click.echo(f"{pluralize(changed, 'item')} changed")
+    if line := _when_taken_up(store, latest, done):
+        click.echo(line)
 
 
 def in_batches(
@@ -114,8 +120,10 @@ def pause_after(started: float) -> None:
     time.sleep(min(MAX_PAUSE, max(MIN_PAUSE, 3 * (time.monotonic() - started))))
 
 
-def when_taken_up(store: Store) -> str:
-    """When the listener takes up what is due now, as a sentence."""
+def _when_taken_up(store: Store, changed: Iterable[Change], done: str) -> str:
+    """When the listener takes up what was retried, as a sentence; empty if nothing was, or only polls were."""
+    if done.startswith("skip") or all(one.status == Status.AWAITING_PROXY for one in changed):
+        return ""
     if not listener_runs(store.database.path):
         return "It is taken up once a listener is running."
     held = Limits(store).now().describe_one()

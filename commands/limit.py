@@ -7,11 +7,11 @@ from typing import Any
 
 import click
 
-from commands.items import when_taken_up
 from config import load
 from history import note_deed, person
 from limits import Limits
 from store import Rules, Store
+from system.database import listener_runs
 from system.text import command, format_local, pluralize
 
 
@@ -81,7 +81,11 @@ def resume(path: Path) -> None:
             return
         limits.resume()
         note_deed(store, person(), "resume")
-        click.echo("Jobs are started again. " + when_taken_up(store))
+        limit = limits.now()
+        if not listener_runs(store.database.path):
+            click.echo("Jobs are started again once a listener is running.")
+        else:
+            click.echo(limit.describe() or "Jobs are started again within half a minute.")
 
 
 def _agree(question: str, yes: bool) -> None:

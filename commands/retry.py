@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from commands.changes import RETRYABLE, Change, Key, ManualChanges
-from commands.items import change_all, change_named, when_taken_up
+from commands.items import change_all, change_named
 from config import load
 from jobs import JOBS
 from store import Rules, Status, Store
@@ -39,7 +39,7 @@ def _describe_again(change: Change) -> str:
         return "will be started again, unless iconik has not finished it yet"
     if change.is_changed:
         return "will be started again"
-    if change.status == Status.SKIPPED:
+    if change.status == Status.SKIPPED and not change.is_recent:
         remedy = command("retry", "--again", "--job", change.job, change.object_id)
         return f"stays skipped, because only what was done is done again ({change.error}). To start it: {remedy}"
     if change.status in (Status.READY, Status.SUBMITTING, Status.AWAITING_PROXY, Status.AWAITING_CREATE):
@@ -83,7 +83,7 @@ def retry(path: Path, assets: tuple[str, ...], status: str | None, again: bool, 
         changes = ManualChanges(store)
 
         def again_too(keys: list[Key]) -> list[Change]:
-            return changes.again(keys, with_skipped=job is not None)
+            return changes.again(keys, with_skipped=job)
 
         def retry_too(keys: list[Key]) -> list[Change]:
             return changes.retry(keys, status=status, reason=reason)
@@ -95,6 +95,4 @@ def retry(path: Path, assets: tuple[str, ...], status: str | None, again: bool, 
             change_all(store, status, job, retry_too, _describe, done=done)
         else:
             code = change_named(store, assets, job, retry_too, _describe, done=done)
-        if not code:
-            click.echo(when_taken_up(store))
         raise SystemExit(code)

@@ -2,8 +2,10 @@
 
 import json
 import os
+from dataclasses import replace
 from typing import Any
 
+from limits import Limit, Limits
 from store import Store
 from system.database import listener_runs
 from system.text import in_container
@@ -11,6 +13,14 @@ from system.transport import Transport, TransportError
 
 HEALTH_TIMEOUT = 10.0  # seconds; it waits up to 5 s for a database that somebody else holds
 FIELDS = {"version", "started_at", "status", "paused_since", "last_error", "last_webhook_at", "oldest_due_at"}
+
+
+def limit_of(listener: dict[str, Any] | None, store: Store) -> Limit:
+    """The limit, as the listener that runs has it: config.ini may have changed since its start, or since ours."""
+    max_per_day = (listener or {}).get("max_per_day")
+    if isinstance(max_per_day, int):
+        store.rules = replace(store.rules, max_per_day=max_per_day)
+    return Limits(store).now()
 
 
 def running_listener(store: Store, timeout: float = HEALTH_TIMEOUT) -> dict[str, Any] | None:

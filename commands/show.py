@@ -11,10 +11,9 @@ import click
 
 from commands.changes import ManualChanges
 from commands.items import one_asset
-from commands.running import running_listener
+from commands.running import limit_of, running_listener
 from config import Config, load
 from jobs import JOBS
-from limits import Limits
 from reconciliation.changes import OUTCOME_SECONDS
 from store import DAY_SECONDS, Rules, Source, Status, Store
 from system.text import command, format_local, one_line, parse_time, pluralize, wrapped
@@ -50,11 +49,11 @@ class Circumstances:
     @classmethod
     def of(cls, store: Store, config: Config) -> "Circumstances":
         """As they are now."""
-        return cls(Limits(store).now().describe_one(), _trouble(store), config.reconciler.interval)
+        listener = running_listener(store, HEALTH_SECONDS)
+        return cls(limit_of(listener, store).describe_one(), _trouble(listener), config.reconciler.interval)
 
 
-def _trouble(store: Store) -> str:
-    listener = running_listener(store, HEALTH_SECONDS)
+def _trouble(listener: dict[str, Any] | None) -> str:
     if listener is None:
         return "No listener is running."
     if not listener.get("paused_since"):
@@ -123,7 +122,8 @@ def story(
         by = "iconik accepted the job" if is_ours else "iconik had a job already"
         yield f"{format_local(row['submitted_at'])}: {by}{profile}{job}."
     if row["media_type"]:
-        minutes = f", {row['duration'] / 60:.1f} minutes" if row["duration"] and row["media_type"] != "image" else ""
+        has_duration = isinstance(row["duration"], int | float) and row["media_type"] != "image"
+        minutes = f", {row['duration'] / 60:.1f} minutes" if has_duration else ""
         yield f"Its media type is {one_line(row['media_type'])}{minutes}."
     yield from _now(row, circumstances, has_commands)
 
@@ -139,7 +139,9 @@ def _now(row: dict[str, Any], circumstances: Circumstances, has_commands: bool) 
         yield "Its proxy was ready before the asset's own webhook came. It waits for that for a day."
     elif status == Status.READY and not row["attempts"]:
         before = f" Before that: {error}." if row["error"] else ""
-        waits = circumstances.held or circumstances.trouble or "The first attempt is due."
+        is_later = next_at and (parse_time(row["next_attempt_at"]) or 0) > time.time()
+        due = f"The first attempt is due{f' at {next_at}' if is_later else ''}."
+        waits = circumstances.held or circumstances.trouble or due
         yield f"It is ready. {waits}{before}"
     elif status == Status.READY:
         doubt = " iconik may have accepted a request that it did not answer." if row["in_doubt_since"] else ""

@@ -119,7 +119,8 @@ class Actions:
         try:
             with closing(self._open_store()) as store:
                 self._change_all(store, action, chosen, reason)
-                note_deed(store, f"{user}, on the page", f"{verb} {chosen.describe()}: {_changed(action)}")
+                if action.changed:
+                    note_deed(store, f"{user}, on the page", f"{verb} {chosen.describe()}: {_changed(action)}")
         except ListenerError as error:
             action.error = one_line(error, 1000)
         finally:

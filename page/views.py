@@ -1,16 +1,15 @@
 """What the page shows, as data: the templates only write it down."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from commands.changes import MAX_MATCHES, RETRYABLE, SKIPPABLE, ManualChanges, Match
 from commands.report import Line, lines
-from commands.running import running_listener
+from commands.running import limit_of, running_listener
 from commands.show import Circumstances, story
 from commands.status import Group, age, jobs_line, listener_line, problem_groups
 from config import Config
 from history import latest_deeds
-from limits import Limits
 from page.bars import Chart, chart
 from store import DAY_SECONDS, Status, Store
 from system.database import Row
@@ -143,9 +142,7 @@ class Found:
 def overview(store: Store, config: Config) -> Overview:
     """The first page."""
     listener, groups = running_listener(store, HEALTH_SECONDS), problem_groups(store)
-    if listener and isinstance(listener.get("max_per_day"), int):  # config.ini may have changed since this page began
-        store.rules = replace(store.rules, max_per_day=listener["max_per_day"])
-    limit = Limits(store).now()
+    limit = limit_of(listener, store)
     month = limit.day[:7]
     first = min(store.now(-(DAYS - 1) * DAY_SECONDS)[:10], f"{month}-01")
     days = list(lines(store, first, limit.day))

@@ -1,10 +1,13 @@
 """What a person asked for twice, took back, or asked for before a restore: each order is carried out once."""
 
+import math
 import shutil
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -86,6 +89,36 @@ def test_a_retry_of_what_failed_before_it_was_done_again_does_it_again(world: Wo
     assert runs(world) == 2
 
 
+def test_an_order_that_the_listener_skipped_is_still_one(worlds: Callable[..., World]) -> None:
+    """jobs in config.ini was changed for a while."""
+    world = done(worlds())
+    world.store.set_state("paused", PAUSE)
+    assert again(world)
+    world.store.rules = replace(world.store.rules, jobs=("faces",))
+    assert world.store.skip_other_jobs() == 1
+    world.store.rules = replace(world.store.rules, jobs=("analyze",))
+    world.store.set_state("paused", "")
+    retry(world)
+    world.work()
+    assert runs(world) == 2
+
+
+@pytest.mark.parametrize("between", ["retry", "skip"])
+def test_neither_a_retry_nor_a_skip_is_the_first_click_of_two(world: World, between: str) -> None:
+    done(world)
+    if between == "retry":
+        world.store.database.run("UPDATE items SET status = 'failed'")
+        retry(world)
+        world.work()
+        assert world.status() == Status.DONE
+    else:
+        assert again(world)
+        ManualChanges(world.store).skip([key(world)])
+    assert again(world)
+    world.work()
+    assert runs(world) == 2
+
+
 # A run that is not finished.
 
 
@@ -111,6 +144,19 @@ def test_a_run_that_others_started_is_not_counted_as_ours(world: World) -> None:
     assert again(world)
     world.work()
     assert (world.status(), world.row()["counted_on"], runs(world)) == (Status.SUBMITTED, None, 0)
+
+
+def test_a_run_of_others_after_our_own_is_not_taken_for_ours(world: World) -> None:
+    done(world)
+    world.clock.advance(8 * 24 * 3600)
+    theirs = world.sandbox.start_job(ASSET)
+    world.clock.advance(60)
+    assert again(world)
+    world.work()
+    assert (world.status(), world.row()["counted_on"], runs(world)) == (Status.SUBMITTED, None, 2)
+    world.sandbox.fail_job(theirs)
+    world.reconcile()
+    assert world.status() == Status.FAILED
 
 
 def test_a_run_whose_job_is_not_known_ends_by_its_own_job(worlds: Callable[..., World]) -> None:
@@ -183,6 +229,44 @@ def test_without_the_list_of_jobs_a_person_has_to_look(world: World) -> None:
     assert (world.status(), runs(world)) == (Status.FAILED, 2)
     assert "the analyze job may have been started: iconik did not answer" in world.row()["error"]
     assert "can_read_jobs" in world.row()["error"]
+    retry(world)  # having looked
+    world.work_for(2 * 3600)
+    assert (world.status(), runs(world)) == (Status.SUBMITTED, 3)
+
+
+@pytest.mark.parametrize("fault", [{"status": 500}, {"status": 404, "body": b'{"errors": ["No jobs"]}'}])
+def test_a_broken_list_of_jobs_stops_no_retry_of_what_was_never_started(world: World, fault: dict[str, Any]) -> None:
+    world.ready()
+    world.store.database.run("UPDATE items SET status = 'failed', error = 'given up', last_attempt_at = created_at")
+    world.sandbox.faults.append(Fault("GET /API/jobs/", times=math.inf, **fault))
+    retry(world)
+    world.work()
+    assert (world.status(), runs(world)) == (Status.SUBMITTED, 1)
+
+
+def test_an_order_is_carried_out_though_the_list_of_jobs_is_refused(world: World) -> None:
+    done(world)
+    world.sandbox.faults.append(Fault("GET /API/jobs/", 404, body=b'{"errors": ["No jobs"]}', times=math.inf))
+    assert again(world)
+    world.work()
+    assert runs(world) == 2
+
+
+def test_a_second_retry_is_a_new_order(world: World) -> None:
+    """What others had run, and what failed, before that is not its outcome."""
+    world.ready()
+    world.work()
+    world.sandbox.fail_job(world.sandbox.latest_job[ASSET])
+    world.reconcile()
+    world.store.set_state("paused", PAUSE)
+    retry(world)
+    world.clock.advance(3600)
+    world.sandbox.fail_job(world.sandbox.start_job(ASSET))
+    world.clock.advance(3600)
+    retry(world)
+    world.store.set_state("paused", "")
+    world.work()
+    assert (world.status(), runs(world)) == (Status.SUBMITTED, 3)
 
 
 # Done since, as after a restore.
@@ -251,7 +335,7 @@ def test_again_is_for_the_jobs_that_were_done(worlds: Callable[..., World]) -> N
     changes = ManualChanges(world.store)
     keys = changes.keys_of_all([ASSET])
     assert {change.job: change.is_changed for change in changes.again(keys)} == {"analyze": True, "transcribe": False}
-    assert [change.is_changed for change in changes.again([(ASSET, "transcribe")], with_skipped=True)] == [True]
+    assert [change.is_changed for change in changes.again([(ASSET, "transcribe")], with_skipped="transcribe")] == [True]
 
 
 def test_again_is_for_all_jobs_of_an_asset_of_which_none_was_done(worlds: Callable[..., World]) -> None:

@@ -1,5 +1,6 @@
 """What people did, and who, so that everybody can see it."""
 
+import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -93,6 +94,16 @@ def test_the_latest_fifty_are_kept(store: Store) -> None:
         note_deed(store, "ada", f"allow {number}")
     assert [deed.what for deed in latest_deeds(store, 2)] == [f"allow {MAX_KEPT + 1}", f"allow {MAX_KEPT + 2}"]
     assert len(latest_deeds(store, 1000)) == MAX_KEPT
+
+
+def test_a_deed_that_cannot_be_noted_is_done_all_the_same(store: Store, tmp_path: Path) -> None:
+    with (
+        closing(sqlite3.connect(tmp_path / "items.db", isolation_level=None)) as person,
+        store.database.waiting_up_to(0.05),
+    ):
+        person.execute("BEGIN IMMEDIATE")
+        note_deed(store, "ada", "allow 1")
+    assert latest_deeds(store, 5) == []
 
 
 @pytest.mark.parametrize("written", ["", "x", "null", "[1]", '[{"at": 1}]', '[{"at": 1, "by": 2, "what": 3}]', "{}"])

@@ -42,18 +42,37 @@ def catch_up(world: World, *asset_ids: str) -> None:
 
 
 @pytest.mark.parametrize(("path", "status"), [("/proxies/", 503), ("", 401)])
-def test_polls_that_fail_are_no_polls(world: World, path: str, status: int) -> None:
+def test_a_poll_that_fails_is_no_longer_a_delay_than_it_was(world: World, path: str, status: int) -> None:
     """The asset's webhook is lost, and its proxy is there an hour after the outage."""
     world.sandbox.create_asset("a.mov", ASSET, send=False)
     world.store.add_asset(ASSET, "a.mov")
     world.sandbox.faults.append(trouble(path, status))
     world.work_for(6 * HOUR, 30)
     world.sandbox.faults.clear()
-    assert world.row()["waited"] < HOUR
+    assert world.row()["waited"] < 7 * HOUR
     world.work_for(HOUR, 30)
     world.sandbox.set_proxy(ASSET, send=False)
-    world.work_for(6 * HOUR, 30)
+    world.work_for(8 * HOUR, 30)
     assert world.sandbox.jobs == [ASSET]
+
+
+def test_an_asset_whose_polls_always_fail_is_polled_for_7_days(world: World) -> None:
+    world.sandbox.create_asset("a.mov", ASSET, send=False)
+    world.store.add_asset(ASSET, "a.mov")
+    world.sandbox.faults.append(trouble("/proxies/", 500))
+    world.work_for(6.5 * DAY, 900)
+    assert world.row()["next_attempt_at"] is not None
+    world.work_for(DAY, 900)
+    assert (world.row()["next_attempt_at"], world.status()) == (None, Status.AWAITING_PROXY)
+
+
+def test_polls_that_fail_are_as_rare_as_the_longest_delay(worlds: Callable[..., World]) -> None:
+    world = worlds(submitter__max_retry_delay=4 * HOUR)
+    world.sandbox.create_asset("a.mov", ASSET, send=False)
+    world.store.add_asset(ASSET, "a.mov")
+    world.sandbox.faults.append(trouble("/proxies/", 503))
+    world.work_for(12 * HOUR, 60)
+    assert 3 <= world.requests("/proxies/") <= 5
 
 
 # Refusals, while other assets are accepted
@@ -149,6 +168,21 @@ def test_a_job_that_others_started_long_before_ends(world: World) -> None:
     world.sandbox.fail_job(world.sandbox.latest_job[ASSET])
     world.reconcile()
     assert world.status() == Status.FAILED
+
+
+def test_under_a_limit_what_a_person_wants_done_again_goes_before_newer_uploads(worlds: Callable[..., World]) -> None:
+    """Of which there may be more than the limit, every day."""
+    world = worlds(limits__max_per_day=1)
+    world.ready()
+    world.work()
+    world.sandbox.finish_all()
+    world.reconcile()
+    ManualChanges(world.store).again([(ASSET, "analyze")])
+    for _ in range(3):
+        world.clock.advance(60)
+        world.ready(new_id())
+    world.work_for(DAY, HOUR)
+    assert world.sandbox.jobs == [ASSET, ASSET]
 
 
 # What catch-up adds

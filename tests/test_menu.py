@@ -99,6 +99,21 @@ def test_an_asset_of_which_only_a_proxy_is_known_is_analyzed(registered: Listene
     assert sandbox.jobs == [asset_id]
 
 
+def test_the_analysis_is_started_though_it_was_skipped_and_other_jobs_only_where_they_were_done(
+    listeners_here: Listeners, sandbox: FaultyIconik
+) -> None:
+    listener = listeners_here(submitter__jobs="analyze transcribe faces").start()
+    listener.command("register", "--actions", "--insecure", listener.url)
+    listener.breaker.stop()
+    listener.store.add_asset(ASSET, "a.mov")
+    listener.store.database.run(
+        "UPDATE items SET proxy_closed_at = created_at, status = iif(job = 'faces', 'done', 'skipped')"
+    )
+    choose(sandbox, "Analyze again", ASSET)
+    statuses = {row["job"]: row["status"] for row in listener.rows()}
+    assert statuses == {"analyze": "ready", "transcribe": "skipped", "faces": "ready"}
+
+
 def test_what_iconik_has_not_finished_is_told(registered: ListenerHere, sandbox: FaultyIconik) -> None:
     registered.upload(ASSET)
     wait_until(lambda: registered.rows("status = 'submitted'"))

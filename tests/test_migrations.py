@@ -228,6 +228,16 @@ def test_what_version_1_1_polled_no_more_within_a_week_is_polled(
     assert fetch(path, "SELECT next_attempt_at FROM items WHERE title = 'polled no more.mov'") == [(expected,)]
 
 
+def test_a_file_of_this_schema_gets_the_indexes_that_it_lacks(path: Path) -> None:
+    upgrade(path)
+    query = "SELECT name, sql FROM sqlite_master WHERE type = 'index' AND sql IS NOT NULL ORDER BY name"
+    before = fetch(path, query)
+    with closing(sqlite3.connect(path)) as db:
+        db.execute("DROP INDEX items_new_uploads")
+    upgrade(path)
+    assert fetch(path, query) == before
+
+
 def test_a_listener_that_passed_assets_over_does_so_until_its_first_look(path: Path) -> None:
     write(path, VERSION_1_1 + "UPDATE state SET value = '1' WHERE key = 'assets_passed_over'")
     upgrade(path)

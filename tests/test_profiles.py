@@ -44,6 +44,16 @@ def test_it_is_the_one_of_that_name_and_of_several_the_one_for_the_media_type(
     assert profiles.choose(ANALYZE, names, media_type).media_type == expected
 
 
+def test_the_one_that_is_enabled_goes_first(profiles: Profiles, sandbox: FaultyIconik) -> None:
+    sandbox.profiles = [{**profile("Clips", "video"), "enabled": False}, profile("Clips", "video")]
+    assert profiles.choose(ANALYZE, ("Clips",), "video").id == sandbox.profiles[1]["id"]
+
+
+def test_without_a_media_type_two_of_a_name_are_no_reason_to_skip(profiles: Profiles) -> None:
+    with pytest.raises(ProfileMissing, match='iconik has 2 analysis profiles "Standard"'):
+        profiles.choose(ANALYZE, ("Standard",), None)
+
+
 def test_two_of_a_name_of_which_none_is_for_the_media_type_are_not_for_it(profiles: Profiles) -> None:
     with pytest.raises(ProfileNotForMediaType):
         profiles.choose(ANALYZE, ("Standard",), "audio")

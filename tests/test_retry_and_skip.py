@@ -89,6 +89,30 @@ def test_when_it_is_taken_up_is_told(listener: ListenerHere, holds: str, told: s
     assert told in " ".join(run(listener, "retry", ASSET).split())
 
 
+def test_nothing_is_promised_where_nothing_was_retried_or_only_a_poll_is_due(listener: ListenerHere) -> None:
+    assert run(listener, "retry", "--all") == "0 items changed\n"
+    listener.store.add_asset(ASSET, "a.mov")
+    assert run(listener, "retry", ASSET).endswith("is due now: iconik will be polled for its proxy\n")
+
+
+def test_resume_says_what_still_holds(listeners_here: Callable[..., ListenerHere]) -> None:
+    listener = listeners_here(limits__max_per_day=1).start()
+    listener.store.database.run("INSERT INTO usage VALUES (:day, 'analyze', 1, 0)", day=listener.store.today())
+    run(listener, "pause")
+    assert run(listener, "resume").startswith("1 job started today, as many as max_per_day allows.")
+    listener.end()
+    run(listener, "pause")
+    assert run(listener, "resume") == "Jobs are started again once a listener is running.\n"
+
+
+def test_again_within_ten_minutes_is_told_though_it_was_skipped(listener: ListenerHere) -> None:
+    fail(listener, ASSET)
+    run(listener, "retry", "--again", ASSET)
+    listener.store.database.run("UPDATE items SET status = 'skipped'")
+    told = "was started again within the last ten minutes, so nothing is changed"
+    assert told in run(listener, "retry", "--again", ASSET, code=1)
+
+
 def test_what_is_skipped_or_started_is_told_when_it_is_to_be_skipped(listener: ListenerHere) -> None:
     fail(listener, ASSET)
     run(listener, "skip", ASSET, "--reason", "not ours")

@@ -12,7 +12,20 @@ from typing import Any
 import pytest
 
 from reconciliation.changes import ReconciledChanges
-from store import ADD_ASSET, ALLOWED, PAUSED, Item, Outcome, Rules, Source, Status, Store
+from store import (
+    ADD_ASSET,
+    ALLOWED,
+    NEWEST_RETRY,
+    NEWEST_UPLOAD,
+    ORDERED,
+    PAUSED,
+    Item,
+    Outcome,
+    Rules,
+    Source,
+    Status,
+    Store,
+)
 from support import ASSET, OTHER_ASSET, Clock, new_id
 from system.database import StoreRefused, StoreUnavailable
 from system.text import format_utc
@@ -436,6 +449,22 @@ def test_threads_never_exceed_the_limit_over_midnight_both_ways(stores: Stores, 
             thread.join()
     assert [started for _, started, _ in used(store)] == [25, 25, 25]
     assert len(store.database.run("SELECT 1 FROM items WHERE status = 'submitted'")) == 75
+
+
+@pytest.mark.parametrize(
+    ("statement", "index"),
+    [
+        (NEWEST_UPLOAD, "items_new_uploads"),
+        (NEWEST_RETRY, "items_upload_retries"),
+        (NEWEST_RETRY, "items_new_uploads"),
+        (ORDERED, "items_ordered"),
+    ],
+)
+def test_what_catch_up_added_is_not_read_where_uploads_go_first(store: Store, statement: str, index: str) -> None:
+    """There may be a hundred thousand of them, and this is asked before each job."""
+    with store.database.reading() as db:
+        plan = [row["detail"] for row in db.execute(f"EXPLAIN QUERY PLAN {statement}", {"now": "", "left_alone": "[]"})]
+    assert [step for step in plan if f"USING COVERING INDEX {index}" in step], plan
 
 
 # Starts.
