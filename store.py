@@ -882,6 +882,7 @@ END_ATTEMPT = """UPDATE items SET
     submitted_at = CASE WHEN :status IN ('submitted', 'done') THEN coalesce(:submitted_at, :now) ELSE submitted_at END,
     done_at = CASE WHEN :status = 'done' THEN :now END,
     job_id = CASE WHEN :status IN ('submitted', 'done') THEN :job_id ELSE coalesce(:job_id, job_id) END,
+    profile = CASE WHEN NOT :found THEN profile END,
     title = coalesce(title, :title),
     media_type = coalesce(:media_type, media_type),
     duration = coalesce(:duration, duration),

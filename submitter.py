@@ -420,6 +420,8 @@ class Submitter:
         try:
             jobs = self._client.jobs_of(item.object_id, job, since)
         except IconikForbidden as error:
+            if item.asked == 2 and (item.asked_at or "") > (item.last_attempt_at or ""):
+                return None  # a person has looked since
             forbidden, jobs = str(error), []
             seconds = ABSENT_WITHOUT_JOBS_SECONDS
         except IconikRateLimited:
@@ -434,8 +436,7 @@ class Submitter:
         noted = self._absences.setdefault(key, now)
         if now - noted >= seconds:
             del self._absences[key]
-            has_looked = (self._asked_at(item) or 0) > in_doubt_since
-            return self._doubtful(job, forbidden) if forbidden and item.asked == 2 and not has_looked else None
+            return self._doubtful(job, forbidden) if forbidden and item.asked == 2 else None
         so_far = f"iconik did not answer when the {job.name} job was started, and does not list the job yet"
         delay = seconds - (now - noted)
         return Outcome(Status.READY, so_far, so_far, delay=delay, in_doubt=True, is_absent=True)

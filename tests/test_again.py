@@ -159,6 +159,21 @@ def test_a_run_of_others_after_our_own_is_not_taken_for_ours(world: World) -> No
     assert world.status() == Status.FAILED
 
 
+def test_a_run_of_others_stays_theirs_when_it_is_wanted_again_twice(world: World) -> None:
+    done(world)
+    world.clock.advance(3600)
+    theirs = world.sandbox.start_job(ASSET)
+    world.clock.advance(3600)
+    for _ in range(2):
+        assert again(world)
+        world.work()
+        world.clock.advance(AGAIN_AFTER)
+    assert (world.status(), world.row()["counted_on"], runs(world)) == (Status.SUBMITTED, None, 2)
+    world.sandbox.fail_job(theirs)
+    world.reconcile()
+    assert world.status() == Status.FAILED
+
+
 def test_a_run_whose_job_is_not_known_ends_by_its_own_job(worlds: Callable[..., World]) -> None:
     """iconik accepts faces without an id, so the job that is known is that of an earlier run."""
     world = done(worlds(submitter__jobs="faces"))
@@ -230,8 +245,14 @@ def test_without_the_list_of_jobs_a_person_has_to_look(world: World) -> None:
     assert "the analyze job may have been started: iconik did not answer" in world.row()["error"]
     assert "can_read_jobs" in world.row()["error"]
     retry(world)  # having looked
-    world.work_for(2 * 3600)
-    assert (world.status(), runs(world)) == (Status.SUBMITTED, 3)
+    world.sandbox.faults.append(Fault("POST /API/transcode/", 500, after_work=True))
+    world.work()
+    world.sandbox.finish_all()
+    world.work_for(24 * 3600)
+    assert (world.status(), runs(world)) == (Status.FAILED, 3)
+    retry(world)
+    world.work_for(3600)
+    assert (world.status(), runs(world)) == (Status.SUBMITTED, 4)
 
 
 @pytest.mark.parametrize("fault", [{"status": 500}, {"status": 404, "body": b'{"errors": ["No jobs"]}'}])
