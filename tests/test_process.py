@@ -13,7 +13,6 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 
@@ -401,15 +400,24 @@ def test_a_signal_that_another_thread_gets_ends_it_at_once(listener: Listener) -
     assert listener.process.wait(15) == 0
 
 
+EVENT = json.dumps(create_event()).encode()
+CREATE = f"POST /create HTTP/1.1\r\nX-Webhook-Secret: {SECRET}\r\nContent-Length: {len(EVENT)}\r\n\r\n".encode() + EVENT
+
+
 def test_after_ctrl_c_a_webhook_under_way_is_answered_before_the_end(listener: Listener) -> None:
-    with ThreadPoolExecutor() as pool:
+    with closing(connect(listener)) as webhook:
         with held_by_a_person(listener.database):
-            answer = pool.submit(listener.post, "/create", create_event())
-            wait_until(lambda: not answers_at_once(listener))  # the webhook is being served, and waits for the person
+            webhook.sendall(CREATE)
+            wait_until(lambda: unread_bytes(webhook.getpeername()[1]) == [0])  # it is served, and waits for the person
             interrupt(listener, signal.SIGINT)
-        assert answer.result().status_code == 200
+        assert webhook.recv(65536)[:12] == b"HTTP/1.1 200"
     assert listener.end() == 0
     assert [row["object_id"] for row in listener.rows()] == [ASSET]
+
+
+def connect(listener: Listener) -> socket.socket:
+    host, port = listener.url.removeprefix("http://").split(":")
+    return socket.create_connection((host, int(port)), timeout=20)
 
 
 def interrupt(listener: Listener, how: signal.Signals) -> None:
@@ -428,16 +436,11 @@ def answers_at_once(listener: Listener) -> bool:
 
 @pytest.mark.long
 def test_webhooks_that_were_read_are_answered_though_a_person_holds_the_database(listener: Listener) -> None:
-    host, port = listener.url.removeprefix("http://").split(":")
-    body = json.dumps(create_event()).encode()
-    head = f"POST /create HTTP/1.1\r\nX-Webhook-Secret: {SECRET}\r\nContent-Length: {len(body)}\r\n\r\n".encode()
     with held_by_a_person(listener.database), ExitStack() as stack:
-        webhooks = [
-            stack.enter_context(closing(socket.create_connection((host, int(port)), timeout=20))) for _ in range(12)
-        ]
+        webhooks = [stack.enter_context(closing(connect(listener))) for _ in range(12)]
         for webhook in webhooks:
-            webhook.sendall(head + body)
-        wait_until(lambda: unread_bytes(int(port)) == [0] * 12)
+            webhook.sendall(CREATE)
+        wait_until(lambda: unread_bytes(webhooks[0].getpeername()[1]) == [0] * 12)
         interrupt(listener, signal.SIGTERM)
         assert [webhook.recv(65536)[:12] for webhook in webhooks] == [b"HTTP/1.1 503"] * 12
         assert listener.end() == 0
