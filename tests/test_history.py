@@ -48,7 +48,7 @@ def test_what_a_command_changed_is_noted_with_who_did_it(
     listeners_here: Listeners, arguments: list[str], what: str
 ) -> None:
     listener = listeners_here(limits__max_per_day=1).start()
-    listener.breaker.stop()
+    listener.submitter.stop()
     listener.store.add_asset(ASSET, "a.mov")
     listener.store.database.run("UPDATE items SET status = 'failed', proxy_closed_at = created_at")
     assert listener.command(*arguments).returncode == 0

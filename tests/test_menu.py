@@ -104,7 +104,7 @@ def test_the_analysis_is_started_though_it_was_skipped_and_other_jobs_only_where
 ) -> None:
     listener = listeners_here(submitter__jobs="analyze transcribe faces").start()
     listener.command("register", "--actions", "--insecure", listener.url)
-    listener.breaker.stop()
+    listener.submitter.stop()
     listener.store.add_asset(ASSET, "a.mov")
     listener.store.database.run(
         "UPDATE items SET proxy_closed_at = created_at, status = iif(job = 'faces', 'done', 'skipped')"

@@ -111,12 +111,19 @@ def test_while_it_is_asked_for_again_the_others_take_what_is_known(
     clock.advance(MAX_AGE + 1)
     found: list[Profile] = []
     waiting = threading.Thread(target=lambda: found.append(profiles.choose(ANALYZE, ("Clips",), None)))
-    with sandbox.changed:  # until this is released, iconik does not answer
-        before = asked(sandbox)
-        waiting.start()
-        sandbox.wait_for(lambda: asked(sandbox) > before)
-        for _ in range(3):
-            assert profiles.choose(ANALYZE, ("Clips",), None).name == "Clips"
-        assert found == []
+    is_asked, go_on = threading.Event(), threading.Event()
+
+    def wait() -> float:
+        is_asked.set()
+        go_on.wait(20)
+        return 0
+
+    sandbox.slow[LIST] = wait
+    waiting.start()
+    assert is_asked.wait(20)
+    for _ in range(3):
+        assert profiles.choose(ANALYZE, ("Clips",), None).name == "Clips"
+    assert found == []
+    go_on.set()
     waiting.join()
     assert [one.name for one in found] == ["Clips"]

@@ -31,7 +31,7 @@ def fail(listener: ListenerHere, object_id: str, title: str = "a.mov") -> None:
 @pytest.fixture
 def listener(listener_here: ListenerHere) -> ListenerHere:
     """A listener whose workers do nothing by themselves: it is stopped."""
-    listener_here.breaker.stop()
+    listener_here.submitter.stop()
     return listener_here
 
 
@@ -146,7 +146,7 @@ def test_skip_keeps_the_reason(listener: ListenerHere) -> None:
 
 def test_one_job_of_several_is_changed(listeners_here: Callable[..., ListenerHere]) -> None:
     listener = listeners_here(submitter__jobs="analyze faces").start()
-    listener.breaker.stop()
+    listener.submitter.stop()
     fail(listener, ASSET)
     text = run(listener, "retry", ASSET, "--job", "faces")
     assert "(faces) will be tried again\n" in text

@@ -150,7 +150,7 @@ def fail_with(listener: ListenerHere, object_id: str, title: str, reason: str) -
 
 def test_after_a_retry_the_old_reason_is_marked_as_old(listener_here: ListenerHere) -> None:
     """N12."""
-    listener_here.breaker.stop()
+    listener_here.submitter.stop()
     fail_with(listener_here, ASSET, "a.mov", "Codec unknown")
     run(listener_here, "retry", ASSET)
     text = run(listener_here, "status")
@@ -160,7 +160,7 @@ def test_after_a_retry_the_old_reason_is_marked_as_old(listener_here: ListenerHe
 
 
 def test_all_that_waits_or_failed_is_listed_on_demand(listener_here: ListenerHere) -> None:
-    listener_here.breaker.stop()
+    listener_here.submitter.stop()
     fail_with(listener_here, ASSET, "broken.mov", "Codec unknown")
     listener_here.store.add_asset(OTHER_ASSET, "early.mov")
     done, held, orphan = new_id(), new_id(), new_id()
@@ -273,7 +273,7 @@ def test_show_says_what_is_next_and_when(listener_here: ListenerHere) -> None:
 @pytest.mark.parametrize("holds", ["a pause", "the limit", "no listener"])
 def test_show_says_what_holds_an_item(listeners_here: Listeners, holds: str, attempts: int) -> None:
     listener = listeners_here(limits__max_per_day=1).start()
-    listener.breaker.stop()
+    listener.submitter.stop()
     listener.store.add_asset(ASSET, "held.mov")
     listener.store.proxy_closed(ASSET)
     listener.store.database.run("UPDATE items SET attempts = :attempts, error = 'no credits'", attempts=attempts)
