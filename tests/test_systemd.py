@@ -32,9 +32,14 @@ def getaddrinfo(*address, **options):
 socket.getaddrinfo = getaddrinfo
 """
 GONE = """
+import threading
 from system.runtime import Runtime
+class Gone(threading.Thread):
+    def start(self):
+        super().start()
+        self.join()
 thread = Runtime.thread
-Runtime.thread = lambda self, run: thread(self, (lambda: None) if "Reconciler" in run.__qualname__ else run)
+Runtime.thread = lambda self, run: Gone() if "Reconciler" in run.__qualname__ else thread(self, run)
 """
 
 
