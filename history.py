@@ -15,7 +15,7 @@ MAX_KEPT = 50
 
 
 @dataclass(frozen=True)
-class Deed:
+class HistoryEntry:
     """Something that a person did.
 
     :ivar at: when, as UTC text
@@ -27,20 +27,20 @@ class Deed:
     what: str
 
     def describe(self) -> str:
-        """The deed, as a line."""
+        """The entry, as a line."""
         return f"{format_local(self.at)}: {self.by}: {self.what}"
 
 
-def note_deed(store: Store, by: str, what: str) -> None:
+def add_to_history(store: Store, by: str, what: str) -> None:
     """Note what a person did, if that can be written: it is done in any case."""
-    deed = Deed(store.now(), one_line(by, 80), one_line(what))
+    entry = HistoryEntry(store.now(), one_line(by, 80), one_line(what))
     with suppress(StoreUnavailable, StoreRefused), store.database.transaction() as db:
         row = db.execute("SELECT value FROM state WHERE key = :key", {"key": HISTORY}).fetchone()
-        kept = [*_read(row["value"] if row else ""), deed][-MAX_KEPT:]
+        kept = [*_read(row["value"] if row else ""), entry][-MAX_KEPT:]
         db.execute(SET_STATE, {"key": HISTORY, "value": json.dumps([asdict(one) for one in kept])})
 
 
-def latest_deeds(store: Store, count: int) -> list[Deed]:
+def latest_history(store: Store, count: int) -> list[HistoryEntry]:
     """The latest of what people did, the newest last."""
     return _read(store.state(HISTORY) or "")[-count:]
 
@@ -52,9 +52,9 @@ def person() -> str:
     return f"user {os.getuid()}"  # who has no name, as in a container
 
 
-def _read(text: str) -> list[Deed]:
+def _read(text: str) -> list[HistoryEntry]:
     try:
-        deeds = [Deed(**one) for one in json.loads(text)]
-        return [deed for deed in deeds if all(isinstance(part, str) for part in (deed.at, deed.by, deed.what))]
+        entries = [HistoryEntry(**one) for one in json.loads(text)]
+        return [entry for entry in entries if all(isinstance(part, str) for part in (entry.at, entry.by, entry.what))]
     except (ValueError, TypeError, RecursionError):  # empty, or written by hand
         return []

@@ -94,7 +94,7 @@ class Limit:
             return f"{self.reason}. {waits}. To let more through now: {command('allow', '100')}"
         return ""
 
-    def describe_one(self) -> str:
+    def describe_wait(self) -> str:
         """Why an item that is ready is not started, as a sentence; empty if it is."""
         until = "until somebody resumes" if self.pause else "until 00:00 UTC"
         return f"It waits {until}, because {self.reason}." if self.reason else ""

@@ -12,7 +12,7 @@ from flask import Response, request
 
 from commands.changes import BATCH_SIZE, Change, ManualChanges
 from events import AGAIN, CONTEXTS, SKIP, BadEvent, MenuAction, MenuEvent
-from history import note_deed
+from history import add_to_history
 from jobs import DEFAULT_JOB
 from limits import Limits
 from resources import SecretResource, json_object, refuse
@@ -82,7 +82,7 @@ class MenuResource(SecretResource):
         chosen = self._chosen(event)
         log.info("From iconik's menu, by %s, for %s: %s", who, chosen, text)
         if result.changed or result.added:
-            note_deed(self.services.store, f"{who}, in iconik's menu", f"{self.action.title}, for {chosen}")
+            add_to_history(self.services.store, f"{who}, in iconik's menu", f"{self.action.title}, for {chosen}")
         self.services.submitter.wake()
         return _plain(text, 200)
 

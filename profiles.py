@@ -117,10 +117,11 @@ class Profiles:
         if is_old:
             with suppress(IconikError):
                 self._note(list_profiles(self._client))
-        for name in wanted:
-            if not self._matching(name):
+        matching = {name: self._matching(name) for name in wanted}  # once, as another thread may note a new list
+        for name, found in matching.items():
+            if not found:
                 raise ProfileMissing(f'iconik has no analysis profile "{one_line(name)}"')
-        return [profile for name in wanted for profile in self._matching(name)]
+        return [profile for name in wanted for profile in matching[name]]
 
     def _note(self, found: list[Profile]) -> None:
         self._found, self._found_at = found, self._runtime.monotonic()

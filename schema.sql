@@ -59,7 +59,7 @@ CREATE INDEX items_newest_retries  ON items (created_at, next_attempt_at)
     WHERE status = 'ready' AND last_attempt_at IS NOT NULL AND counted_on IS NULL;
 CREATE INDEX items_upload_retries  ON items (created_at, next_attempt_at, status, last_attempt_at, counted_on, source)
     WHERE status = 'ready' AND last_attempt_at IS NOT NULL AND counted_on IS NULL AND source IS NOT 'catch-up';
-CREATE INDEX items_ordered         ON items (next_attempt_at, status, asked, counted_on) -- before all others
+CREATE INDEX items_wanted_again    ON items (next_attempt_at, status, asked, counted_on) -- under a limit, before all others
     WHERE status = 'ready' AND asked = 2;
 CREATE INDEX items_refused         ON items (reason, next_attempt_at, last_attempt_at) WHERE status = 'ready' AND refused = 1;
 CREATE INDEX items_submitting      ON items (counted_on, created_at, status) WHERE status = 'submitting';

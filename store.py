@@ -335,7 +335,7 @@ class Store:
         misdated = [MISDATED_RETRY] if should_look else []
         item = self._claim([(one, {**due, "reserved": 1}) for one in (RETRY, *misdated)])
         if item is None:
-            under_limit = [ORDERED, NEWEST_RETRY, UNDATED_RETRY, OLDER_RETRY]
+            under_limit = [WANTED_AGAIN, NEWEST_RETRY, UNDATED_RETRY, OLDER_RETRY]
             retries = under_limit if self.rules.max_per_day else [RETRY]
             item = self._claim([(one, {**due, "reserved": 0}) for one in (*retries, *misdated)], needs_room=True)
         if should_look and item is None:
@@ -782,7 +782,7 @@ WHERE status = 'ready' AND last_attempt_at IS NOT NULL AND (counted_on IS NOT NU
     AND object_id || ' ' || job NOT IN (SELECT value FROM json_each(:left_alone))
 ORDER BY next_attempt_at, created_at LIMIT 1"""
 
-ORDERED = """SELECT object_id, job FROM items
+WANTED_AGAIN = """SELECT object_id, job FROM items
 WHERE status = 'ready' AND asked = 2 AND counted_on IS NULL AND next_attempt_at <= :now
     AND object_id || ' ' || job NOT GLOB '*[^ -~]*'
     AND object_id || ' ' || job NOT IN (SELECT value FROM json_each(:left_alone))

@@ -12,7 +12,7 @@ import click
 
 from commands.items import in_both, pause_after
 from config import Config, load
-from history import note_deed, person
+from history import add_to_history, person
 from iconik_client import IconikClient
 from jobs import JOBS, Job
 from limits import Limits
@@ -98,7 +98,7 @@ def catch_up(path: Path, since: float, until: float | None, query: str, dry_run:
             return
         if estimate.new:
             added = _add(catalog, config, store, (start, end, query), estimate.new)
-            note_deed(store, person(), f"catch-up from {start} until {end}: {pluralize(added, 'asset')}")
+            add_to_history(store, person(), f"catch-up from {start} until {end}: {pluralize(added, 'asset')}")
         if not query:
             forget_passed_over(store, start, end)
         if not estimate.new:

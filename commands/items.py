@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 import click
 
 from commands.changes import BATCH_SIZE, MAX_MATCHES, Change, Key, ManualChanges, Match
-from history import note_deed, person
+from history import add_to_history, person
 from limits import Limits
 from store import Status, Store
 from system.database import listener_runs
@@ -45,11 +45,13 @@ def change_named(
     describe: Callable[[Change], str],
     *,
     done: str,
+    is_retry: bool,
     parts: bool = True,
 ) -> int:
     """Change the items that a person named, and say of each what was done. Returns the exit code: 0 if all changed.
 
-    :param done: the command, for the record of what people did
+    :param done: the command, for the history of what people did
+    :param is_retry: whether to say when the listener takes up what was changed
     """
     changes, changed = ManualChanges(store), list[Change]()
     is_done = True
@@ -62,10 +64,10 @@ def change_named(
         for one in found:
             click.echo(f"{_name(store, one)} {describe(one)}", err=not one.is_changed)
             if one.is_changed:
-                note_deed(store, person(), f"{done} {_name(store, one)}")
+                add_to_history(store, person(), f"{done} {_name(store, one)}")
                 changed.append(one)
         is_done = is_done and bool(found) and any(one.is_changed for one in found)
-    if line := _when_taken_up(store, changed, done):
+    if is_retry and (line := _when_taken_up(store, changed)):
         click.echo(line)
     return 0 if is_done else 1
 
@@ -78,8 +80,9 @@ def change_all(
     describe: Callable[[Change], str],
     *,
     done: str,
+    is_retry: bool,
 ) -> None:
-    """Change all items of a status in batches, and say of each what was done. `done`: as for change_named."""
+    """Change all items of a status in batches, and say of each what was done. The options are change_named's."""
     changed, latest = 0, list[Change]()
     try:
         for batch in in_batches(store, status, change_batch, job=job):
@@ -90,9 +93,9 @@ def change_all(
                     changed += 1
     finally:
         if changed:
-            note_deed(store, person(), f"{done} --all {status}: {pluralize(changed, 'item')}")
+            add_to_history(store, person(), f"{done} --all {status}: {pluralize(changed, 'item')}")
     click.echo(f"{pluralize(changed, 'item')} changed")
-    if line := _when_taken_up(store, latest, done):
+    if is_retry and (line := _when_taken_up(store, latest)):
         click.echo(line)
 
 
@@ -120,13 +123,13 @@ def pause_after(started: float) -> None:
     time.sleep(min(MAX_PAUSE, max(MIN_PAUSE, 3 * (time.monotonic() - started))))
 
 
-def _when_taken_up(store: Store, changed: Iterable[Change], done: str) -> str:
+def _when_taken_up(store: Store, changed: Iterable[Change]) -> str:
     """When the listener takes up what was retried, as a sentence; empty if nothing was, or only polls were."""
-    if done.startswith("skip") or all(one.status == Status.AWAITING_PROXY for one in changed):
+    if all(one.status == Status.AWAITING_PROXY for one in changed):
         return ""
     if not listener_runs(store.database.path):
         return "It is taken up once a listener is running."
-    held = Limits(store).now().describe_one()
+    held = Limits(store).now().describe_wait()
     return held or "The listener takes it up within half a minute."
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from config import load
-from history import note_deed, person
+from history import add_to_history, person
 from limits import Limits
 from store import Rules, Store
 from system.database import listener_runs
@@ -42,7 +42,7 @@ def allow(path: Path, count: int, yes: bool) -> None:
         )
         _agree(f"Let {pluralize(count, 'more job')} be started today? iconik bills each of them.", yes)
         allowed = limits.allow(count)
-        note_deed(store, person(), f"allow {count}")
+        add_to_history(store, person(), f"allow {count}")
         click.echo(
             f"Up to {limit.max_per_day + allowed} jobs are started today. Tomorrow it is {limit.max_per_day} again."
         )
@@ -65,7 +65,7 @@ def pause(path: Path, reason: str) -> None:
             click.echo(f"{before.by} paused it already{since}.{kept}")
             return
         limits.pause(person(), reason)
-        note_deed(store, person(), f"pause ({reason})" if reason else "pause")
+        add_to_history(store, person(), f"pause ({reason})" if reason else "pause")
         click.echo(f"No more jobs are started until you run: {command('resume')}")
 
 
@@ -80,7 +80,7 @@ def resume(path: Path) -> None:
             click.echo("Nobody has paused it.")
             return
         limits.resume()
-        note_deed(store, person(), "resume")
+        add_to_history(store, person(), "resume")
         limit = limits.now()
         if not listener_runs(store.database.path):
             click.echo("Jobs are started again once a listener is running.")

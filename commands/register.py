@@ -16,7 +16,7 @@ from events import ACTIONS, CREATE, KINDS, SECRET_HEADER, MenuAction
 from iconik_client import IconikClient, IconikError
 from reconciliation.actions import REGISTERED_ACTIONS
 from reconciliation.catalog import IconikCatalog
-from reconciliation.reconciler import about_to_register, forget_fingerprint, noted, registered
+from reconciliation.reconciler import about_to_register, forget_fingerprint, registered, webhook_state
 from reconciliation.webhooks import REGISTERED_URL, WebhookDefinition, of_our_kinds
 from store import Rules, Store
 from system.text import one_line, restart_it
@@ -61,7 +61,7 @@ def register(path: Path, url: str, remove: bool, insecure: bool, with_actions: b
         if not yes:
             _check_route(same, url, config, ACTIONS if with_actions else ())
         creates = [webhook for webhook in same if webhook.kind is CREATE]
-        before = noted(store) if store else {}
+        before = webhook_state(store) if store else {}
         why = about_to_register(store, creates) if store else None
         written: list[WebhookDefinition] = []
         try:

@@ -90,9 +90,11 @@ def retry(path: Path, assets: tuple[str, ...], status: str | None, again: bool, 
 
         code, done = 0, f"retry ({reason})" if reason else "retry"
         if again:
-            code = change_named(store, assets, job, again_too, _describe_again, done="retry --again", parts=False)
+            code = change_named(
+                store, assets, job, again_too, _describe_again, done="retry --again", is_retry=True, parts=False
+            )
         elif status:
-            change_all(store, status, job, retry_too, _describe, done=done)
+            change_all(store, status, job, retry_too, _describe, done=done, is_retry=True)
         else:
-            code = change_named(store, assets, job, retry_too, _describe, done=done)
+            code = change_named(store, assets, job, retry_too, _describe, done=done, is_retry=True)
         raise SystemExit(code)

@@ -50,7 +50,7 @@ class Circumstances:
     def of(cls, store: Store, config: Config) -> "Circumstances":
         """As they are now."""
         listener = running_listener(store, HEALTH_SECONDS)
-        return cls(limit_of(listener, store).describe_one(), _trouble(listener), config.reconciler.interval)
+        return cls(limit_of(listener, store).describe_wait(), _trouble(listener), config.reconciler.interval)
 
 
 def _trouble(listener: dict[str, Any] | None) -> str:

@@ -49,8 +49,22 @@ def skip(path: Path, assets: tuple[str, ...], status: str | None, job: str | Non
         changes, done = ManualChanges(store), f"skip ({reason})" if reason else "skip"
         if not status:
             raise SystemExit(
-                change_named(store, assets, job, lambda keys: changes.skip(keys, reason=reason), _describe, done=done)
+                change_named(
+                    store,
+                    assets,
+                    job,
+                    lambda keys: changes.skip(keys, reason=reason),
+                    _describe,
+                    done=done,
+                    is_retry=False,
+                )
             )
         change_all(
-            store, status, job, lambda keys: changes.skip(keys, status=status, reason=reason), _describe, done=done
+            store,
+            status,
+            job,
+            lambda keys: changes.skip(keys, status=status, reason=reason),
+            _describe,
+            done=done,
+            is_retry=False,
         )

@@ -11,7 +11,7 @@ import click
 
 from commands.running import running_listener
 from config import load
-from history import latest_deeds
+from history import latest_history
 from jobs import Job
 from limits import Limit, Limits
 from store import Rules, Status, Store
@@ -32,7 +32,7 @@ from system.text import (
 MAX_PROBLEMS = 100
 MAX_GROUPS = 10
 NEWEST = 3  # items of a group that are named
-MAX_DEEDS = 5
+MAX_HISTORY = 5
 
 
 @dataclass(frozen=True)
@@ -83,10 +83,10 @@ def status(path: Path, show_all: bool, as_json: bool) -> None:
         _print_overview(store, overview, limit)
         if reason := limit.describe():
             click.echo("\n" + wrapped(reason))
-        if deeds := latest_deeds(store, MAX_DEEDS):
+        if entries := latest_history(store, MAX_HISTORY):
             click.echo("\nWhat people did lately:")
-            for deed in deeds:
-                click.echo(wrapped(deed.describe(), "  ", "    "))
+            for entry in entries:
+                click.echo(wrapped(entry.describe(), "  ", "    "))
         click.echo("\n" + wrapped(listener_line(listener)))
 
 

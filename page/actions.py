@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from commands.changes import Change, Key, ManualChanges
 from commands.items import in_batches
-from history import note_deed
+from history import add_to_history
 from store import Store
 from system.errors import ListenerError
 from system.text import format_local, format_utc, named, one_line, pluralize
@@ -84,7 +84,7 @@ class Actions:
         action.is_running = False
         log.info("Page: %s for %s by %s: %s", verb, named(object_id, title), user, _changed(action))
         if action.changed:
-            note_deed(store, f"{user}, on the page", f"{verb} {named(object_id, title)}")
+            add_to_history(store, f"{user}, on the page", f"{verb} {named(object_id, title)}")
         return action
 
     def change_group(self, verb: str, chosen: Chosen, user: str, reason: str) -> None:
@@ -120,7 +120,7 @@ class Actions:
             with closing(self._open_store()) as store:
                 self._change_all(store, action, chosen, reason)
                 if action.changed:
-                    note_deed(store, f"{user}, on the page", f"{verb} {chosen.describe()}: {_changed(action)}")
+                    add_to_history(store, f"{user}, on the page", f"{verb} {chosen.describe()}: {_changed(action)}")
         except ListenerError as error:
             action.error = one_line(error, 1000)
         finally:

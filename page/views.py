@@ -9,7 +9,7 @@ from commands.running import limit_of, running_listener
 from commands.show import Circumstances, story
 from commands.status import Group, age, jobs_line, listener_line, problem_groups
 from config import Config
-from history import latest_deeds
+from history import latest_history
 from page.bars import Chart, chart
 from store import DAY_SECONDS, Status, Store
 from system.database import Row
@@ -17,7 +17,7 @@ from system.text import format_local, one_line, pluralize
 
 DAYS = 30
 PAGE_SIZE = 100
-MAX_DEEDS = 10
+MAX_HISTORY = 10
 HEALTH_SECONDS = 2.0  # for the listener's /health, so that one that hangs does not hang the page
 # What the items of a status are sorted by.
 SORTED_BY = {
@@ -58,7 +58,7 @@ class Overview:
 
     :ivar limit: why jobs are held; empty if none is
     :ivar more: what failed and what waits for other reasons, by status
-    :ivar deeds: what people did lately, the newest first
+    :ivar history: what people did lately, the newest first
     :ivar billed: the images and hours of this month, which iconik bills, as a sentence
     """
 
@@ -73,7 +73,7 @@ class Overview:
     more: dict[str, str]
     chart: Chart
     billed: str
-    deeds: list[str]
+    history: list[str]
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ def overview(store: Store, config: Config) -> Overview:
         waiting=[group for group in groups.largest if group.status == Status.READY],
         more=groups.more,
         chart=chart(days, limit.day, DAYS),
-        deeds=[deed.describe() for deed in reversed(latest_deeds(store, MAX_DEEDS))],
+        history=[entry.describe() for entry in reversed(latest_history(store, MAX_HISTORY))],
         billed=_billed(month, [line for line in days if line.day.startswith(month)]),
     )
 

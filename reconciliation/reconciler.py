@@ -519,7 +519,7 @@ def note_fingerprint(store: Store, now: float, webhook: WebhookDefinition) -> No
     store.set_state(WEBHOOKS_SEEN_AT, format_utc(now))
 
 
-def noted(store: Store) -> dict[str, str]:
+def webhook_state(store: Store) -> dict[str, str]:
     """What about_to_register and forget_fingerprint change, to be put back if nothing could be written at iconik."""
     return {key: store.state(key) or "" for key in (FINGERPRINT, FIRST_LOOK_PASSES_OVER)}
 

@@ -243,7 +243,7 @@ def test_a_pause_says_who_and_survives_a_restart(manual: Store, clock: Clock, tm
     reason = f"ada paused the starting of jobs at {format_local(format_utc(clock.now))} (the invoice)"
     remedy = f"To start jobs again: {command('resume')}"
     assert Limits(again).now().describe() == f"{reason}. Nothing waits so far. {remedy}"
-    assert Limits(again).now().describe_one() == f"It waits until somebody resumes, because {reason}."
+    assert Limits(again).now().describe_wait() == f"It waits until somebody resumes, because {reason}."
     Limits(again).resume()
     assert Limits(again).pause_state() is None
     again.close()

@@ -17,8 +17,8 @@ from store import (
     ALLOWED,
     NEWEST_RETRY,
     NEWEST_UPLOAD,
-    ORDERED,
     PAUSED,
+    WANTED_AGAIN,
     Item,
     Outcome,
     Rules,
@@ -457,7 +457,7 @@ def test_threads_never_exceed_the_limit_over_midnight_both_ways(stores: Stores, 
         (NEWEST_UPLOAD, "items_new_uploads"),
         (NEWEST_RETRY, "items_upload_retries"),
         (NEWEST_RETRY, "items_new_uploads"),
-        (ORDERED, "items_ordered"),
+        (WANTED_AGAIN, "items_wanted_again"),
     ],
 )
 def test_what_catch_up_added_is_not_read_where_uploads_go_first(store: Store, statement: str, index: str) -> None:
